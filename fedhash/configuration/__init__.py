@@ -1,0 +1,5 @@
+"""Reading of YAML configuration files into frozen settings."""
+
+from fedhash.configuration.settings import Settings
+
+__all__ = ["Settings"]

@@ -1,0 +1,1 @@
+"""Studies: what one exam holds, where it comes from, and how patients are split."""

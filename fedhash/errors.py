@@ -1,0 +1,123 @@
+"""The one tree of errors that fedhash raises for its callers.
+
+A message says what was found, what was expected and what to do.
+
+    FedhashError
+    ├── ConfigurationError     a YAML file; carries every problem of the file at once
+    ├── DataError              a manifest, an image, an array, a report
+    │   └── ManifestError      the manifest as a whole cannot be read
+    ├── ModelError             anchors, towers, layouts
+    ├── ProtocolError          a message or a reply of a peer
+    │   ├── MessageError       bytes that are not a message of this protocol
+    │   ├── RefusedError       the site's own rules forbid the request
+    │   └── CohortError        too few sites answered
+    ├── CheckpointError        a stored state that cannot be resumed
+    ├── ReleaseError           a released model that does not verify
+    ├── ArchiveError           the site's binary index
+    └── QueryError             a search request that cannot be answered
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "ArchiveError",
+    "CheckpointError",
+    "CohortError",
+    "ConfigurationError",
+    "DataError",
+    "FedhashError",
+    "ManifestError",
+    "MessageError",
+    "ModelError",
+    "Problem",
+    "ProtocolError",
+    "QueryError",
+    "RefusedError",
+    "ReleaseError",
+]
+
+
+class FedhashError(Exception):
+    """Base of all errors that a caller of fedhash may want to catch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong at one place of a user's file.
+
+    Attributes:
+        file: The file as the user named it.
+        line: Line number from 1, or None where the problem has no line.
+        message: What was found, what was expected and what to do.
+    """
+
+    file: Path
+    line: int | None
+    message: str
+
+    def __str__(self) -> str:
+        place = str(self.file) if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+class ConfigurationError(FedhashError):
+    """A configuration file is wrong; `problems` holds everything found, not only the first."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class DataError(FedhashError):
+    """A study's content cannot be used."""
+
+
+class ManifestError(DataError):
+    """A manifest as a whole cannot be read (single bad rows are reported, not raised)."""
+
+
+class ModelError(FedhashError):
+    """A model, its anchors or its layout break a rule."""
+
+
+class ProtocolError(FedhashError):
+    """A peer broke the protocol, or a protocol step cannot go on."""
+
+
+class MessageError(ProtocolError):
+    """Bytes or fields that are not a valid message."""
+
+
+class RefusedError(ProtocolError):
+    """The site's own rules forbid what was asked.
+
+    Attributes:
+        reason: A short machine-readable name of the rule, such as ``cohort_too_small``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class CohortError(ProtocolError):
+    """Fewer sites answered than the agreement's smallest cohort."""
+
+
+class CheckpointError(FedhashError):
+    """A checkpoint cannot be read or belongs to another run."""
+
+
+class ReleaseError(FedhashError):
+    """A released model is incomplete, altered or of another format."""
+
+
+class ArchiveError(FedhashError):
+    """The site's index cannot be opened or does not match the release."""
+
+
+class QueryError(FedhashError):
+    """A search request is malformed or cannot be answered."""

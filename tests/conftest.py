@@ -1,0 +1,20 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the suite runs one worker a core
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of the real data sets, named by FEDHASH_DATA; the test skips without it."""
+    folder = os.environ.get("FEDHASH_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real data sets are absent: set FEDHASH_DATA to the folder that holds them")
+    return Path(folder)
