@@ -1,0 +1,71 @@
+# Every target makes the virtual environment it needs; a second call installs nothing.
+#
+#   make demo            train five phantom sites, search across them, write runs/demo/
+#   make test            the whole test suite
+#   make lint            format, lint, types, import contracts, wheel contents
+#   make bench-quality   the retrieval figures of docs/benchmarks.md
+#   make bench-search    the index beside bare FAISS
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# The folder of the real data sets; tests and benchmarks that need an absent set say so and skip.
+export FEDHASH_DATA ?= $(abspath ../shared/data)
+
+# Nothing reaches the internet at run time.
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help install demo test test-quick lint format schemas bench-quality bench-search clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "fedhash needs Python 3.11 to 3.13; name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 cannot make virtual environments: install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[sim,dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/fedhash-sim run simulations/studies/demo/study.yaml --out runs/demo --replace
+	$(BIN)/fedhash-sim search runs/demo --examples
+
+test: install
+	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term --cov-fail-under=90
+
+test-quick: install
+	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow'
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@rm -rf build/wheel && mkdir -p build
+	@$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	$(BIN)/check-wheel-contents build/wheel/*.whl
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schemas: install
+	$(BIN)/python -m fedhash_sim.schemas
+
+bench-quality: install
+	$(BIN)/python benchmarks/bench_quality.py
+
+bench-search: install
+	$(BIN)/python benchmarks/bench_search.py
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

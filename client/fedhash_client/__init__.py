@@ -1,0 +1,1 @@
+"""The site: its data, its index, its answers."""

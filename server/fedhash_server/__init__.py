@@ -1,0 +1,1 @@
+"""The coordinator: enrols sites, launches rounds, keeps releases."""

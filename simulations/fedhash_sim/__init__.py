@@ -1,0 +1,1 @@
+"""The researcher's simulator: one YAML file in, tables and plots of non-IID studies out."""
