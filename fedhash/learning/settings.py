@@ -1,0 +1,77 @@
+"""Settings of the loss and of the training at a site.
+
+The defaults are those that held up best over uneven sites: AdamW with control variates, an equal
+number of local steps at every site and a cosine over the rounds.
+
+    >>> LearningSettings(local_steps=None, local_epochs=2, optimiser="sgd", learning_rate=0.05)
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhash.configuration import Settings
+from fedhash.models.relaxed import KAPPA
+
+__all__ = ["LearningSettings", "LossSettings"]
+
+
+class LossSettings(Settings):
+    """Constants of the anchor-margin loss (see `fedhash.learning.loss`).
+
+    Attributes:
+        scale: s; None takes max(4, sqrt(2) log(K - 1)) for K findings.
+        beta: Weight of the pull towards the target code.
+        gamma: Weight of the quantisation term.
+        kappa: Softening of the outputs' normalisation.
+        margin: mu_0, the margin of every finding before a schedule moves it.
+    """
+
+    scale: float | None = Field(default=None, gt=0)
+    beta: float = Field(default=0.5, ge=0)
+    gamma: float = Field(default=0.1, ge=0)
+    kappa: float = Field(default=KAPPA, gt=0)
+    margin: float = Field(default=0.3, ge=0)
+
+
+class LearningSettings(Settings):
+    """How a site trains within one round.
+
+    Attributes:
+        optimiser: Its state starts anew in each round.
+        learning_rate: In the first round; see `schedule`.
+        weight_decay: Decoupled for AdamW, an L2 term for SGD.
+        momentum: Of SGD; AdamW keeps its (0.9, 0.999).
+        batch_patients: Patients a step; each gives one study.
+        local_steps: Steps a round, the same at every site; or
+        local_epochs: passes over the site's patients a round. Exactly one of the two.
+        schedule: Of the learning rate over the rounds; constant within a round.
+        proximal_weight: FedProx's mu (arXiv 1812.06127): pull towards the round's first model.
+        control_variates: Correct the drift of uneven sites (SCAFFOLD, arXiv 1910.06378).
+        gradient_clip_norm: Largest L2 norm of a step's gradient; None does not clip.
+    """
+
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    batch_patients: int = Field(default=32, ge=1)
+    local_steps: int | None = Field(default=20, ge=1)
+    local_epochs: int | None = Field(default=None, ge=1)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    proximal_weight: float = Field(default=0.0, ge=0)
+    control_variates: bool = True
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_amount_of_work(self) -> Self:
+        if (self.local_steps is None) == (self.local_epochs is None):
+            raise ValueError(
+                f"local_steps is {self.local_steps} and local_epochs is {self.local_epochs}; "
+                "give exactly one and set the other to null"
+            )
+        if self.momentum and self.optimiser == "adamw":
+            raise ValueError("momentum belongs to sgd; remove it or set optimiser: sgd")
+        return self

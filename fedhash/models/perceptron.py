@@ -1,0 +1,21 @@
+"""The trainable part of towers with a fixed front end: one hidden layer, normalised twice.
+
+>>> perceptron(inputs=576, hidden=256, code_bits=64)
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["perceptron"]
+
+
+def perceptron(inputs: int, hidden: int, code_bits: int) -> nn.Sequential:
+    """Map inputs -> hidden -> code_bits, with LayerNorm on the inputs and the hidden layer."""
+    return nn.Sequential(
+        nn.LayerNorm(inputs),
+        nn.Linear(inputs, hidden),
+        nn.LayerNorm(hidden),
+        nn.GELU(),
+        nn.Linear(hidden, code_bits),
+    )

@@ -1,0 +1,28 @@
+"""Which tower serves which modality: the part of a round's configuration that fixes the model.
+
+    >>> ModelSettings(towers={"image": TowerSettings(name="image_hog", options={"cell_px": 8})})
+
+Options belong to the tower: `fedhash.models.hash_model.build_model` checks them against the
+tower's own settings and names the valid ones in its error.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fedhash.configuration import Settings
+
+__all__ = ["ModelSettings", "TowerSettings"]
+
+
+class TowerSettings(Settings):
+    """One tower by name, with the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+class ModelSettings(Settings):
+    """The hash model: one tower a modality."""
+
+    towers: dict[str, TowerSettings] = Field(min_length=1)
