@@ -4,7 +4,8 @@ A study's contents (image, report, signal, ...) are loaded when they are needed,
 many large images fits in memory. "no finding" is a finding like any other: every study that can
 train or be searched has at least one positive finding.
 
-    >>> study = Study("s1", "p1", {"report": InMemory("Cardiomegaly.")}, frozenset({"cardiomegaly"}))
+    >>> contents = {"report": InMemory("Cardiomegaly.")}
+    >>> study = Study("s1", "p1", contents, frozenset({"cardiomegaly"}))
     >>> label_matrix([study], ["no_finding", "cardiomegaly"])
     array([[0, 1]], dtype=int8)
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int8
@@ -23,6 +24,7 @@ from fedhash.errors import DataError
 __all__ = ["Content", "InMemory", "Study", "label_matrix"]
 
 
+@runtime_checkable
 class Content(Protocol):
     """One modality of one study, loaded on demand."""
 
