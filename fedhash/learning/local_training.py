@@ -1,0 +1,249 @@
+"""A round's training at one site.
+
+Shape suffix: d parameters of the whole model.
+
+1. A step takes at most `batch_patients` patients and one study of each, so a patient with many
+   studies weighs no more than one with a single study. A pass over the patients is cut into
+   batches of nearly equal size; steps beyond one pass start the next.
+2. The result depends on the model, the studies, the settings and the generator alone. The global
+   generator is left as it was.
+3. Control variates (SCAFFOLD, arXiv 1910.06378): the optimiser is fed g - c_i + c, where c_i is
+   the site's mean gradient in its last round and c the mean of all sites' c_i. The new c_i is the
+   mean of the raw g over the round's steps. For plain SGD that equals the paper's option II,
+   c_i - c + (x - y_i) / (steps learning_rate); unlike it, the mean also serves AdamW, momentum
+   and weight decay.
+4. FedProx's pull and the correction are added after clipping: they depend on no patient.
+
+    >>> result = train_locally(
+    ...     model, studies, loss, LearningSettings(), margins=margins, round_number=1,
+    ...     rounds_total=30, controls=Controls.zeros(layout.size), generator=generator,
+    ... )
+    >>> vector = vector + result.update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil, cos, isfinite, pi
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from fedhash.errors import DataError, ModelError
+from fedhash.learning.loss import AnchorMarginLoss, Margins
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.hash_model import HashModel
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+
+__all__ = ["Controls", "LocalResult", "learning_rate_of", "planned_steps", "train_locally"]
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """Control variates at the start of a round.
+
+    Attributes:
+        own: c_i, kept by the site.
+        shared: c, sent by the coordinator.
+    """
+
+    own: Float32[np.ndarray, " d"]
+    shared: Float32[np.ndarray, " d"]
+
+    @classmethod
+    def zeros(cls, size: int) -> Self:
+        """Before the first round, for a model of `size` parameters."""
+        return cls(np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class LocalResult:
+    """What a site brings back from its training.
+
+    Attributes:
+        update: The model after minus the model before.
+        control_delta: The new c_i minus the old; None without control variates.
+        steps: Optimiser steps done.
+        mean_loss: Mean patient loss over all steps.
+    """
+
+    update: Float32[np.ndarray, " d"]
+    control_delta: Float32[np.ndarray, " d"] | None
+    steps: int
+    mean_loss: float
+
+
+def planned_steps(patients: int, settings: LearningSettings) -> int:
+    """Optimiser steps of one round at a site of so many patients."""
+    if settings.local_epochs is None:
+        return settings.local_steps or 0  # the settings hold one of the two
+    return settings.local_epochs * ceil(patients / settings.batch_patients)
+
+
+def learning_rate_of(settings: LearningSettings, round_number: int, rounds_total: int) -> float:
+    """The learning rate of a round; rounds count from 1.
+
+    Raises:
+        ModelError: The round lies outside 1..rounds_total.
+    """
+    if not 1 <= round_number <= rounds_total:
+        raise ModelError(
+            f"round {round_number} of {rounds_total} was asked for; rounds count from 1"
+        )
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * (1 + cos(pi * (round_number - 1) / rounds_total)) / 2
+
+
+def train_locally(
+    model: HashModel,
+    studies: PreparedStudies,
+    loss: AnchorMarginLoss,
+    settings: LearningSettings,
+    *,
+    margins: Margins,
+    round_number: int,
+    rounds_total: int,
+    controls: Controls | None,
+    generator: torch.Generator,
+) -> LocalResult:
+    """Train `model` in place for one round.
+
+    Args:
+        model: Holds the round's first model; holds the trained one afterwards.
+        studies: The site's own, prepared by a model of the same settings.
+        loss: Against the agreement's anchors.
+        settings: Amount of work, optimiser and corrections.
+        margins: The round's.
+        round_number: From 1.
+        rounds_total: For the schedule of the learning rate.
+        controls: Exactly when `settings.control_variates`.
+        generator: Draws the batches; advanced by this call.
+
+    Raises:
+        DataError: There is no study, or one without a positive finding.
+        ModelError: `controls` or the studies' modalities do not fit, the round number is wrong,
+            or the loss or the update is not finite.
+    """
+    _check(model, studies, settings, controls)
+    layout = Layout.of(model)
+    before = layout.flatten(model)
+    first = layout.split(before)
+    parameters = list(model.parameters())
+    gradient_sums = [torch.zeros_like(parameter) for parameter in parameters]
+    corrections = layout.split(controls.shared - controls.own) if controls else None
+    optimiser = _optimiser(parameters, settings, round_number, rounds_total)
+    steps = planned_steps(len(set(studies.patient_ids)), settings)
+    losses: list[float] = []
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for random layers
+        model.train()
+        for rows in islice(_batches(studies, settings.batch_patients, generator), steps):
+            optimiser.zero_grad()
+            batch = studies.select(rows)
+            outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
+            mean_loss = loss(outputs, batch.present, batch.labels, margins).mean()
+            mean_loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(_finite(mean_loss.item(), len(losses) + 1, round_number))
+            if settings.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip_norm)
+            for place, parameter in enumerate(parameters):
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                gradient_sums[place] += gradient
+                if corrections is not None:
+                    gradient += corrections[place]
+                if settings.proximal_weight:
+                    gradient += settings.proximal_weight * (parameter.detach() - first[place])
+            optimiser.step()
+
+    update = layout.flatten(model) - before
+    if not np.isfinite(update).all():
+        raise ModelError(
+            f"round {round_number} ended in values that are not finite; lower learning_rate or set "
+            "gradient_clip_norm"
+        )
+    control_delta = None
+    if controls is not None:
+        gradient_sum = torch.cat([part.reshape(-1) for part in gradient_sums]).numpy()
+        control_delta = gradient_sum / np.float32(steps) - controls.own
+    return LocalResult(update, control_delta, steps, sum(losses) / steps)
+
+
+def _batches(
+    studies: PreparedStudies, batch_patients: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Rows of one step after another, without end."""
+    rows_of: dict[str, list[int]] = {}
+    for row, patient in enumerate(studies.patient_ids):
+        rows_of.setdefault(patient, []).append(row)
+    patients = list(rows_of.values())
+    batches = ceil(len(patients) / batch_patients)
+    while True:
+        order = torch.randperm(len(patients), generator=generator)
+        for part in torch.tensor_split(order, batches):
+            yield [_one_of(patients[place], generator) for place in part.tolist()]
+
+
+def _one_of(rows: list[int], generator: torch.Generator) -> int:
+    return rows[int(torch.randint(len(rows), (), generator=generator))]
+
+
+def _optimiser(
+    parameters: list[torch.nn.Parameter],
+    settings: LearningSettings,
+    round_number: int,
+    rounds_total: int,
+) -> torch.optim.Optimizer:
+    rate = learning_rate_of(settings, round_number, rounds_total)
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=rate, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def _finite(loss: float, step: int, round_number: int) -> float:
+    if not isfinite(loss):
+        raise ModelError(
+            f"the loss is {loss} in step {step} of round {round_number}; lower learning_rate or "
+            "set gradient_clip_norm"
+        )
+    return loss
+
+
+def _check(
+    model: HashModel,
+    studies: PreparedStudies,
+    settings: LearningSettings,
+    controls: Controls | None,
+) -> None:
+    if len(studies) == 0:
+        raise DataError("there is no study to train on; check the manifest and the split")
+    unlabelled = (~(studies.labels == 1).any(dim=1)).nonzero()
+    if len(unlabelled):
+        raise DataError(
+            f"study {studies.study_ids[int(unlabelled[0])]} has no positive finding "
+            f"(and {len(unlabelled) - 1} more); label it or leave it out, "
+            "'no finding' is a finding too"
+        )
+    if set(studies.inputs) != set(model.modalities):
+        raise ModelError(
+            f"the studies are prepared for {sorted(studies.inputs)}, the model reads "
+            f"{list(model.modalities)}; prepare them with this model"
+        )
+    if (controls is not None) != settings.control_variates:
+        found = "none were given" if controls is None else "some were given"
+        raise ModelError(
+            f"control_variates is {settings.control_variates}, but {found}; pass controls "
+            "(Controls.zeros before the first round) exactly when the setting is true"
+        )
