@@ -1,0 +1,59 @@
+"""Files that are whole or absent: written beside, synced and renamed, with their hash inside.
+
+A stored message is its SHA-256 (32 bytes) followed by its byte form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from fedhash.errors import CheckpointError, MessageError
+from fedhash.rounds.messages import Message
+
+__all__ = ["read_stored", "write_stored"]
+
+_HASH_BYTES = 32
+
+
+def write_stored(path: Path, message: Message) -> None:
+    """Store `message`; a process that dies here leaves the earlier file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = message.encode()
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        file.write(hashlib.sha256(data).digest() + data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # without it a power cut may forget the rename
+    finally:
+        os.close(folder)
+
+
+def read_stored(path: Path, kind: str) -> Message:
+    """Read what `write_stored` wrote.
+
+    Raises:
+        CheckpointError: The file is damaged or holds something else.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); check its permissions") from error
+    digest, content = data[:_HASH_BYTES], data[_HASH_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise CheckpointError(
+            f"{path} does not match its own hash, so it was damaged or altered; "
+            f"delete it to go on from the round before"
+        )
+    try:
+        message = Message.decode(content, max_bytes=len(content))
+    except MessageError as error:
+        raise CheckpointError(f"{path} was written by another version: {error}") from error
+    if message.kind != kind:
+        raise CheckpointError(f"{path} holds a {message.kind!r}, expected a {kind!r}")
+    return message

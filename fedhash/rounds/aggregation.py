@@ -1,0 +1,180 @@
+"""How the sites' vectors become one weighted sum: a port with two halves, and its plain form.
+
+The coordinator's half is a generator: it yields a `Stage` (messages to send), is resumed with the
+answers, and returns the `Aggregate`. The site's half answers each message of the round and calls
+`contribute` when it needs the site's vector. A protocol of more stages yields more often and
+answers more kinds of message; neither the training nor the engines change.
+
+Rules of every aggregation:
+
+1. The sum runs over exactly those sites that are not named in `left_out`.
+2. What one site did wrong leaves that site out, with the reason, and never ends the round.
+3. The same contributions give the same sum, whatever the order in which they arrived.
+
+`PlainAggregation` shows every site's update to the coordinator: for simulations, and for a
+consortium whose agreement accepts that.
+
+Shape suffix: D length of a reply's vector.
+
+    >>> steps = PlainAggregation().aggregate({"hospital-a": request})
+    >>> stage = next(steps)                       # Stage("train", {"hospital-a": Message(...)})
+    >>> steps.send(answers)                       # StopIteration.value is the Aggregate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from fedhash.errors import MessageError, ProtocolError, RefusedError
+from fedhash.rounds.engine import SiteFailure
+from fedhash.rounds.messages import Message
+from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest, reply_blocks
+
+__all__ = [
+    "Aggregate",
+    "Aggregation",
+    "Answers",
+    "Contribution",
+    "PlainAggregation",
+    "PlainSiteAggregation",
+    "SiteAggregation",
+    "Stage",
+    "answered",
+]
+
+Answers: TypeAlias = Mapping[str, Message | SiteFailure]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One exchange: what to send to whom.
+
+    Attributes:
+        name: The stage's name, handed to the engine.
+        requests: Site name to message.
+    """
+
+    name: str
+    requests: Mapping[str, Message]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aggregate:
+    """The outcome of a round's exchanges.
+
+    Attributes:
+        total: Sum of weight x vector over the counted sites.
+        weight: Sum of the weights.
+        left_out: Site name to the reason why it does not count.
+    """
+
+    total: Float64[np.ndarray, " D"]
+    weight: float
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contribution:
+    """What a site adds to a round: the blocks of `reply_blocks`, and its weight."""
+
+    vector: Float32[np.ndarray, " D"]
+    weight: float
+
+
+class Aggregation(Protocol):
+    """The coordinator's half; lives as long as a run."""
+
+    name: ClassVar[str]
+
+    def aggregate(
+        self, requests: Mapping[str, TrainRequest]
+    ) -> Generator[Stage, Answers, Aggregate]:
+        """Run one round's exchanges with the asked sites."""
+        ...
+
+
+class SiteAggregation(Protocol):
+    """The site's half; lives as long as the site."""
+
+    name: ClassVar[str]
+
+    def answer(
+        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
+    ) -> Message:
+        """Answer one message of a round.
+
+        Args:
+            message: From the coordinator, not validated yet.
+            contribute: Checks a request against the agreement, trains and returns the vector.
+
+        Raises:
+            ProtocolError: The message is refused; the site turns it into a Refusal.
+        """
+        ...
+
+
+class PlainAggregation:
+    """One stage; the sum is taken in double precision in the order of the sites' names."""
+
+    name: ClassVar[str] = "plain"
+
+    def aggregate(
+        self, requests: Mapping[str, TrainRequest]
+    ) -> Generator[Stage, Answers, Aggregate]:
+        """See :class:`Aggregation`."""
+        answers = yield Stage(
+            "train", {site: request.to_message() for site, request in requests.items()}
+        )
+        request = next(iter(requests.values()))
+        length = sum(reply_blocks(request.plan, request.model.size).values())
+        total, weight = np.zeros(length), 0.0
+        left_out: dict[str, str] = {}
+        for site in sorted(requests):
+            try:
+                reply = TrainReply.from_message(answered(answers, site), requests[site])
+            except MessageError as error:
+                left_out[site] = f"nonsense: {error}"
+            except ProtocolError as error:
+                left_out[site] = str(error)
+            else:
+                total += np.float64(reply.weight) * reply.vector
+                weight += reply.weight
+        return Aggregate(total, weight, left_out)
+
+
+class PlainSiteAggregation:
+    """The reply holds the site's vector as it is."""
+
+    name: ClassVar[str] = "plain"
+
+    def answer(
+        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
+    ) -> Message:
+        """See :class:`SiteAggregation`."""
+        request = TrainRequest.from_message(message)
+        contribution = contribute(request)
+        reply = TrainReply(
+            request.plan.run_id, request.round_number, contribution.vector, contribution.weight
+        )
+        return reply.to_message()
+
+
+def answered(answers: Answers, site: str) -> Message:
+    """The message with which `site` answered, whatever it says.
+
+    Raises:
+        RefusedError: The site refused.
+        ProtocolError: The engine has no message of that site.
+    """
+    answer = answers.get(site, SiteFailure("no_answer", "the engine returned nothing"))
+    if isinstance(answer, SiteFailure):
+        raise ProtocolError(f"{answer.reason}: {answer.detail}")
+    if answer.kind == "refusal":
+        refusal = Refusal.from_message(answer)
+        raise RefusedError(refusal.reason, f"refused: {refusal.reason}: {refusal.detail}")
+    return answer

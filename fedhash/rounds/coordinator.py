@@ -1,0 +1,208 @@
+"""The coordinator's half of a round, without any input or output of its own.
+
+Rules:
+
+1. A round asks the sites of the roster that can be reached; fewer than the smallest cohort of the
+   agreement are not asked at all.
+2. A site that fails, refuses, is late or sends nonsense is left out, with the reason in the record.
+3. The round completes when at least the smallest cohort counts. The weighted mean of the updates
+   goes through the coordinator's optimiser; the control variate c moves by the mean control delta
+   times the share of the roster that counted (SCAFFOLD, arXiv 1910.06378, algorithm 1, line 17).
+4. Otherwise the round fails: model, optimiser, control variate and the sites' counted rounds stay
+   as they are, the failure stands in the record, and the next round may start.
+5. The state changes in one assignment at the end, so an interrupted round leaves no trace.
+
+Shape suffixes: d model parameters, K findings.
+
+    >>> coordinator = RoundCoordinator(plan, agreement, CoordinatorState.start(plan, agreement, v))
+    >>> steps = coordinator.round(engine.sites)
+    >>> stage = next(steps)          # send stage.requests, resume with the answers
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from fedhash.agreement import Agreement
+from fedhash.errors import CohortError, ProtocolError
+from fedhash.learning.coordinator_optimisers import coordinator_optimiser
+from fedhash.learning.loss import Margins
+from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, PlainAggregation, Stage
+from fedhash.rounds.training_messages import RunPlan, TrainRequest, reply_blocks
+
+__all__ = ["CoordinatorState", "RoundCoordinator", "RoundRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """What happened in one round.
+
+    Attributes:
+        round_number: From 1.
+        failure: None for a completed round, otherwise why the model did not change.
+        sites: Each site of the roster: ``ok``, ``not reachable`` or the reason it was left out.
+        weight: Sum of the counted sites' weights.
+        mean_loss: Weighted mean of the sites' training losses; None for a failed round.
+        seconds: Wall time of the round.
+    """
+
+    round_number: int
+    failure: str | None
+    sites: Mapping[str, str]
+    weight: float
+    mean_loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CoordinatorState:
+    """Everything that a checkpoint must hold to go on with the next round.
+
+    Attributes:
+        round_number: The last round that ended, completed or failed.
+        model: Model vector.
+        optimiser: The coordinator optimiser's arrays.
+        control: The control variate c; None in a run without.
+        margins: mu and w of each finding.
+        counted: Site to the last round that holds its reply.
+        records: One record a round.
+    """
+
+    round_number: int
+    model: Float32[np.ndarray, " d"]
+    optimiser: Mapping[str, np.ndarray]
+    control: Float32[np.ndarray, " d"] | None
+    margins: Margins
+    counted: Mapping[str, int] = field(default_factory=dict)
+    records: tuple[RoundRecord, ...] = ()
+
+    @classmethod
+    def start(cls, plan: RunPlan, agreement: Agreement, model: Float32[np.ndarray, " d"]) -> Self:
+        """The state before round 1: the loss's margin for every finding, weights of one."""
+        settings = plan.settings
+        return cls(
+            round_number=0,
+            model=model,
+            optimiser={},
+            control=np.zeros_like(model) if settings.learning.control_variates else None,
+            margins=Margins.constant(len(agreement.findings), settings.loss.margin),
+        )
+
+
+class RoundCoordinator:
+    """Runs the rounds of one run; see the module's rules."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        agreement: Agreement,
+        state: CoordinatorState,
+        aggregation: Aggregation | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.state = state
+        self._smallest_cohort = agreement.smallest_cohort
+        self._aggregation = aggregation or PlainAggregation()
+        self._optimiser = coordinator_optimiser(plan.settings.coordinator_optimiser)
+        self._clock = clock
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan's last round has ended."""
+        return self.state.round_number >= self.plan.settings.rounds
+
+    def round(self, reachable: Sequence[str]) -> Generator[Stage, Answers, RoundRecord]:
+        """One round as a generator: yields stages, takes answers, returns the record.
+
+        Args:
+            reachable: Sites that can be asked; those outside the roster are not.
+
+        Raises:
+            CohortError: Fewer sites than the smallest cohort can be asked or count.
+            ProtocolError: The run is over, or the aggregate is not finite.
+        """
+        if self.finished:
+            raise ProtocolError(f"all {self.plan.settings.rounds} rounds have ended; start a run")
+        started = self._clock()
+        cohort = tuple(sorted(set(reachable) & set(self.plan.sites)))
+        sites = {site: "ok" if site in cohort else "not reachable" for site in self.plan.sites}
+        number = self.state.round_number + 1
+        try:
+            self._check_cohort(cohort, sites)
+            requests = {site: self._request(site, cohort) for site in cohort}
+            aggregate = yield from self._aggregation.aggregate(requests)
+            sites |= aggregate.left_out
+            counted = [site for site in cohort if sites[site] == "ok"]
+            self._check_cohort(counted, sites)
+            following, mean_loss = self._following(aggregate, counted)
+        except ProtocolError as error:
+            seconds = self._clock() - started
+            self._end(self.state, RoundRecord(number, str(error), sites, 0.0, None, seconds))
+            raise
+        seconds = self._clock() - started
+        record = RoundRecord(number, None, sites, aggregate.weight, mean_loss, seconds)
+        self._end(following, record)
+        return record
+
+    def _request(self, site: str, cohort: tuple[str, ...]) -> TrainRequest:
+        state = self.state
+        return TrainRequest(
+            plan=self.plan,
+            round_number=state.round_number + 1,
+            counted_round=state.counted.get(site, 0),
+            cohort=cohort,
+            model=state.model,
+            margins=state.margins,
+            control=state.control,
+        )
+
+    def _check_cohort(self, counted: Sequence[str], sites: Mapping[str, str]) -> None:
+        if len(counted) < self._smallest_cohort:
+            reasons = "; ".join(f"{site}: {why}" for site, why in sites.items() if why != "ok")
+            raise CohortError(
+                f"{len(counted)} of {len(sites)} sites count in round "
+                f"{self.state.round_number + 1}, the agreement asks for "
+                f"{self._smallest_cohort}; left out: {reasons or 'none, the roster is too small'}"
+            )
+
+    def _following(
+        self, aggregate: Aggregate, counted: Sequence[str]
+    ) -> tuple[CoordinatorState, float]:
+        """The state after a completed round, and the round's mean loss."""
+        state = self.state
+        lengths = list(reply_blocks(self.plan, state.model.size).values())
+        update, *control_delta, loss = np.split(
+            aggregate.total / aggregate.weight, np.cumsum(lengths)[:-1]
+        )
+        model, optimiser = self._optimiser.step(state.model, update, state.optimiser)
+        control = state.control
+        if control is not None:
+            share = len(counted) / len(self.plan.sites)
+            control = np.asarray(control + share * control_delta[0], np.float32)
+        for vector in (model, control):
+            if vector is not None and not np.isfinite(vector).all():
+                raise ProtocolError(
+                    "the sites' mean left the finite numbers, so the model stays; lower "
+                    "learning_rate or set gradient_clip_norm"
+                )
+        this_round = dict.fromkeys(counted, state.round_number + 1)
+        following = replace(
+            state,
+            model=model,
+            optimiser=optimiser,
+            control=control,
+            counted={**state.counted, **this_round},
+        )
+        return following, float(loss[0])
+
+    def _end(self, state: CoordinatorState, record: RoundRecord) -> None:
+        self.state = replace(
+            state, round_number=record.round_number, records=(*state.records, record)
+        )

@@ -1,0 +1,77 @@
+"""A whole run: round after round over an engine, with a checkpoint after each.
+
+>>> coordinator = RoundCoordinator(plan, agreement, state)
+>>> vector = run_rounds(coordinator, InProcessEngine(agents), Checkpoints(folder))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+from jaxtyping import Float32
+
+from fedhash.errors import ProtocolError
+from fedhash.rounds.aggregation import Answers, Stage
+from fedhash.rounds.checkpoint import Checkpoints
+from fedhash.rounds.coordinator import RoundCoordinator, RoundRecord
+from fedhash.rounds.engine import Engine
+
+__all__ = ["run_round", "run_rounds"]
+
+# One failed round is a bad moment of the network; three in a row need a person.
+_FAILED_ROUNDS_IN_A_ROW = 3
+
+
+def run_rounds(
+    coordinator: RoundCoordinator,
+    engine: Engine,
+    checkpoints: Checkpoints | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> Float32[np.ndarray, " d"]:
+    """Run the rounds that are left.
+
+    Args:
+        coordinator: Fresh, or resumed from a checkpoint's state.
+        engine: Reaches the sites.
+        checkpoints: Where the state is saved after each round; None saves nothing.
+        on_round: Called after each round, completed or failed, once it is saved.
+
+    Returns:
+        The model vector after the last round.
+
+    Raises:
+        ProtocolError: Three rounds in a row failed (the last one's error).
+    """
+    failed_in_a_row = 0
+    while not coordinator.finished:
+        error: ProtocolError | None = None
+        try:
+            run_round(coordinator, engine)
+        except ProtocolError as failure:
+            error = failure
+        if checkpoints is not None:
+            checkpoints.save(coordinator.plan, coordinator.state)
+        if on_round is not None:
+            on_round(coordinator.state.records[-1])
+        failed_in_a_row = 0 if error is None else failed_in_a_row + 1
+        if error is not None and failed_in_a_row == _FAILED_ROUNDS_IN_A_ROW:
+            raise error
+    return coordinator.state.model
+
+
+def run_round(coordinator: RoundCoordinator, engine: Engine) -> RoundRecord:
+    """Run one round's exchanges over the engine.
+
+    Raises:
+        ProtocolError: As `RoundCoordinator.round`.
+    """
+    timeout_s = coordinator.plan.settings.timeout_s
+    steps: Generator[Stage, Answers, RoundRecord] = coordinator.round(engine.sites)
+    try:
+        stage = next(steps)
+        while True:
+            stage = steps.send(engine.ask(stage.name, stage.requests, timeout_s))
+    except StopIteration as done:
+        record: RoundRecord = done.value
+        return record

@@ -1,0 +1,233 @@
+"""The site's half of a round: every limit of the agreement is checked before any work.
+
+The coordinator is trusted with scheduling and with nothing else. In this order, a request is
+refused, by a typed reply that names the rule, unless:
+
+1. it is a well-formed message of a kind that the site's aggregation knows   ``bad_message``
+2. it names the site's own agreement                                        ``other_agreement``
+3. it names the site's own aggregation, so no coordinator can lower it      ``other_aggregation``
+4. it names the site's own model settings and layout                        ``other_model``
+5. its cohort is part of the roster, holds this site and is large enough    ``bad_cohort``
+6. its round is within the run and not older than one already trained       ``stale_round``
+7. its margins fit the findings and lie in the agreed range                 ``margin_out_of_range``
+8. its local work is within the agreed cap                                  ``too_much_work``
+9. the control variate of the counted round is still there                  ``control_lost``
+
+Then the site trains, stores its new control variate and only then replies; a training that fails is
+a refusal as well (``training_failed``). What went wrong with which study stands in the site's own
+log: a refusal never says anything about the data. A round may be asked for again, because a
+coordinator that crashed has forgotten the reply: the site goes on from the control variate of the
+round that last counted and gives the same answer.
+
+Shape suffixes: d model parameters, K findings.
+
+    >>> agent = SiteAgent("hospital-a", agreement, trainer, FileSiteState(folder))
+    >>> agent.handle(message).kind
+    'train_reply'
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from fedhash.agreement import Agreement
+from fedhash.errors import FedhashError, ProtocolError, RefusedError
+from fedhash.learning.local_training import LocalResult
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.settings import ModelSettings
+from fedhash.rounds.aggregation import Contribution, PlainSiteAggregation, SiteAggregation
+from fedhash.rounds.messages import Message
+from fedhash.rounds.site_state import SiteState
+from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
+
+__all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer"]
+
+MARGIN_WEIGHT_RANGE = (0.5, 2.0)  # w_k of the loss; its gradient bound holds up to w_max = 2
+_TOLERANCE = 1e-6  # margins travel as float32: an agreed end of a range may round past itself
+
+_log = logging.getLogger(__name__)
+
+
+class Trainer(Protocol):
+    """The site's data and model, as the agent sees them."""
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """The model that this site trains."""
+        ...
+
+    @property
+    def layout_digest(self) -> str:
+        """`Layout.digest()` of that model."""
+        ...
+
+    @property
+    def model_size(self) -> int:
+        """Its number of parameters."""
+        ...
+
+    @property
+    def patients(self) -> int:
+        """Patients that train."""
+        ...
+
+    def local_steps(self, learning: LearningSettings) -> int:
+        """Optimiser steps that a round with these settings takes here."""
+        ...
+
+    def train(
+        self, request: TrainRequest, control: Float32[np.ndarray, " d"] | None
+    ) -> LocalResult:
+        """Train one round from the request's model and the site's own control variate."""
+        ...
+
+
+class SiteAgent:
+    """Answers the coordinator's messages; see the module's rules."""
+
+    def __init__(
+        self,
+        site: str,
+        agreement: Agreement,
+        trainer: Trainer,
+        state: SiteState,
+        aggregation: SiteAggregation | None = None,
+    ) -> None:
+        self.site = site
+        self._agreement = agreement
+        self._trainer = trainer
+        self._state = state
+        self._aggregation = aggregation or PlainSiteAggregation()
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Longer messages need not be decoded at all."""
+        return largest_message_bytes(self._trainer.model_size)
+
+    def handle(self, message: Message) -> Message:
+        """Answer a message; whatever a peer sends, the answer is a message too."""
+        try:
+            return self._aggregation.answer(message, self._contribute)
+        except RefusedError as error:
+            return Refusal(error.reason, str(error)).to_message()
+        except ProtocolError as error:
+            return Refusal("bad_message", str(error)).to_message()
+        except FedhashError:
+            _log.exception("site %s could not train", self.site)
+            return Refusal("training_failed", "see the site's own log").to_message()
+
+    def _contribute(self, request: TrainRequest) -> Contribution:
+        self._check_plan(request)
+        self._check_round(request)
+        self._check_margins(request)
+        self._check_work(request)
+        plan = request.plan
+        control = self._control(request)
+        result = self._trainer.train(request, control)
+        blocks = [result.update]
+        after = np.zeros(0, np.float32)
+        if control is not None and result.control_delta is not None:
+            blocks.append(result.control_delta)
+            after = control + result.control_delta
+        blocks.append(np.array([result.mean_loss], dtype=np.float32))
+        vector = np.concatenate(blocks)
+        if not (np.isfinite(vector).all() and np.isfinite(after).all()):
+            raise RefusedError("training_failed", "the training left the finite numbers")
+        self._state.keep(
+            plan.run_id, request.round_number, after, counted_round=request.counted_round
+        )
+        weight = float(self._trainer.patients) if plan.settings.weighting == "patients" else 1.0
+        return Contribution(vector, weight)
+
+    def _check_plan(self, request: TrainRequest) -> None:
+        plan, agreement = request.plan, self._agreement
+        if plan.agreement_digest != agreement.digest():
+            raise RefusedError(
+                "other_agreement",
+                f"the request names the agreement {plan.agreement_digest[:12]}, this site signed "
+                f"{agreement.digest()[:12]} ({agreement.name!r}); use the same file on both sides",
+            )
+        if plan.settings.aggregation != self._aggregation.name:
+            raise RefusedError(
+                "other_aggregation",
+                f"the request asks for {plan.settings.aggregation!r} aggregation, this site takes "
+                f"part in {self._aggregation.name!r} only",
+            )
+        own_layout = self._trainer.layout_digest
+        if (
+            plan.settings.model != self._trainer.model_settings
+            or plan.layout_digest != own_layout
+            or request.model.size != self._trainer.model_size
+        ):
+            raise RefusedError(
+                "other_model",
+                f"the request is for a model of {request.model.size} parameters with the layout "
+                f"{plan.layout_digest[:12]}, this site trains one of {self._trainer.model_size} "
+                f"with {own_layout[:12]}; use the same model settings on both sides",
+            )
+
+    def _check_round(self, request: TrainRequest) -> None:
+        plan, cohort = request.plan, request.cohort
+        if (
+            list(cohort) != sorted(set(cohort))
+            or not set(cohort) <= set(plan.sites)
+            or self.site not in cohort
+            or len(cohort) < self._agreement.smallest_cohort
+        ):
+            raise RefusedError(
+                "bad_cohort",
+                f"the cohort names {len(cohort)} sites; it must be sorted, be part of the run's "
+                f"roster, hold {self.site!r} and have at least "
+                f"{self._agreement.smallest_cohort} sites",
+            )
+        newest = self._state.newest_round(plan.run_id)
+        number, counted = request.round_number, request.counted_round
+        if not (counted < number <= plan.settings.rounds and newest <= number):
+            raise RefusedError(
+                "stale_round",
+                f"round {number} was asked for after round {counted} counted, but this site has "
+                f"trained up to round {newest} of {plan.settings.rounds}; a coordinator restored "
+                f"from an old copy must start a new run",
+            )
+
+    def _check_margins(self, request: TrainRequest) -> None:
+        findings = len(self._agreement.findings)
+        for what, values, (low, high) in (
+            ("margin", request.margins.mu, self._agreement.margin_range),
+            ("margin weight", request.margins.w, MARGIN_WEIGHT_RANGE),
+        ):
+            inside = (low - _TOLERANCE <= values) & (values <= high + _TOLERANCE)
+            if values.size != findings or not inside.all():
+                raise RefusedError(
+                    "margin_out_of_range",
+                    f"the request has {values.size} values of the {what}, {(~inside).sum()} of "
+                    f"them outside {low}..{high}; expected {findings} values inside",
+                )
+
+    def _check_work(self, request: TrainRequest) -> None:
+        steps = self._trainer.local_steps(request.plan.settings.learning)
+        if steps > self._agreement.largest_local_steps:
+            raise RefusedError(
+                "too_much_work",
+                f"the request takes {steps} local steps here, the agreement allows "
+                f"{self._agreement.largest_local_steps}; lower local_steps or local_epochs",
+            )
+
+    def _control(self, request: TrainRequest) -> Float32[np.ndarray, " d"] | None:
+        """The site's own variate, None in a run without control variates."""
+        if request.control is None:
+            return None
+        if request.counted_round == 0:
+            return np.zeros_like(request.model)
+        control = self._state.control(request.plan.run_id, request.counted_round)
+        if control is None or control.shape != request.model.shape:
+            raise RefusedError(
+                "control_lost",
+                f"this site does not have its control variate of round {request.counted_round} "
+                f"any more; start a new run from the current model",
+            )
+        return control

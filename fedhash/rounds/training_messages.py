@@ -1,0 +1,295 @@
+"""The typed messages of a training round, validated field by field.
+
+What travels, and in which message:
+
+- coordinator -> site, `TrainRequest`: the run's plan (the whole round file, so a site needs no
+  memory between rounds), the model vector, the margins of this round, and with control variates
+  the coordinator's variate.
+- site -> coordinator, `TrainReply`: one vector and one weight, nothing else. The vector is
+  ``[update | control delta | mean loss]`` (`reply_blocks`), and what the coordinator needs is
+  linear in it, so secure aggregation can mask the reply without touching the training.
+- site -> coordinator, `Refusal`: which rule forbade the request.
+
+Every `from_message` checks kind, header fields, array names, dtypes, shapes and finiteness, and
+raises MessageError for what a peer got wrong.
+
+Shape suffixes: d model parameters, K findings, D length of the reply's vector.
+
+    >>> request = TrainRequest.from_message(message)
+    >>> reply = TrainReply(request.plan.run_id, request.round_number, vector, weight=120.0)
+    >>> reply.to_message()
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Self, TypeVar
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import Field, ValidationError, model_validator
+
+from fedhash.configuration import Settings
+from fedhash.errors import MessageError
+from fedhash.learning.loss import Margins
+from fedhash.rounds.messages import Message, canonical_json
+from fedhash.rounds.settings import RoundSettings
+
+__all__ = [
+    "Refusal",
+    "RunPlan",
+    "SiteName",
+    "TrainReply",
+    "TrainRequest",
+    "largest_message_bytes",
+    "reply_blocks",
+]
+
+SiteName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+_RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # also a folder's name
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_H = TypeVar("_H", bound=Settings)
+_LONGEST_TEXT = 500
+
+
+class RunPlan(Settings):
+    """What stays the same over a run and what every site checks before it works.
+
+    Attributes:
+        run_id: Names the run; also a folder at the site, hence the narrow pattern.
+        agreement_digest: `Agreement.digest()`.
+        layout_digest: `Layout.digest()` of the model.
+        sites: The run's roster, sorted.
+        settings: The round file.
+    """
+
+    run_id: _RunId
+    agreement_digest: _Digest
+    layout_digest: _Digest
+    sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
+    settings: RoundSettings
+
+    @model_validator(mode="after")
+    def _sites_are_sorted_and_unique(self) -> Self:
+        if list(self.sites) != sorted(set(self.sites)):
+            raise ValueError("sites must be sorted and each named once")
+        return self
+
+
+class _RequestHeader(Settings):
+    plan: RunPlan
+    round_number: int = Field(ge=1)
+    counted_round: int = Field(ge=0)
+    cohort: tuple[SiteName, ...]
+
+
+class _ReplyHeader(Settings):
+    run_id: _RunId
+    round_number: int = Field(ge=1)
+
+
+class _RefusalHeader(Settings):
+    reason: str = Field(pattern=r"^[a-z_]{1,64}$")
+    detail: str = Field(
+        pattern=r"^[^\x00-\x1f\x7f]*$", max_length=_LONGEST_TEXT
+    )  # it ends up in logs and terminals
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainRequest:
+    """The coordinator asks a site to train.
+
+    Attributes:
+        plan: The run.
+        round_number: From 1 to `plan.settings.rounds`.
+        counted_round: The last round whose aggregate holds this site's reply, 0 for none; the
+            site goes on from the control variate of that round and drops what was not counted.
+        cohort: The sites that are asked in this round, sorted.
+        model: Released model vector.
+        margins: mu and w of each finding.
+        control: The coordinator's control variate, present exactly when the plan uses them.
+    """
+
+    plan: RunPlan
+    round_number: int
+    counted_round: int
+    cohort: tuple[str, ...]
+    model: Float32[np.ndarray, " d"]
+    margins: Margins
+    control: Float32[np.ndarray, " d"] | None
+
+    def to_message(self) -> Message:
+        """The message that `from_message` reads."""
+        header = _RequestHeader(
+            plan=self.plan,
+            round_number=self.round_number,
+            counted_round=self.counted_round,
+            cohort=self.cohort,
+        )
+        arrays = {
+            "model": self.model,
+            "margin": self.margins.mu,
+            "margin_weight": self.margins.w,
+        }
+        if self.control is not None:
+            arrays["control"] = self.control
+        return Message("train", header.model_dump(mode="json"), arrays)
+
+    @classmethod
+    def from_message(cls, message: Message) -> TrainRequest:
+        """Validate and type a message.
+
+        Raises:
+            MessageError: It is not a well-formed train request.
+        """
+        header = _read_header(message, "train", _RequestHeader)
+        names = {"model", "margin", "margin_weight"}
+        if header.plan.settings.learning.control_variates:
+            names.add("control")
+        arrays = _read_vectors(message, names)
+        for one, other in (("margin", "margin_weight"), ("model", "control")):
+            if other in arrays and arrays[one].shape != arrays[other].shape:
+                raise MessageError(
+                    f"'{one}' has {arrays[one].size} entries and '{other}' has "
+                    f"{arrays[other].size}; they must have the same length"
+                )
+        return cls(
+            header.plan,
+            header.round_number,
+            header.counted_round,
+            header.cohort,
+            arrays["model"],
+            Margins(arrays["margin"], arrays["margin_weight"]),
+            arrays.get("control"),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainReply:
+    """A site's contribution to one round.
+
+    Attributes:
+        run_id: The run that was asked for.
+        round_number: The round that was asked for.
+        vector: The blocks of `reply_blocks`, one behind the other, not yet weighted.
+        weight: How much the vector counts, at least 1.
+    """
+
+    run_id: str
+    round_number: int
+    vector: Float32[np.ndarray, " D"]
+    weight: float
+
+    def to_message(self) -> Message:
+        """The message that `from_message` reads."""
+        header = _ReplyHeader(run_id=self.run_id, round_number=self.round_number)
+        weight = np.array([self.weight], dtype=np.float32)
+        arrays = {"vector": self.vector, "weight": weight}
+        return Message("train_reply", header.model_dump(mode="json"), arrays)
+
+    @classmethod
+    def from_message(cls, message: Message, request: TrainRequest) -> TrainReply:
+        """Validate a message as the reply to `request`.
+
+        Raises:
+            MessageError: It is not a well-formed reply to this very request.
+        """
+        header = _read_header(message, "train_reply", _ReplyHeader)
+        asked = (request.plan.run_id, request.round_number)
+        if (header.run_id, header.round_number) != asked:
+            raise MessageError(
+                f"the reply is for run {header.run_id!r} round {header.round_number}, "
+                f"asked was run {asked[0]!r} round {asked[1]}"
+            )
+        arrays = _read_vectors(message, {"vector", "weight"})
+        vector, weight = arrays["vector"], arrays["weight"]
+        expected = sum(reply_blocks(request.plan, request.model.size).values())
+        if vector.size != expected or weight.size != 1:
+            raise MessageError(
+                f"the reply has a vector of {vector.size} and a weight of {weight.size} numbers, "
+                f"expected {expected} and 1"
+            )
+        weight_fits = weight[0] == 1 if request.plan.settings.weighting == "uniform" else True
+        if weight[0] < 1 or not weight_fits:
+            raise MessageError(
+                f"the weight is {weight[0]}, which the weighting "
+                f"{request.plan.settings.weighting!r} does not allow"
+            )
+        return cls(header.run_id, header.round_number, vector, float(weight[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A site's answer to a request that its rules forbid.
+
+    Attributes:
+        reason: A short machine-readable name of the rule, such as ``cohort_too_small``.
+        detail: What was found and what was expected, never anything about a study.
+    """
+
+    reason: str
+    detail: str
+
+    def to_message(self) -> Message:
+        """The message that `from_message` reads."""
+        header = _RefusalHeader(reason=self.reason, detail=_one_line(self.detail))
+        return Message("refusal", header.model_dump(mode="json"), {})
+
+    @classmethod
+    def from_message(cls, message: Message) -> Refusal:
+        """Validate and type a message.
+
+        Raises:
+            MessageError: It is not a well-formed refusal.
+        """
+        header = _read_header(message, "refusal", _RefusalHeader)
+        _read_vectors(message, set())
+        return cls(header.reason, header.detail)
+
+
+def reply_blocks(plan: RunPlan, model_size: int) -> dict[str, int]:
+    """Names and lengths of the blocks of a reply's vector, in their order."""
+    blocks = {"update": model_size}
+    if plan.settings.learning.control_variates:
+        blocks["control"] = model_size
+    return blocks | {"loss": 1}
+
+
+def largest_message_bytes(model_size: int) -> int:
+    """No message of a round over a model of `model_size` parameters is longer."""
+    return 2 * model_size * 4 + (2 << 20)  # two float32 vectors; header and margins are small
+
+
+def _read_header(message: Message, kind: str, header: type[_H]) -> _H:
+    if message.kind != kind:
+        raise MessageError(f"expected a message of kind {kind!r}, found {message.kind!r}")
+    try:
+        return header.model_validate_json(canonical_json(message.header))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+        )
+        raise MessageError(_one_line(f"the header of a {kind!r} message: {problems}")) from error
+
+
+def _read_vectors(message: Message, names: set[str]) -> dict[str, np.ndarray]:
+    """Exactly the named arrays, each a finite float32 vector."""
+    if set(message.arrays) != names:
+        found = _one_line(", ".join(sorted(message.arrays)) or "none")
+        raise MessageError(
+            f"a {message.kind!r} message must have the arrays {sorted(names)}, found: {found}"
+        )
+    for name, array in message.arrays.items():
+        if array.dtype != np.float32 or array.ndim != 1:
+            raise MessageError(
+                f"the array {name!r} is {array.dtype} of shape {array.shape}, "
+                f"expected a float32 vector"
+            )
+        if not np.isfinite(array).all():
+            raise MessageError(f"the array {name!r} holds values that are not finite")
+    return message.arrays
+
+
+def _one_line(text: str) -> str:
+    """Peers' text that is safe to print and to log."""
+    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_TEXT])

@@ -1,0 +1,1 @@
+"""Engines: the ways in which a simulated coordinator reaches its sites."""
