@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -52,6 +52,7 @@ class CoordinatorOptimiserSettings(Settings):
     tau: float = Field(default=1e-3, gt=0)
 
 
+@runtime_checkable
 class CoordinatorOptimiser(Protocol):
     """One step of the coordinator."""
 

@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, cos, isfinite, pi
-from typing import Self
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ class Controls:
     shared: Float32[np.ndarray, " d"]
 
     @classmethod
-    def zeros(cls, size: int) -> Self:
+    def zeros(cls, size: int) -> Controls:
         """Before the first round, for a model of `size` parameters."""
         return cls(np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32))
 

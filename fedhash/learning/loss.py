@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, sqrt
-from typing import Self
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ class Margins:
     w: Float32[np.ndarray, " K"]
 
     @classmethod
-    def constant(cls, findings: int, margin: float) -> Self:
+    def constant(cls, findings: int, margin: float) -> Margins:
         """The same margin and weight 1 for all findings."""
         mu = np.full(findings, margin, dtype=np.float32)
         return cls(mu, np.ones(findings, dtype=np.float32))

@@ -8,7 +8,7 @@ number of local steps at every site and a cosine over the rounds.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -66,7 +66,7 @@ class LearningSettings(Settings):
     gradient_clip_norm: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _one_amount_of_work(self) -> Self:
+    def _one_amount_of_work(self) -> LearningSettings:
         if (self.local_steps is None) == (self.local_epochs is None):
             raise ValueError(
                 f"local_steps is {self.local_steps} and local_epochs is {self.local_epochs}; "

@@ -25,7 +25,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from math import isqrt
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32, Int8
@@ -56,7 +55,7 @@ class Anchors:
     lineage: tuple[tuple[int, int, float], ...]
 
     @classmethod
-    def build(cls, agreement: Agreement) -> Self:
+    def build(cls, agreement: Agreement) -> Anchors:
         """The anchors that `agreement` publishes.
 
         Raises:

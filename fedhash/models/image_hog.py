@@ -12,7 +12,6 @@ Shape suffixes: N images, B batch, F features, b bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class ImageHogOptions(Settings):
     hidden: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
-    def _a_block_fits(self) -> Self:
+    def _a_block_fits(self) -> ImageHogOptions:
         if self.cell_px * self.block_cells > self.image_size_px:
             raise ValueError(
                 f"a block of {self.block_cells} x {self.cell_px} px does not fit "

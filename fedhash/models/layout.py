@@ -18,7 +18,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Layout:
     size: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> Self:
+    def of(cls, model: nn.Module) -> Layout:
         """The layout of `model`.
 
         Raises:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float32, Int8
@@ -54,7 +53,7 @@ class PreparedStudies:
     def __len__(self) -> int:
         return len(self.study_ids)
 
-    def select(self, indices: Sequence[int]) -> Self:
+    def select(self, indices: Sequence[int]) -> PreparedStudies:
         """The studies at `indices`, in their order; an index may repeat."""
         rows = torch.as_tensor(indices, dtype=torch.long)
         places = rows.tolist()
@@ -68,7 +67,7 @@ class PreparedStudies:
         )
 
     @classmethod
-    def concat(cls, parts: Sequence[Self]) -> Self:
+    def concat(cls, parts: Sequence[PreparedStudies]) -> PreparedStudies:
         """All studies of `parts`, one after another.
 
         Raises:
@@ -106,7 +105,7 @@ class PreparedStudies:
         unfinished.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> PreparedStudies:
         """Read what `save` wrote.
 
         Raises:
