@@ -1,0 +1,120 @@
+"""The agreement: what all sites and the coordinator have signed up to.
+
+Every limit in it is enforced at the site before any work. Two parties hold the same agreement
+exactly if their digests are equal; every message of a round carries the digest.
+
+    agreement = read_settings(Path("configs/agreement/demo.yaml"), Agreement)
+    agreement.findings      # ("no_finding", "cardiomegaly", ...)
+    agreement.digest()      # "5a0c..." (64 hex digits)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, field_validator
+
+from fedhash.codes import CODE_BITS_RANGE
+from fedhash.configuration import Settings, did_you_mean
+
+__all__ = ["Agreement"]
+
+_LEAST_BITS, _MOST_BITS = CODE_BITS_RANGE
+_NAME_PATTERN = "[a-z][a-z0-9_]*"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME_PATTERN, name):
+        example = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_0123456789") or "pleural_effusion"
+        raise ValueError(
+            f"{name!r} is no name; write lowercase letters, digits and underscores, "
+            f"starting with a letter, such as '{example}'"
+        )
+    return name
+
+
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"listed more than once: {', '.join(repeated)}; keep one of each")
+    return names
+
+
+_Name = Annotated[
+    str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})
+]
+_Names = Annotated[
+    tuple[_Name, ...],
+    AfterValidator(_check_distinct),
+    Field(json_schema_extra={"uniqueItems": True}),
+]
+# Cosines lie in [-1, 1], so no code can keep a margin above 2.
+_Margin = Annotated[float, Field(ge=0, le=2)]
+
+
+class Agreement(Settings):
+    """The terms of a consortium.
+
+    Attributes:
+        name: The consortium's name.
+        version: Counts the agreed revisions of this document.
+        findings: The label vocabulary, K names; its order fixes the anchors.
+        parents: Child finding to parent finding, both from the vocabulary.
+        ancestor_weight: Weight of a finding's parent in its semantic target (lambda); of its
+            grandparent lambda squared, and so on.
+        code_bits: Length b of every code.
+        anchors_version: Version of the construction of the anchors.
+        modalities: What a study may hold, such as "image" or "report".
+        smallest_cohort: Sites without which no round is finished.
+        margin_range: Lowest and highest margin that a site accepts.
+        largest_k: Most hits that one query may ask of a site.
+        largest_local_steps: Most optimiser steps that one round may ask of a site.
+    """
+
+    name: str = Field(min_length=1)
+    version: int = Field(default=1, ge=1)
+    findings: _Names = Field(min_length=2, max_length=1000)
+    parents: dict[str, str] = Field(default={})
+    ancestor_weight: float = Field(default=0.5, ge=0, le=1)
+    code_bits: int = Field(default=64, ge=_LEAST_BITS, le=_MOST_BITS, multiple_of=8)
+    anchors_version: int = Field(default=1, ge=1)
+    modalities: _Names = Field(min_length=1)
+    smallest_cohort: int = Field(default=3, ge=1)
+    margin_range: tuple[_Margin, _Margin] = (0.05, 0.6)
+    largest_k: int = Field(default=100, ge=1)
+    largest_local_steps: int = Field(default=1000, ge=1)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @field_validator("margin_range")
+    @classmethod
+    def _check_margin_range(cls, margins: tuple[float, float]) -> tuple[float, float]:
+        low, high = margins
+        if low > high:
+            raise ValueError(f"the lowest margin {low} is above the highest {high}; swap them")
+        return margins
+
+    @field_validator("parents")
+    @classmethod
+    def _check_parents(cls, parents: dict[str, str], info: Any) -> dict[str, str]:
+        # `info` is a ValidationInfo, a protocol that beartype cannot check
+        findings = info.data.get("findings")
+        if findings is None:
+            return parents  # the findings are wrong themselves, which is reported
+        unknown = [n for n in dict.fromkeys([*parents, *parents.values()]) if n not in findings]
+        if unknown:
+            hints = "; ".join(f"'{name}' ({did_you_mean(name, findings)})" for name in unknown)
+            raise ValueError(f"not among the findings: {hints}")
+        for child in parents:
+            line = [child]
+            while (ancestor := parents.get(line[-1])) is not None:
+                if ancestor in line:
+                    cycle = " -> ".join([*line, ancestor])
+                    raise ValueError(f"{cycle} is a circle; a finding cannot be its own ancestor")
+                line.append(ancestor)
+        return parents
