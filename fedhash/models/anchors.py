@@ -174,7 +174,7 @@ def _bytes(count: int, seed: str) -> bytes:
 
 def _check_distances(words: Int8[np.ndarray, "words b"]) -> None:
     count, code_bits = words.shape
-    products = words.astype(np.int32) @ words.T.astype(np.int32)
+    products = words.astype(np.float32) @ words.T.astype(np.float32)
     np.fill_diagonal(products, -code_bits)
     smallest = int(code_bits - products.max()) // 2
     if smallest < code_bits // 4:

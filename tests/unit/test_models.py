@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedhash.errors import DataError, ModelError
+from fedhash.models.hash_model import HashModel, build_model, encode_studies
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+from fedhash.models.relaxed import normalised
+from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.models.tower import TOWERS, Tower
+
+BITS = 24
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.random((64, 64), dtype=np.float32) for _ in range(5)]
+ECGS = [RNG.normal(size=(3, 500)).astype(np.float32) for _ in range(5)]
+REPORTS = ["No effusion.", "Small nodule, left.", "Herz vergrößert.", "", "Sinus rhythm"]
+
+CASES = {
+    "image_hog": ("image", {}, IMAGES),
+    "image_convnet": ("image", {"width": 8}, IMAGES),
+    "image_resnet18": ("image", {"image_size_px": 32, "width": 8}, IMAGES),
+    "report_ngrams": ("report", {"word_features": 128, "character_features": 64}, REPORTS),
+    "signal_convnet": ("signal", {"channels": 3, "samples": 200, "width": 8}, ECGS),
+}
+
+
+def model_of(name: str, seed: int = 1, **options: bool | float | str) -> HashModel:
+    modality, defaults, _ = CASES[name]
+    tower = TowerSettings(name=name, options={**defaults, **options})
+    return build_model(ModelSettings(towers={modality: tower}), BITS, seed)
+
+
+def tower_of(name: str, **options: bool | float | str) -> Tower:
+    return model_of(name, **options).tower(CASES[name][0])
+
+
+def test_every_tower_is_tested() -> None:
+    assert set(CASES) == set(TOWERS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_tower_reads_its_modality_and_learns_with_all_parameters(name: str) -> None:
+    modality, _, contents = CASES[name]
+    model = model_of(name)
+    tower = model.tower(modality)
+    prepared = tower.prepare(contents)
+    assert prepared.shape == (5, *tower.prepared_shape)
+    assert prepared.dtype == torch.float32
+    assert prepared.isfinite().all()
+    assert torch.equal(prepared, tower.prepare(contents))
+    outputs = model.encode(modality, prepared)
+    assert outputs.shape == (5, BITS)
+    weights = torch.randn(BITS, generator=torch.Generator().manual_seed(1))
+    (outputs @ weights).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert Layout.of(model).size == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_study_gets_the_same_output_in_any_company(name: str) -> None:
+    tower = tower_of(name).train()
+    prepared = tower.prepare(CASES[name][2])
+    together = tower(prepared)
+    for i in range(5):
+        torch.testing.assert_close(tower(prepared[i : i + 1])[0], together[i], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_depends_on_its_seed_and_not_on_the_global_generator(name: str) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = model_of(name, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    layout = Layout.of(one)
+    assert (layout.flatten(one) == layout.flatten(model_of(name, seed=3))).all()
+    assert (layout.flatten(one) != layout.flatten(model_of(name, seed=4))).any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_content_of_the_wrong_kind_is_refused(name: str) -> None:
+    tower = tower_of(name)
+    wrong = IMAGES[0] if tower.modality == "report" else "a text"
+    with pytest.raises(DataError, match="was found where"):
+        tower.prepare([wrong])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "report_ngrams"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((2, 2, 2), dtype=np.float32), r"shape \(2, 2, 2\) was found where"),
+        (np.zeros((0, 4), dtype=np.float32), r"shape \(0, 4\) was found where"),
+        (np.full((3, 500), np.nan, dtype=np.float32), "NaN or infinity was found"),
+    ],
+)
+def test_an_array_that_no_tower_can_read_is_refused(
+    name: str, content: np.ndarray, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        tower_of(name).prepare([content])
+
+
+def test_another_tower_leaves_the_first_ones_parameters_as_they_are() -> None:
+    towers = {
+        modality: TowerSettings(name=name, options=options)
+        for name, (modality, options, _) in CASES.items()
+    }
+    joint = build_model(ModelSettings(towers=towers), BITS, seed=1)
+    assert joint.modalities == ("image", "report", "signal")
+    alone = model_of("report_ngrams").tower("report")
+    for one, other in zip(joint.tower("report").parameters(), alone.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_images_of_any_size_are_read() -> None:
+    large = [RNG.random((90, 130), dtype=np.float32), np.ones((16, 16), dtype=np.float32)]
+    for name in ("image_hog", "image_convnet", "image_resnet18"):
+        tower = tower_of(name)
+        assert tower.prepare(large).shape == (2, *tower.prepared_shape)
+
+
+def test_the_default_histograms_are_576_and_follow_their_options() -> None:
+    assert tower_of("image_hog").prepared_shape == (576,)
+    other = tower_of("image_hog", orientations=6, cell_px=16, block_cells=2)
+    assert other.prepare(IMAGES).shape == (5, 3 * 3 * 2 * 2 * 6)
+
+
+def test_a_scanners_gain_and_offset_do_not_matter_to_the_convnet() -> None:
+    tower = tower_of("image_convnet")
+    brighter = [0.2 + 0.5 * image for image in IMAGES]
+    torch.testing.assert_close(tower.prepare(brighter), tower.prepare(IMAGES), atol=1e-4, rtol=0)
+
+
+def test_a_signals_unit_and_offset_do_not_matter() -> None:
+    tower = tower_of("signal_convnet")
+    microvolts = [1000 * ecg + 400 for ecg in ECGS]
+    torch.testing.assert_close(tower.prepare(microvolts), tower.prepare(ECGS), atol=1e-3, rtol=0)
+
+
+def test_one_outlier_does_not_flatten_a_signal() -> None:
+    jumped = ECGS[0].copy()
+    jumped[0, 0] = 1e6
+    tower = tower_of("signal_convnet", samples=500)
+    clean, outlying = tower.prepare([ECGS[0], jumped])
+    torch.testing.assert_close(clean[:, 1:], outlying[:, 1:], atol=0.05, rtol=0)
+    assert outlying[0, 0] == 10
+
+
+def test_a_flat_signal_and_a_black_image_are_read() -> None:
+    flat = tower_of("signal_convnet").prepare([np.zeros((3, 500), dtype=np.float32)])
+    black = tower_of("image_convnet").prepare([np.zeros((64, 64), dtype=np.float32)])
+    assert flat.abs().max() == black.abs().max() == 0
+
+
+def test_a_signal_with_other_channels_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a signal of 12 channels was found, the tower reads 3"):
+        tower_of("signal_convnet").prepare([np.ones((12, 500), dtype=np.float32)])
+
+
+def test_negation_and_word_order_change_a_reports_features() -> None:
+    tower = tower_of("report_ngrams", word_features=2048, character_features=2048)
+    bags = tower.prepare(["effusion, no nodule", "nodule, no effusion", ""])
+    assert not torch.equal(bags[0], bags[1])
+    torch.testing.assert_close(bags[:2].norm(dim=1), torch.full((2,), 2**0.5))
+    assert bags[2].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("modality", "tower", "message"),
+    [
+        ("image", TowerSettings(name="vit"), "'vit' .* it has: image_convnet, image_hog"),
+        ("report", TowerSettings(name="image_hog"), "'image_hog' .* 'report'; it has: report_ng"),
+        ("video", TowerSettings(name="image_hog"), "'video'; it has: no tower"),
+        (
+            "image",
+            TowerSettings(name="image_hog", options={"cells": 8}),
+            "option cells of tower image_hog: Extra inputs .* it takes: block_cells, cell_px",
+        ),
+        (
+            "image",
+            TowerSettings(name="image_hog", options={"cell_px": "8"}),
+            "option cell_px of tower image_hog: Input should be a valid integer",
+        ),
+        (
+            "image",
+            TowerSettings(name="image_hog", options={"cell_px": 40, "block_cells": 2}),
+            "a block of 2 x 40 px does not fit into 64 px",
+        ),
+    ],
+)
+def test_a_tower_that_cannot_be_built_is_explained(
+    modality: str, tower: TowerSettings, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_model(ModelSettings(towers={modality: tower}), BITS, seed=0)
+
+
+def test_an_invalid_code_length_is_refused() -> None:
+    settings = ModelSettings(towers={"report": TowerSettings(name="report_ngrams")})
+    with pytest.raises(ModelError, match="20 bits was asked for"):
+        build_model(settings, 20, seed=0)
+
+
+def test_options_keep_their_types() -> None:
+    options = {"flag": True, "count": 3, "share": 0.5, "kind": "mean"}
+    settings = ModelSettings(towers={"image": TowerSettings(name="x", options=options)})
+    again = ModelSettings.model_validate_json(settings.model_dump_json())
+    assert again == settings
+    assert [type(value) for value in again.towers["image"].options.values()] == [
+        *(bool, int, float, str)
+    ]
+
+
+def test_relaxed_codes_keep_the_signs_inside_the_unit_ball() -> None:
+    outputs = torch.tensor([[3.0, -4.0], [0.0, 0.0], [1e-3, -1e3]])
+    relaxed = normalised(outputs, kappa=0.1)
+    assert torch.equal(relaxed.sign(), outputs.sign())
+    assert (relaxed.norm(dim=1) <= 1).all()
+    assert relaxed[0].tolist() == pytest.approx([0.6, -0.8], abs=1e-3)
+
+
+def test_studies_are_encoded_in_blocks_without_gradients() -> None:
+    model = model_of("report_ngrams")
+    inputs = model.tower("report").prepare(REPORTS)
+    prepared = PreparedStudies(
+        study_ids=tuple("abcde"),
+        patient_ids=tuple("abcde"),
+        labels=torch.zeros(5, 2, dtype=torch.int8),
+        inputs={"report": inputs},
+        present={"report": torch.ones(5, dtype=torch.bool)},
+        attributes=({},) * 5,
+    )
+    relaxed = encode_studies(model, prepared, "report", batch=2)
+    assert relaxed.dtype == np.float32
+    expected = normalised(model.encode("report", inputs)).detach().numpy()
+    np.testing.assert_allclose(relaxed, expected, atol=1e-6)
+    with pytest.raises(ModelError, match=r"no tower for 'image', only for report"):
+        encode_studies(model, prepared, "image")
+    assert encode_studies(model, prepared.select([]), "report").shape == (0, BITS)
