@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -86,6 +86,7 @@ class Contribution:
     weight: float
 
 
+@runtime_checkable  # the test suite checks types at run time
 class Aggregation(Protocol):
     """The coordinator's half; lives as long as a run."""
 
@@ -98,6 +99,7 @@ class Aggregation(Protocol):
         ...
 
 
+@runtime_checkable  # the test suite checks types at run time
 class SiteAggregation(Protocol):
     """The site's half; lives as long as the site."""
 

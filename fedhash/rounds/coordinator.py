@@ -24,7 +24,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32
@@ -83,7 +82,9 @@ class CoordinatorState:
     records: tuple[RoundRecord, ...] = ()
 
     @classmethod
-    def start(cls, plan: RunPlan, agreement: Agreement, model: Float32[np.ndarray, " d"]) -> Self:
+    def start(
+        cls, plan: RunPlan, agreement: Agreement, model: Float32[np.ndarray, " d"]
+    ) -> CoordinatorState:
         """The state before round 1: the loss's margin for every finding, weights of one."""
         settings = plan.settings
         return cls(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedhash.rounds.messages import Message
 
@@ -37,6 +37,7 @@ class SiteFailure:
     detail: str
 
 
+@runtime_checkable  # the test suite checks types at run time
 class Engine(Protocol):
     """Carries messages to sites and brings their replies back."""
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -33,7 +32,7 @@ from fedhash.errors import MessageError
 
 __all__ = ["Json", "Message", "canonical_json"]
 
-Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+Json: TypeAlias = Any  # None, bool, int, float, str, list and dict[str, Json]; `encode` checks it
 
 _METADATA_KEY = "fedhash"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
@@ -123,7 +122,7 @@ class Message:
         return Message(kind, header, arrays)
 
 
-def canonical_json(value: Json | Mapping[str, Any]) -> str:
+def canonical_json(value: Json) -> str:
     """The one JSON text of `value`: sorted keys, no white space, finite numbers.
 
     Raises:

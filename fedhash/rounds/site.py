@@ -29,7 +29,7 @@ Shape suffixes: d model parameters, K findings.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -52,6 +52,7 @@ _TOLERANCE = 1e-6  # margins travel as float32: an agreed end of a range may rou
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable  # the test suite checks types at run time
 class Trainer(Protocol):
     """The site's data and model, as the agent sees them."""
 

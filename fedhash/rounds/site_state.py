@@ -14,7 +14,7 @@ Shape suffix: d model parameters.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,6 +25,7 @@ from fedhash.rounds.messages import Message
 __all__ = ["FileSiteState", "MemorySiteState", "SiteState"]
 
 
+@runtime_checkable  # the test suite checks types at run time
 class SiteState(Protocol):
     """Stored control variates of one site; empty vectors in runs that do without."""
 

@@ -23,7 +23,7 @@ Shape suffixes: d model parameters, K findings, D length of the reply's vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -70,7 +70,7 @@ class RunPlan(Settings):
     settings: RoundSettings
 
     @model_validator(mode="after")
-    def _sites_are_sorted_and_unique(self) -> Self:
+    def _sites_are_sorted_and_unique(self) -> RunPlan:
         if list(self.sites) != sorted(set(self.sites)):
             raise ValueError("sites must be sorted and each named once")
         return self

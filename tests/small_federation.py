@@ -1,0 +1,122 @@
+"""A consortium of three small sites: reports of a few words, a model of a few hundred parameters.
+
+`PullTrainer` stands in for training where a test is about the protocol: it moves every parameter
+halfway to its site's target, so the right answer can be computed by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedhash.agreement import Agreement
+from fedhash.data.study import InMemory, Study
+from fedhash.learning.local_training import LocalResult
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.hash_model import build_model
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import prepare_studies
+from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
+from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.site import SiteAgent
+from fedhash.rounds.site_state import FileSiteState, MemorySiteState
+from fedhash.rounds.trainer import SiteTrainer
+from fedhash.rounds.training_messages import RunPlan, TrainRequest
+
+SITES = ("site-0", "site-1", "site-2")
+AGREEMENT = Agreement(
+    name="test",
+    findings=("no_finding", "effusion", "nodule"),
+    modalities=("report",),
+    code_bits=16,
+    smallest_cohort=2,
+    largest_local_steps=50,
+)
+MODEL = ModelSettings(
+    towers={
+        "report": TowerSettings(
+            name="report_ngrams",
+            options={"word_features": 32, "character_features": 32, "hidden": 8},
+        )
+    }
+)
+_REPORTS = {"no_finding": "Clear lungs.", "effusion": "Effusion, left.", "nodule": "A nodule."}
+
+
+def round_settings(*, learning: dict[str, Any] | None = None, **changes: Any) -> RoundSettings:
+    steps = {"local_steps": 2, "batch_patients": 2, "learning_rate": 0.05} | (learning or {})
+    changes = {"rounds": 4} | changes
+    return RoundSettings(model=MODEL, learning=LearningSettings(**steps), **changes)
+
+
+def model_and_layout() -> tuple[np.ndarray, Layout]:
+    model = build_model(MODEL, AGREEMENT.code_bits, seed=7)
+    layout = Layout.of(model)
+    return layout.flatten(model), layout
+
+
+def run_plan(settings: RoundSettings, sites: Sequence[str] = SITES) -> RunPlan:
+    return RunPlan(
+        run_id="run-1",
+        agreement_digest=AGREEMENT.digest(),
+        layout_digest=model_and_layout()[1].digest(),
+        sites=tuple(sites),
+        settings=settings,
+    )
+
+
+def new_coordinator(settings: RoundSettings, sites: Sequence[str] = SITES) -> RoundCoordinator:
+    plan = run_plan(settings, sites)
+    state = CoordinatorState.start(plan, AGREEMENT, model_and_layout()[0])
+    return RoundCoordinator(plan, AGREEMENT, state)
+
+
+def site_studies(site: str) -> list[Study]:
+    """Site i has i + 3 patients, most of them with the finding i."""
+    place = SITES.index(site)
+    findings = [AGREEMENT.findings[place]] * 2 + list(AGREEMENT.findings)[: place + 1]
+    return [
+        Study(
+            f"{site}-study-{i}",
+            f"{site}-patient-{i}",
+            {"report": InMemory(_REPORTS[finding])},
+            frozenset({finding}),
+        )
+        for i, finding in enumerate(findings)
+    ]
+
+
+def site_agent(site: str, folder: Path | None = None) -> SiteAgent:
+    """An agent that really trains; with a folder, its state outlives the process."""
+    model = build_model(MODEL, AGREEMENT.code_bits, seed=0)
+    prepared = prepare_studies(model, site_studies(site), AGREEMENT.findings)
+    state = MemorySiteState() if folder is None else FileSiteState(folder / site)
+    return SiteAgent(site, AGREEMENT, SiteTrainer(site, AGREEMENT, MODEL, prepared, seed=7), state)
+
+
+@dataclass
+class PullTrainer:
+    """Update = (target - model) / 2; control delta = target - own variate; loss = target."""
+
+    target: float
+    patients: int = 1
+    steps: int = 1
+    trained: int = 0
+
+    model_settings = MODEL
+    layout_digest = model_and_layout()[1].digest()
+    model_size = model_and_layout()[1].size
+
+    def local_steps(self, learning: LearningSettings) -> int:
+        return self.steps
+
+    def train(self, request: TrainRequest, control: np.ndarray | None) -> LocalResult:
+        self.trained += 1
+        update = ((self.target - request.model) / 2).astype(np.float32)
+        delta = None if control is None else (self.target - control).astype(np.float32)
+        return LocalResult(update, delta, self.steps, self.target)
