@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Float32
 from pydantic import Field, model_validator
 from skimage.feature import hog
+from torch import nn
 
 from fedhash.configuration import Settings
 from fedhash.models.image_size import resized
@@ -69,7 +70,9 @@ class ImageHog(Tower):
         blocks = cells - options.block_cells + 1
         features = blocks**2 * options.block_cells**2 * options.orientations
         self.prepared_shape = (features,)
-        self.body = perceptron(features, options.hidden, code_bits)
+        self.body = nn.Sequential(
+            nn.LayerNorm(features), perceptron(features, options.hidden, code_bits)
+        )
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N F"]:
         """See :meth:`Tower.prepare`."""

@@ -1,4 +1,4 @@
-"""The trainable part of towers with a fixed front end: one hidden layer, normalised twice.
+"""The trainable part of towers with a fixed front end: one hidden layer.
 
 >>> perceptron(inputs=576, hidden=256, code_bits=64)
 """
@@ -11,9 +11,8 @@ __all__ = ["perceptron"]
 
 
 def perceptron(inputs: int, hidden: int, code_bits: int) -> nn.Sequential:
-    """Map inputs -> hidden -> code_bits, with LayerNorm on the inputs and the hidden layer."""
+    """Map inputs -> hidden -> code_bits, with LayerNorm on the hidden layer."""
     return nn.Sequential(
-        nn.LayerNorm(inputs),
         nn.Linear(inputs, hidden),
         nn.LayerNorm(hidden),
         nn.GELU(),

@@ -264,14 +264,14 @@ def test_control_variates_reach_the_consortiums_optimum_that_drift_misses() -> N
     """Two sites, each of which knows two of four findings."""
     sites = [studies_of(8, findings=AGREEMENT.findings[:2])]
     sites.append(studies_of(2, findings=AGREEMENT.findings[2:]))
-    steps = {"optimiser": "sgd", "learning_rate": 0.2, "weight_decay": 0.0, "local_steps": 8}
+    steps = {"optimiser": "sgd", "learning_rate": 0.8, "weight_decay": 0.0, "local_steps": 8}
     slopes = {}
     for with_controls in (False, True):
         settings = LearningSettings(**steps, schedule="constant", control_variates=with_controls)
         vector = START
         shared = np.zeros(LAYOUT.size, dtype=np.float32)
         own = [shared, shared]
-        for _ in range(25):
+        for _ in range(15):
             results = [
                 train(
                     settings,
@@ -288,7 +288,7 @@ def test_control_variates_reach_the_consortiums_optimum_that_drift_misses() -> N
                 shared = shared + np.mean(deltas, axis=0)
         gradients = [gradient_at(vector, site) for site in sites]
         slopes[with_controls] = np.linalg.norm(np.mean(gradients, axis=0))
-    assert slopes[True] < 0.5 * slopes[False]
+    assert slopes[True] < 0.4 * slopes[False]
 
 
 def test_the_proximal_pull_keeps_the_model_near() -> None:
