@@ -1,0 +1,135 @@
+"""The Flower ServerApp that trains one run over the network, and the app folder that starts it.
+
+The app that a coordinator launches holds configuration only: the code that touches data is the
+wheel which each site has installed, and the sites vet three YAML files instead of a program. The
+ServerApp reads those files from the bundle that Flower unpacked, trains, and leaves a checkpoint
+after each round; a run that is started again goes on from the last one.
+
+    >>> write_app_folder(Path("app"), Path("agreement.yaml"), Path("round.yaml"), Path("run.yaml"))
+    $ flwr run app CONNECTION --run-config 'folder="/var/lib/fedhash/runs"'
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.common.config import get_project_dir
+from flwr.serverapp import Grid, ServerApp
+
+import fedhash
+from fedhash.agreement import Agreement
+from fedhash.configuration import read_settings
+from fedhash.models.hash_model import build_model
+from fedhash.models.layout import Layout
+from fedhash.rounds.checkpoint import Checkpoints
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
+from fedhash.rounds.engine import Engine
+from fedhash.rounds.run import run_rounds
+from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.training_messages import RunPlan
+from fedhash_server.flower_engine import FlowerEngine
+from fedhash_server.settings import RunSettings
+
+__all__ = ["BUNDLE_NAMES", "app", "train_run", "write_app_folder"]
+
+logger = logging.getLogger(__name__)
+
+_AGREEMENT = "configs/agreement.yaml"
+_ROUND = "configs/round.yaml"
+_RUN = "configs/run.yaml"
+
+# All that a bundle may hold; Flower adds the first two.
+BUNDLE_NAMES = frozenset({"pyproject.toml", ".info/CONTENT", _AGREEMENT, _ROUND, _RUN})
+
+_PYPROJECT = f"""\
+[project]
+name = "fedhash-app"
+version = "{fedhash.__version__}"
+description = "Configuration of one fedhash run; the code is the installed fedhash wheel."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedhash"
+fab-include = ["{_AGREEMENT}", "{_ROUND}", "{_RUN}"]
+
+[tool.flwr.app.components]
+serverapp = "fedhash_server.flower:app"
+clientapp = "fedhash_client.flower:app"
+
+[tool.flwr.app.config]
+folder = "runs"
+"""
+
+
+def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> None:
+    """Write the Flower app of one run: metadata and copies of its three files.
+
+    Args:
+        folder: The app's folder, made if need be; `flwr run` and `flwr build` take it.
+        agreement: The consortium's agreement.
+        rounds: The round file.
+        run: The run file.
+
+    Raises:
+        ConfigurationError: A file is wrong.
+    """
+    read_settings(agreement, Agreement)
+    read_settings(rounds, RoundSettings)
+    read_settings(run, RunSettings)
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
+    for source, name in ((agreement, _AGREEMENT), (rounds, _ROUND), (run, _RUN)):
+        shutil.copyfile(source, folder / name)
+
+
+def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
+    """Train the run that a bundle describes, going on from its last checkpoint.
+
+    Args:
+        engine: Reaches the sites.
+        bundle: Folder that holds the run's three files.
+        folder: For runs; this one's checkpoints go to `folder/RUN_ID/checkpoints`.
+
+    Returns:
+        The folder of the checkpoints.
+
+    Raises:
+        ConfigurationError: A file of the bundle is wrong.
+        CheckpointError: The folder holds another run of this name.
+        ProtocolError: Three rounds in a row failed.
+    """
+    agreement = read_settings(bundle / _AGREEMENT, Agreement)
+    settings = read_settings(bundle / _ROUND, RoundSettings)
+    run = read_settings(bundle / _RUN, RunSettings)
+    model = build_model(settings.model, agreement.code_bits, run.seed)
+    layout = Layout.of(model)
+    plan = RunPlan(
+        run_id=run.run_id,
+        agreement_digest=agreement.digest(),
+        layout_digest=layout.digest(),
+        sites=tuple(sorted(run.sites)),
+        settings=settings,
+    )
+    checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
+    state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
+    run_rounds(RoundCoordinator(plan, agreement, state), engine, checkpoints, _log_round)
+    return folder / run.run_id / "checkpoints"
+
+
+def _log_round(record: RoundRecord) -> None:
+    logger.info("round %d: %s, %s", record.round_number, record.failure or "ok", record.sites)
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train the run of the bundle that Flower has unpacked."""
+    bundle = get_project_dir(grid.run.fab_id, grid.run.fab_version, grid.run.fab_hash)
+    run = read_settings(bundle / _RUN, RunSettings)
+    train_run(FlowerEngine(grid, run.sites), bundle, Path(str(context.run_config["folder"])))
