@@ -36,8 +36,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/fedhash-sim run simulations/studies/demo/study.yaml --out runs/demo --replace
-	$(BIN)/fedhash-sim search runs/demo --examples
+	$(BIN)/fedhash-sim run configs/study/demo.yaml --out runs/demo --replace
+	$(BIN)/fedhash-sim search runs/demo --target image --report \
+	  "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
+	$(BIN)/fedhash-sim search runs/demo --target report --example image
 
 test: install
 	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term --cov-fail-under=90

@@ -14,12 +14,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedhash.agreement import Agreement
 from fedhash.configuration import Settings
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.settings import ModelSettings
 
-__all__ = ["RoundSettings"]
+__all__ = ["RoundSettings", "check_round"]
 
 
 class RoundSettings(Settings):
@@ -40,3 +41,29 @@ class RoundSettings(Settings):
     timeout_s: float = Field(
         default=3600.0, gt=0, description="a site that answers later is left out of the round"
     )
+
+
+def check_round(settings: RoundSettings, agreement: Agreement) -> list[str]:
+    """What every site of the consortium would refuse, told before the first round.
+
+    Returns:
+        One sentence a problem; empty for a round that the agreement allows.
+    """
+    problems = [
+        f"model.towers has {modality!r}, the agreement's modalities are "
+        f"{', '.join(agreement.modalities)}"
+        for modality in settings.model.towers
+        if modality not in agreement.modalities
+    ]
+    low, high = agreement.margin_range
+    if not low <= settings.loss.margin <= high:
+        problems.append(
+            f"loss.margin is {settings.loss.margin}, the agreement's margin_range is {low} to {high}"
+        )
+    steps = settings.learning.local_steps
+    if steps is not None and steps > agreement.largest_local_steps:
+        problems.append(
+            f"learning.local_steps is {steps}, the agreement's largest_local_steps is "
+            f"{agreement.largest_local_steps}"
+        )
+    return problems

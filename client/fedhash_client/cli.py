@@ -1,0 +1,182 @@
+"""`fedhash-site`: the command of one data holder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import read_settings
+from fedhash.errors import FedhashError, QueryError
+from fedhash_client.settings import SiteSettings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Keep one site's part of a consortium: its data, its index, its answers.\n\n"
+    "Start with: fedhash-site check SITE.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
+ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def check(site: SiteFile, as_json: AsJson = False) -> None:
+    """Validate the site's files and its manifest, and name every row that cannot be used.
+
+    Ends with status 1 when a row cannot be used, so that a script notices.
+    """
+    from fedhash_client.archive_index import read_site_manifest
+
+    try:
+        settings, agreement = _read(site)
+        manifest = read_site_manifest(settings, agreement)
+    except FedhashError as error:
+        _fail(error)
+    consenting = [study for study in manifest.studies if study.consent]
+    counts = {
+        "site": settings.name,
+        "agreement": f"{agreement.name} {agreement.digest()[:12]}",
+        "usable studies": len(manifest.studies),
+        "patients": len({study.patient_id for study in manifest.studies}),
+        "without consent": len(manifest.studies) - len(consenting),
+        "rows with problems": len(manifest.problems),
+    }
+    positive = {
+        finding: sum(finding in study.positive for study in consenting)
+        for finding in agreement.findings
+    }
+    if as_json:
+        problems = [
+            {"file": str(each.file), "line": each.line, "message": each.message}
+            for each in manifest.problems
+        ]
+        _print_json({**counts, "positive studies": positive, "problems": problems})
+    else:
+        for name, value in counts.items():
+            _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False)
+        table = Table("finding", "positive studies", box=None, header_style="dim")
+        for finding, count in positive.items():
+            table.add_row(finding, str(count))
+        _out.print(table)
+        for problem in manifest.problems:
+            _err.print(escape(str(problem)), highlight=False, soft_wrap=True)
+    if manifest.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
+    """Encode the archive with a released model; the old index answers until the new is whole."""
+    from fedhash.registry.release import load_release
+    from fedhash_client.archive_index import build_archive
+
+    try:
+        settings, agreement = _read(site)
+        loaded = load_release(release)
+        with Progress(console=_err) as bars:
+            task = bars.add_task("encoding", total=None)
+            counts = build_archive(
+                settings,
+                agreement,
+                loaded,
+                lambda done, total: bars.update(task, completed=done, total=total),
+            )
+    except FedhashError as error:
+        _fail(error)
+    if as_json:
+        _print_json({"archive": str(settings.archive), "entries": counts})
+    else:
+        held = ", ".join(f"{count} {modality}" for modality, count in counts.items())
+        _out.print(f"{settings.archive}: {held}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def search(
+    site: SiteFile,
+    release: ReleaseFolder,
+    report: Annotated[str | None, typer.Option(help="Search for studies like this text.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Search for studies like this image.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The modality to search in; default: the query's own.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits wanted.")] = 10,
+    kappa: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Bound the radius: towards 1 precise, towards -1 broad."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only hits with this attribute. May be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the site's own archive for studies like an example."""
+    from fedhash.data.modalities import MODALITIES
+    from fedhash.index import Archive, SiteSearcher
+    from fedhash.index.encoding import encode_example
+    from fedhash.registry.release import load_release
+    from fedhash.search import make_query, radius_from_kappa
+    from fedhash.search.filters import parse_filters
+    from fedhash_client.archive_index import check_release
+
+    try:
+        settings, agreement = _read(site)
+        if (report is None) == (image is None):
+            raise QueryError("give exactly one of --report and --image")
+        modality, value = ("image", str(image)) if report is None else ("report", report)
+        loaded = load_release(release)
+        check_release(loaded, agreement)
+        if not settings.archive.is_file():
+            raise QueryError(
+                f"{settings.archive} is not there; make it first: "
+                f"fedhash-site index {site} --release {release}"
+            )
+        content = MODALITIES[modality].read(value, Path.cwd()).load()
+        query = make_query(
+            encode_example(loaded.build_model(), modality, content),
+            release_id=loaded.release_id,
+            modality=target or modality,
+            k=k,
+            radius=None if kappa is None else radius_from_kappa(kappa, agreement.code_bits),
+            filters=parse_filters(where or []),
+        )
+        with Archive(settings.archive, loaded.release_id, agreement.code_bits) as archive:
+            hits = SiteSearcher(settings.name, archive, agreement).answer(query)
+    except FedhashError as error:
+        _fail(error)
+    if as_json:
+        _print_json([{"handle": h.handle, "distance": h.distance, "score": h.score} for h in hits])
+        return
+    table = Table("", "distance", "handle", box=None, header_style="dim")
+    for rank, hit in enumerate(hits, 1):
+        table.add_row(str(rank), str(hit.distance), hit.handle)
+    _out.print(table if hits else "no study within the radius and the filters")
+
+
+def _read(site: Path) -> tuple[SiteSettings, Agreement]:
+    settings = read_settings(site, SiteSettings)
+    return settings, read_settings(settings.agreement, Agreement)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _fail(error: FedhashError) -> NoReturn:
+    _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from error

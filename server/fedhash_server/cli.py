@@ -1,0 +1,113 @@
+"""`fedhash-coordinator`: the command of the one who brings the sites together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import read_settings
+from fedhash.errors import ConfigurationError, FedhashError, Problem
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Check what a consortium agrees upon and what it releases.\n\n"
+    "Start with: fedhash-coordinator check AGREEMENT.yaml --round ROUND.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def main() -> None:
+    """Keeps `check` a subcommand of its own."""
+
+
+@app.command()
+def check(
+    agreement: Annotated[
+        Path, typer.Argument(help="The agreement's file.", metavar="AGREEMENT.yaml")
+    ],
+    round_file: Annotated[
+        Path | None, typer.Option("--round", help="A round file to check against it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Validate an agreement, build its anchors, and check a round file against it."""
+    from fedhash.codes import hamming_distances, pack_signs
+    from fedhash.models.anchors import Anchors
+    from fedhash.models.hash_model import build_model
+    from fedhash.models.layout import Layout
+    from fedhash.rounds.settings import RoundSettings, check_round
+
+    try:
+        terms = read_settings(agreement, Agreement)
+        anchors = Anchors.build(terms)
+        codes = pack_signs(anchors.matrix)
+        distances = hamming_distances(codes, codes)
+        apart = [int(distances[i, j]) for i in range(len(codes)) for j in range(i)]
+        facts = {
+            "agreement": f"{terms.name}, version {terms.version}",
+            "digest": terms.digest(),
+            "findings": len(terms.findings),
+            "code bits": terms.code_bits,
+            "anchors": anchors.digest(),
+            "anchors apart (bits)": f"{min(apart)} to {max(apart)}",
+            "smallest cohort": terms.smallest_cohort,
+            "margin range": f"{terms.margin_range[0]} to {terms.margin_range[1]}",
+        }
+        if round_file is not None:
+            settings = read_settings(round_file, RoundSettings)
+            layout = Layout.of(build_model(settings.model, terms.code_bits, seed=0))
+            facts |= {
+                "towers": ", ".join(
+                    f"{modality}: {tower.name}" for modality, tower in settings.model.towers.items()
+                ),
+                "model parameters": layout.size,
+                "layout": layout.digest(),
+                "rounds": settings.rounds,
+                "aggregation": settings.aggregation,
+            }
+            if problems := check_round(settings, terms):
+                raise ConfigurationError([Problem(round_file, None, each) for each in problems])
+    except FedhashError as error:
+        _fail(error)
+    _show(facts, as_json=as_json)
+
+
+@app.command()
+def release(
+    folder: Annotated[Path, typer.Argument(help="The release's folder.")], as_json: AsJson = False
+) -> None:
+    """Verify a release, byte by byte, and print what it says of itself."""
+    from fedhash.registry.release import load_release
+
+    try:
+        loaded = load_release(folder)
+    except FedhashError as error:
+        _fail(error)
+    _show(loaded.describe(), as_json=as_json)
+
+
+def _show(facts: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+        return
+    for name, value in facts.items():
+        _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False, soft_wrap=True)
+
+
+def _fail(error: FedhashError) -> NoReturn:
+    _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from error

@@ -1,0 +1,265 @@
+"""One cell of a comparison: one method under one seed, from training to its figures.
+
+All three methods are federations of the same machinery: `federated` has all sites, `central` one
+site that holds everyone's patients, `local` one federation of a single site for each site. Of
+`local`, every site's model answers all queries over the whole database, and the figures are means
+over the models.
+
+1. Training goes on from the last checkpoint; evaluated rounds are not evaluated again.
+2. `results.csv` is written last: a cell that has it is done.
+
+    >>> run_cell(Path("runs/demo"), "federated", 0, show=print)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedhash.codes import pack_signs
+from fedhash.evaluation.direction import MetricRow, evaluate_direction
+from fedhash.models.hash_model import HashModel, build_model, encode_studies
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+from fedhash.rounds.coordinator import RoundRecord
+from fedhash_sim.consortium import Consortium
+from fedhash_sim.federation import Federation, train_federation
+from fedhash_sim.progress import Progress, Show
+from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
+from fedhash_sim.run_folder import RunFolder, write_table
+from fedhash_sim.settings import Direction, ResolvedStudy
+
+__all__ = ["cell_name", "federations_of", "run_cell"]
+
+_Figures = list[tuple[Direction, MetricRow]]
+
+
+def cell_name(method: str, seed: int) -> str:
+    """How a cell is called on the screen."""
+    return f"{method}, seed {seed}"
+
+
+def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
+    """Train and evaluate one cell into its folder.
+
+    Args:
+        run: A run folder whose configuration and consortium of `seed` are written.
+        method: local, federated or central.
+        seed: One of the study's seeds.
+        show: Is told after each round.
+
+    Raises:
+        FedhashError: The cell cannot be finished; what is done so far stays.
+    """
+    torch.set_num_threads(1)  # the same sums whatever the number of workers
+    folder, study = RunFolder.existing(run)
+    cell = folder.cell(method, seed)
+    if cell.is_done:
+        return
+    consortium = Consortium.load(folder.data(seed))
+    federations = federations_of(study, consortium, method, seed)
+    rounds_total = study.round_of[method].rounds
+    figures: dict[str, dict[int, _Figures]] = {}
+    round_rows = []
+    for place, federation in enumerate(federations):
+        work = cell.path / "models" / str(place)
+        evaluator = _Evaluator(study, consortium, work, seed)
+        done = place * rounds_total
+
+        def on_round(
+            record: RoundRecord,
+            model: np.ndarray,
+            evaluator: _Evaluator = evaluator,
+            done: int = done,
+        ) -> None:
+            evaluator.after_round(record.round_number, rounds_total, model)
+            loss = "" if record.mean_loss is None else f"loss {record.mean_loss:.3f}"
+            show(
+                Progress(
+                    cell_name(method, seed),
+                    done + record.round_number,
+                    len(federations) * rounds_total,
+                    record.failure or loss,
+                )
+            )
+
+        outcome = train_federation(federation, study.settings.engine, work, on_round)
+        figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
+        round_rows += _round_rows(method, seed, federation, outcome.records)
+    write_table(cell.path / "rounds.csv", ROUND_COLUMNS, round_rows)
+    write_table(
+        cell.path / "results.csv",
+        RESULT_COLUMNS,
+        [
+            (method, seed, number, direction.query, direction.target, *_values(row))
+            for number, direction, row in _over_models(figures)
+        ],
+    )
+
+
+def federations_of(
+    study: ResolvedStudy, consortium: Consortium, method: str, seed: int
+) -> list[Federation]:
+    """The federations that a method trains."""
+    settings = study.round_of[method]
+    sites = consortium.sites
+    if method == "federated":
+        holdings = [("consortium", {site: consortium.training(site) for site in sites})]
+    elif method == "central":
+        holdings = [("central", {"central": consortium.training(*sites)})]
+    else:
+        holdings = [(site, {site: consortium.training(site)}) for site in sites]
+    agreement = study.agreement
+    if method != "federated":  # one party alone has no cohort to hide in, and nobody to hide from
+        agreement = agreement.model_copy(update={"smallest_cohort": 1})
+    return [
+        Federation(model_of, f"{method}-seed-{seed}", agreement, settings, studies, seed)
+        for model_of, studies in holdings
+    ]
+
+
+class _Evaluator:
+    """Evaluates a model vector on a study's queries, once a round, and remembers it on disk."""
+
+    def __init__(
+        self, study: ResolvedStudy, consortium: Consortium, folder: Path, seed: int
+    ) -> None:
+        self._study = study
+        self._consortium = consortium
+        self._folder = folder
+        self._model = build_model(study.round.model, study.agreement.code_bits, seed)
+
+    def after_round(self, number: int, rounds_total: int, model: np.ndarray) -> None:
+        every = self._study.settings.evaluation.every_rounds
+        if every and number % every == 0 and number < rounds_total:
+            self._evaluate(number, model)
+
+    def figures(self, model: np.ndarray, rounds_total: int) -> dict[int, _Figures]:
+        """All evaluated rounds, the last one among them."""
+        self._evaluate(rounds_total, model)
+        figures = {}
+        for path in sorted(self._folder.glob("evaluation-*.csv")):
+            with path.open(newline="", encoding="utf-8") as file:
+                figures[int(path.stem.removeprefix("evaluation-"))] = [
+                    (
+                        Direction(query=row["query"], target=row["target"]),
+                        MetricRow(
+                            row["metric"], row["group"], float(row["value"]), int(row["count"])
+                        ),
+                    )
+                    for row in csv.DictReader(file)
+                ]
+        return figures
+
+    def _evaluate(self, number: int, vector: np.ndarray) -> None:
+        path = self._folder / f"evaluation-{number:06d}.csv"
+        if path.is_file():
+            return
+        study, consortium = self._study, self._consortium
+        Layout.of(self._model).load(self._model, vector)
+        rows = evaluate_model(
+            self._model,
+            consortium.queries(),
+            consortium.database(*consortium.sites),
+            study.directions,
+            study.agreement.findings,
+            study.settings.evaluation.groups,
+        )
+        write_table(
+            path,
+            RESULT_COLUMNS[3:],
+            [(direction.query, direction.target, *_values(row)) for direction, row in rows],
+        )
+
+
+def evaluate_model(
+    model: HashModel,
+    queries: PreparedStudies,
+    database: PreparedStudies,
+    directions: Sequence[Direction],
+    findings: Sequence[str],
+    groups: Sequence[str],
+) -> _Figures:
+    """All metrics of a model in all directions; studies without a modality sit that one out."""
+    query_codes = {name: _codes(model, queries, name) for name in {d.query for d in directions}}
+    database_codes = {
+        name: _codes(model, database, name) for name in {d.target for d in directions}
+    }
+    rows = []
+    for direction in directions:
+        asks = queries.present[direction.query].numpy()
+        answers = database.present[direction.target].numpy()
+        attributes: list[Mapping[str, str]] = [
+            {name: each[name] for name in groups if name in each}
+            for each, present in zip(queries.attributes, asks, strict=True)
+            if present
+        ]
+        rows += [
+            (direction, row)
+            for row in evaluate_direction(
+                query_codes[direction.query][asks],
+                queries.labels.numpy()[asks],
+                database_codes[direction.target][answers],
+                database.labels.numpy()[answers],
+                findings=findings,
+                query_attributes=attributes,
+            )
+        ]
+    return rows
+
+
+def _codes(model: HashModel, studies: PreparedStudies, modality: str) -> np.ndarray:
+    return pack_signs(encode_studies(model, studies, modality))
+
+
+def _over_models(
+    figures: Mapping[str, Mapping[int, _Figures]],
+) -> list[tuple[int, Direction, MetricRow]]:
+    """Means over the models; where there are several, each model's mAP beside them."""
+    if len(figures) == 1:
+        (only,) = figures.values()
+        return [(number, *figure) for number, rows in only.items() for figure in rows]
+    cells: defaultdict[tuple[int, Direction, str, str], list[float]] = defaultdict(list)
+    each_model = []
+    for model_of, rounds in figures.items():
+        for number, rows in rounds.items():
+            for direction, row in rows:
+                cells[number, direction, row.metric, row.group].append(row.value)
+                if (row.metric, row.group) in {("map", "all"), ("chance_map", "all")}:
+                    of_model = MetricRow(row.metric, f"site_model={model_of}", row.value, 1)
+                    each_model.append((number, direction, of_model))
+    means = [
+        (number, direction, MetricRow(metric, group, float(np.mean(values)), len(values)))
+        for (number, direction, metric, group), values in cells.items()
+    ]
+    return means + each_model
+
+
+def _values(row: MetricRow) -> tuple[str, str, str, int]:
+    return (row.metric, row.group, f"{row.value:.6f}", row.count)
+
+
+def _round_rows(
+    method: str, seed: int, federation: Federation, records: Sequence[RoundRecord]
+) -> list[Sequence[object]]:
+    return [
+        (
+            method,
+            seed,
+            federation.model_of,
+            record.round_number,
+            site,
+            status,
+            record.failure or "",
+            "" if record.mean_loss is None else f"{record.mean_loss:.6f}",
+            record.weight,
+            f"{record.seconds:.4f}",
+        )
+        for record in records
+        for site, status in sorted(record.sites.items())
+    ]

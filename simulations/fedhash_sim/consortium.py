@@ -1,0 +1,227 @@
+"""The patients of one seed: split, dealt to sites, and made ready for training.
+
+1. Splits and sites are disjoint in patients.
+2. Training patients are dealt to sites; queries come from patients that no site trained on.
+3. With a held-out database each site keeps a share of its patients out of training, and only
+   those are searched; otherwise the database is what was trained on.
+
+A consortium is written once and read by every worker of that seed.
+
+    >>> consortium = build_consortium(study, seed=0, folder=Path("runs/demo/data/seed-0"))
+    >>> consortium.training("site-03")
+    PreparedStudies(...)
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from fedhash.data.splits import published_split, split_patients
+from fedhash.data.study import Study
+from fedhash.errors import DataError
+from fedhash.models.hash_model import build_model
+from fedhash.models.prepared import PreparedStudies, prepare_studies
+from fedhash.randomness import stream_seed
+from fedhash_sim.partitions import partition_patients
+from fedhash_sim.settings import ResolvedStudy, SplitFractions
+from fedhash_sim.sources import Pool, load_pool
+
+__all__ = ["Consortium", "Roles", "assign_roles", "build_consortium", "write_partition"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which studies do what, by study id.
+
+    Attributes:
+        training: Site to the studies it trains on.
+        database: Site to the studies it can be searched for.
+        queries: Studies that ask.
+    """
+
+    training: Mapping[str, tuple[str, ...]]
+    database: Mapping[str, tuple[str, ...]]
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """Roles, and all studies prepared.
+
+    Attributes:
+        roles: Which studies do what.
+        prepared: Every study that has a role.
+        problems: Rows of the source that could not be used.
+        without_consent: Studies left out for want of consent.
+    """
+
+    roles: Roles
+    prepared: PreparedStudies
+    problems: tuple[str, ...]
+    without_consent: int
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites, sorted."""
+        return tuple(sorted(self.roles.training))
+
+    def training(self, *sites: str) -> PreparedStudies:
+        """What these sites train on, together."""
+        return self._of([each for site in sites for each in self.roles.training[site]])
+
+    def database(self, *sites: str) -> PreparedStudies:
+        """What these sites can be searched for, together."""
+        return self._of([each for site in sites for each in self.roles.database[site]])
+
+    def queries(self) -> PreparedStudies:
+        """The studies that ask."""
+        return self._of(self.roles.queries)
+
+    def _of(self, study_ids: Sequence[str]) -> PreparedStudies:
+        row_of = {study_id: row for row, study_id in enumerate(self.prepared.study_ids)}
+        return self.prepared.select([row_of[study_id] for study_id in study_ids])
+
+    def save(self, folder: Path) -> None:
+        """Write to `folder`; `consortium.json` comes last and says that the rest is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.prepared.save(folder / "prepared.safetensors")
+        text = json.dumps(
+            {
+                "roles": asdict(self.roles),
+                "problems": self.problems,
+                "without_consent": self.without_consent,
+            }
+        )
+        unfinished = folder / "consortium.json.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / "consortium.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The folder does not hold a whole consortium.
+        """
+        try:
+            about = json.loads((folder / "consortium.json").read_text(encoding="utf-8"))
+            roles = about["roles"]
+            return cls(
+                Roles(
+                    {site: tuple(ids) for site, ids in roles["training"].items()},
+                    {site: tuple(ids) for site, ids in roles["database"].items()},
+                    tuple(roles["queries"]),
+                ),
+                PreparedStudies.load(folder / "prepared.safetensors"),
+                tuple(about["problems"]),
+                int(about["without_consent"]),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{folder} does not hold prepared studies ({error}); "
+                "remove the folder and run again"
+            ) from error
+
+
+def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortium:
+    """Load, split, deal and prepare; read it from `folder` where it was done before.
+
+    Raises:
+        DataError: The data cannot be had, or cannot be split or dealt as asked.
+        ModelError: The model's settings are wrong.
+    """
+    if (folder / "consortium.json").is_file():
+        return Consortium.load(folder)
+    pool = load_pool(study, seed, folder)
+    roles = assign_roles(study, pool, seed)
+    used = {
+        study_id
+        for group in (*roles.training.values(), *roles.database.values(), roles.queries)
+        for study_id in group
+    }
+    model = build_model(study.round.model, study.agreement.code_bits, seed)
+    consortium = Consortium(
+        roles,
+        prepare_studies(
+            model,
+            [each for each in pool.studies if each.study_id in used],
+            study.agreement.findings,
+        ),
+        pool.problems,
+        pool.without_consent,
+    )
+    consortium.save(folder)
+    return consortium
+
+
+def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
+    """Split the patients and deal the training patients to sites.
+
+    Raises:
+        DataError: The published split lacks a part, a site has nobody to train on, or the
+            partition is impossible.
+    """
+    settings = study.settings
+    if isinstance(settings.splits, SplitFractions):
+        fractions = {"val": settings.splits.val, "test": settings.splits.test}
+        splits = split_patients(
+            pool.studies, {"train": 1 - sum(fractions.values()), **fractions}, seed
+        )
+    else:
+        splits = published_split(pool.studies)
+    for split in ("train", settings.evaluation.queries):
+        if not splits.get(split):
+            raise DataError(
+                f"the split {split!r} is empty; the data has {_sizes(splits)}. "
+                "Change 'splits' or 'evaluation.queries' in the study"
+            )
+    sites = partition_patients(splits["train"], settings.partition, seed)
+    held_out = settings.evaluation.held_out_database
+    training, database = {}, {}
+    for site, studies in sites.items():
+        parts: Mapping[str, Sequence[Study]] = {"train": studies, "database": studies}
+        if held_out:
+            # A stream of its own: the patients of `train` are not uniform under the first one.
+            parts = split_patients(
+                studies,
+                {"train": 1 - held_out, "database": held_out},
+                stream_seed(seed, "held-out database"),
+            )
+        if not parts["train"]:
+            raise DataError(
+                f"site {site} has {len(studies)} studies and none is left to train on; lower "
+                "evaluation.held_out_database or raise partition.smallest_site_patients"
+            )
+        training[site] = tuple(each.study_id for each in parts["train"])
+        database[site] = tuple(each.study_id for each in parts["database"])
+    queries = tuple(each.study_id for each in splits[settings.evaluation.queries])
+    return Roles(training, database, queries)
+
+
+def write_partition(
+    path: Path, consortia: Mapping[int, Consortium], findings: Sequence[str]
+) -> None:
+    """Write the picture of who holds what: seed, site, finding, training patients."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "site", "finding", "patients"])
+        for seed, consortium in consortia.items():
+            for site in consortium.sites:
+                part = consortium.training(site)
+                for k, finding in enumerate(findings):
+                    positive = (part.labels[:, k] == 1).tolist()
+                    patients = {
+                        patient
+                        for patient, is_positive in zip(part.patient_ids, positive, strict=True)
+                        if is_positive
+                    }
+                    writer.writerow([seed, site, finding, len(patients)])
+
+
+def _sizes(splits: Mapping[str, Sequence[Study]]) -> str:
+    return ", ".join(f"{name}: {len(studies)}" for name, studies in sorted(splits.items()))

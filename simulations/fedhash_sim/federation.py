@@ -1,0 +1,126 @@
+"""Training one federation of simulated sites over the chosen engine, and what it releases.
+
+>>> outcome = train_federation(federation, "inprocess", Path("work"), on_round)
+>>> outcome.model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fedhash.agreement import Agreement
+from fedhash.models.hash_model import build_model
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+from fedhash.rounds.checkpoint import Checkpoints
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
+from fedhash.rounds.engine import Engine
+from fedhash.rounds.run import run_rounds
+from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.site import SiteAgent
+from fedhash.rounds.site_state import FileSiteState
+from fedhash.rounds.trainer import SiteTrainer
+from fedhash.rounds.training_messages import RunPlan
+from fedhash_sim.engines.inprocess import InProcessEngine
+
+__all__ = ["Federation", "Outcome", "train_federation"]
+
+OnRound = Callable[[RoundRecord, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Sites with their studies, and what they agreed to train.
+
+    Attributes:
+        model_of: Whose model it is: a site, `central` or `consortium`.
+        run_id: Names the run at the sites.
+        agreement: The consortium's agreement.
+        settings: The round file.
+        studies: Site to the studies that it trains on.
+        seed: Of the first model and of the sites' batches.
+    """
+
+    model_of: str
+    run_id: str
+    agreement: Agreement
+    settings: RoundSettings
+    studies: Mapping[str, PreparedStudies]
+    seed: int
+
+    def site(self, name: str, state_folder: Path) -> SiteAgent:
+        """The agent of one site; its memory between rounds is kept in `state_folder`."""
+        trainer = SiteTrainer(
+            name, self.agreement, self.settings.model, self.studies[name], self.seed
+        )
+        return SiteAgent(name, self.agreement, trainer, FileSiteState(state_folder / name))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a federation made.
+
+    Attributes:
+        federation: The federation.
+        model: The released model vector.
+        records: One record a round.
+    """
+
+    federation: Federation
+    model: np.ndarray
+    records: tuple[RoundRecord, ...]
+
+
+def train_federation(
+    federation: Federation, engine: str, folder: Path, on_round: OnRound
+) -> Outcome:
+    """Train all rounds, going on from the checkpoint in `folder` where there is one.
+
+    Args:
+        federation: The sites and the plan.
+        engine: `inprocess` or `flower`.
+        folder: For checkpoints and the sites' memory.
+        on_round: Called after each round with its record and the model vector.
+
+    Raises:
+        ProtocolError: Three rounds in a row failed.
+        CheckpointError: The folder belongs to another run.
+    """
+    model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
+    layout = Layout.of(model)
+    plan = RunPlan(
+        run_id=federation.run_id,
+        agreement_digest=federation.agreement.digest(),
+        layout_digest=layout.digest(),
+        sites=tuple(sorted(federation.studies)),
+        settings=federation.settings,
+    )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.load(plan) or CoordinatorState.start(
+        plan, federation.agreement, layout.flatten(model)
+    )
+    coordinator = RoundCoordinator(plan, federation.agreement, state)
+
+    def run(over: Engine) -> np.ndarray:
+        return run_rounds(
+            coordinator,
+            over,
+            checkpoints,
+            lambda record: on_round(record, coordinator.state.model),
+        )
+
+    sites = folder / "sites"
+    if engine == "flower" and not coordinator.finished:
+        from fedhash_sim.engines.flower import run_in_flower  # Ray takes seconds to import
+
+        vector = run_in_flower(
+            run, {name: partial(federation.site, name, sites) for name in plan.sites}
+        )
+    else:
+        vector = run(InProcessEngine([federation.site(name, sites) for name in plan.sites]))
+    return Outcome(federation, vector, coordinator.state.records)

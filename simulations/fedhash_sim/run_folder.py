@@ -1,0 +1,161 @@
+"""The folder of one run: what was asked, what was found, and enough to go on after a crash.
+
+    runs/demo/
+      study.yaml agreement.yaml round.yaml   the configuration as it ran, overrides applied
+      run.json                               version, command, sizes: what the report says of itself
+      data/seed-0/                           prepared studies and who holds them
+      cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
+      results.csv rounds.csv partition.csv   all cells together, tidy
+      archives/                              each site's binary index, for `fedhash-sim search`
+      plots/ report.html
+
+1. A finished cell is never run twice; an unfinished one goes on from its last round.
+2. A folder belongs to one resolved configuration; another one is refused, not mixed in.
+3. `replace` moves the earlier run aside to `<folder>.previous`, in place of the one before it.
+
+    >>> folder = RunFolder.open(Path("runs/demo"), study, replace=False)
+    >>> folder.cell("federated", 0).is_done
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhash.configuration import resolved
+from fedhash.errors import CheckpointError
+from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
+from fedhash_sim.settings import ResolvedStudy, read_study
+
+__all__ = ["CellFolder", "RunFolder", "write_table"]
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """Where one method under one seed keeps its things."""
+
+    path: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the cell has its results; they are written last."""
+        return (self.path / "results.csv").is_file()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder whose configuration is written."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
+        """Make the folder, or go on in it.
+
+        Raises:
+            CheckpointError: It holds another study's run, or something that is no run.
+        """
+        files = _configuration(study, path.resolve())
+        if path.exists() and replace:
+            _move_aside(path)
+        if path.exists() and any(path.iterdir()):
+            for name, text in files.items():
+                stored = path / name
+                if not stored.is_file() or stored.read_text(encoding="utf-8") != text:
+                    raise CheckpointError(
+                        f"{path} holds another run: its {name} differs from what is asked now. "
+                        "Choose another --out, or --replace to move the earlier run to "
+                        f"{path}.previous"
+                    )
+            return cls(path)
+        unfinished = path.with_name(f"{path.name}.new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for name, text in files.items():
+            (unfinished / name).write_text(text, encoding="utf-8")
+        if path.exists():
+            path.rmdir()
+        unfinished.rename(path)
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> tuple[RunFolder, ResolvedStudy]:
+        """An earlier run and its study.
+
+        Raises:
+            CheckpointError: The folder is no run folder.
+            ConfigurationError: Its configuration was damaged.
+        """
+        if not (path / "study.yaml").is_file():
+            raise CheckpointError(
+                f"{path} is no run folder (it has no study.yaml); make one with "
+                f"fedhash-sim run STUDY.yaml --out {path}"
+            )
+        return cls(path), read_study(path / "study.yaml")
+
+    def data(self, seed: int) -> Path:
+        """Folder of a seed's prepared studies."""
+        return self.path / "data" / f"seed-{seed}"
+
+    def cell(self, method: str, seed: int) -> CellFolder:
+        """Folder of one cell."""
+        return CellFolder(self.path / "cells" / f"{method}-seed-{seed}")
+
+    def archive(self, site: str) -> Path:
+        """A site's index; sites may have any name, files may not."""
+        safe = "".join(each if each.isalnum() or each in "-_" else "_" for each in site)
+        return self.path / "archives" / f"{safe}.sqlite"
+
+    def collect(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
+        """Join the cells' tables into the run's, in the order of methods and seeds."""
+        for name, columns in (("results.csv", RESULT_COLUMNS), ("rounds.csv", ROUND_COLUMNS)):
+            rows: list[Sequence[Any]] = []
+            for method in methods:
+                for seed in seeds:
+                    with (self.cell(method, seed).path / name).open(
+                        newline="", encoding="utf-8"
+                    ) as file:
+                        rows.extend(list(csv.reader(file))[1:])
+            write_table(self.path / name, columns, rows)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file that is whole or absent."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def _configuration(study: ResolvedStudy, path: Path) -> dict[str, str]:
+    """The three files as they ran; the study names its neighbours."""
+    settings = study.settings.model_copy(
+        update={"agreement": path / "agreement.yaml", "round": path / "round.yaml"}
+    )
+    return {
+        "study.yaml": resolved(settings, relative_to=path),
+        "agreement.yaml": resolved(study.agreement),
+        "round.yaml": resolved(study.round),
+    }
+
+
+def _move_aside(path: Path) -> None:
+    """Only a run folder is moved, so that a mistyped --out moves nobody's files."""
+    if not (path / "study.yaml").is_file() and any(path.iterdir()):
+        raise CheckpointError(
+            f"{path} is no run folder, so it is not replaced; choose another --out"
+        )
+    previous = path.with_name(f"{path.name}.previous")
+    if previous.exists():
+        if not (previous / "study.yaml").is_file():
+            raise CheckpointError(
+                f"{previous} is in the way and is no run folder; move it yourself"
+            )
+        shutil.rmtree(previous)
+    path.rename(previous)

@@ -1,0 +1,274 @@
+"""Asking all sites of a finished run, as a consortium would: encode, ask, merge.
+
+Each site's archive is filled with the released model's codes when the consortium is first opened.
+A simulation knows what a real asker would not, so the answers here also show the findings of the
+hits; the sites themselves answer with opaque handles only.
+
+    >>> with SimulatedConsortium.open(Path("runs/demo")) as consortium:
+    ...     question = consortium.question("report", "Large left pleural effusion.", "image")
+    ...     consortium.ask(question, k=10).hits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from fedhash.data.modalities import MODALITIES
+from fedhash.errors import QueryError
+from fedhash.index import Archive, SiteSearcher, site_handle
+from fedhash.index.encoding import encode_entries, encode_example
+from fedhash.models.anchors import Anchors
+from fedhash.models.hash_model import HashModel, encode_studies
+from fedhash.models.prepared import PreparedStudies
+from fedhash.randomness import stream_seed
+from fedhash.registry.release import Release, load_release
+from fedhash.search import abstains, make_query, merge, radius_from_kappa
+from fedhash_sim.consortium import Consortium
+from fedhash_sim.run_folder import RunFolder
+from fedhash_sim.settings import ResolvedStudy
+
+__all__ = ["Answer", "FoundStudy", "Question", "SimulatedConsortium", "simulated_handles"]
+
+# A target's own anchor leads by 1 in the best case and by 0 when two findings are as near.
+_ABSTENTION_MARGIN = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """An encoded example.
+
+    Attributes:
+        modality: What the example is.
+        target: The modality to search in.
+        text: The report, or a name for the image.
+        findings: What the example shows, where the simulation knows it.
+        outputs: The model's relaxed code v.
+    """
+
+    modality: str
+    target: str
+    text: str
+    findings: tuple[str, ...]
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True)
+class FoundStudy:
+    """One hit, with the findings that only the simulation knows."""
+
+    site: str
+    handle: str
+    distance: int
+    score: int
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The merged answer of all sites.
+
+    Attributes:
+        question: What was asked.
+        hits: Best first.
+        sites_asked: Number of sites.
+        abstained: The model is unsure what the example shows.
+    """
+
+    question: Question
+    hits: tuple[FoundStudy, ...]
+    sites_asked: int
+    abstained: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        question = self.question
+        return {
+            "query": {
+                "modality": question.modality,
+                "target": question.target,
+                "text": question.text,
+                "findings": list(question.findings),
+            },
+            "abstained": self.abstained,
+            "sites_asked": self.sites_asked,
+            "hits": [asdict(hit) for hit in self.hits],
+        }
+
+
+class SimulatedConsortium:
+    """The sites of one run, their archives open."""
+
+    def __init__(
+        self,
+        study: ResolvedStudy,
+        consortium: Consortium,
+        release: Release,
+        searchers: Sequence[SiteSearcher],
+        labels_of: Mapping[str, tuple[str, ...]],
+        stack: ExitStack,
+    ) -> None:
+        self._study = study
+        self._consortium = consortium
+        self._release = release
+        self._model: HashModel = release.build_model()
+        self._anchors = Anchors.build(release.agreement)
+        self._searchers = searchers
+        self._labels_of = labels_of
+        self._stack = stack
+
+    @classmethod
+    def open(cls, run: Path) -> Self:
+        """The consortium of a run's first seed, with the federated release.
+
+        Raises:
+            CheckpointError: The folder is no run.
+            ReleaseError: The run has no federated release yet.
+            ArchiveError: An archive is damaged.
+        """
+        folder, study = RunFolder.existing(run)
+        seed = study.settings.seeds[0]
+        release = load_release(folder.cell("federated", seed).path / "release")
+        consortium = Consortium.load(folder.data(seed))
+        model = release.build_model()
+        labels_of: dict[str, tuple[str, ...]] = {}
+        searchers = []
+        with ExitStack() as stack:
+            for site in consortium.sites:
+                studies = consortium.database(site)
+                handles = simulated_handles(seed, site, studies)
+                labels_of |= zip(handles, _findings(studies, release), strict=True)
+                path = folder.archive(site)
+                path.parent.mkdir(exist_ok=True)
+                archive = stack.enter_context(
+                    Archive(path, release.release_id, release.agreement.code_bits)
+                )
+                if archive.count() == 0:
+                    archive.add(encode_entries(model, studies, handles))
+                searchers.append(SiteSearcher(site, archive, release.agreement))
+            return cls(study, consortium, release, searchers, labels_of, stack.pop_all())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def question(self, modality: str, value: str, target: str | None) -> Question:
+        """Encode a report text, or an image or signal named as in a manifest.
+
+        Args:
+            modality: What the example is.
+            value: The text of a report, or the file of an image.
+            target: The modality to search in; None: the example's own.
+
+        Raises:
+            DataError: The file cannot be read.
+            ModelError: The model has no tower for the example.
+            QueryError: The target is unknown.
+        """
+        content = MODALITIES[modality].read(value, Path.cwd()).load()
+        return Question(
+            modality,
+            self._target(target, modality),
+            value,
+            (),
+            encode_example(self._model, modality, content),
+        )
+
+    def example(self, modality: str, study_id: str | None, target: str | None) -> Question:
+        """Ask with one of the run's own query studies.
+
+        Args:
+            modality: Which of its contents asks.
+            study_id: Which study; None: the first with the most findings.
+            target: The modality to search in; None: the example's own.
+
+        Raises:
+            QueryError: There is no such query study, or the target is unknown.
+        """
+        queries = self._consortium.queries()
+        if modality not in queries.present:
+            raise QueryError(
+                f"the run has no {modality!r}; it has {', '.join(sorted(queries.present))}"
+            )
+        candidates = queries.select(torch.nonzero(queries.present[modality]).flatten().tolist())
+        if study_id is not None and study_id not in candidates.study_ids:
+            raise QueryError(
+                f"{study_id!r} is no query study with {modality}; one of them is "
+                f"{candidates.study_ids[0]!r}"
+            )
+        row = (
+            candidates.study_ids.index(study_id)
+            if study_id is not None
+            else int((candidates.labels == 1).sum(dim=1).argmax())
+        )
+        asking = candidates.select([row])
+        return Question(
+            modality,
+            self._target(target, modality),
+            f"query study {asking.study_ids[0]}",
+            _findings(asking, self._release)[0],
+            encode_studies(self._model, asking, modality)[0],
+        )
+
+    def ask(
+        self,
+        question: Question,
+        *,
+        k: int,
+        kappa: float | None = None,
+        filters: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Ask all sites and merge their answers under the total order.
+
+        Raises:
+            QueryError: A site refuses the query; it says which of its limits.
+        """
+        code_bits = self._release.agreement.code_bits
+        query = make_query(
+            question.outputs,
+            release_id=self._release.release_id,
+            modality=question.target,
+            k=k,
+            radius=None if kappa is None else radius_from_kappa(kappa, code_bits),
+            filters=filters,
+        )
+        hits = merge([searcher.answer(query) for searcher in self._searchers], k)
+        return Answer(
+            question,
+            tuple(
+                FoundStudy(h.site, h.handle, h.distance, h.score, self._labels_of[h.handle])
+                for h in hits
+            ),
+            len(self._searchers),
+            abstains(question.outputs, self._anchors.matrix, _ABSTENTION_MARGIN),
+        )
+
+    def _target(self, target: str | None, own: str) -> str:
+        if target is not None and target not in self._model.modalities:
+            raise QueryError(
+                f"there is no modality {target!r} to search in; "
+                f"the release has {', '.join(self._model.modalities)}"
+            )
+        return target or own
+
+
+def simulated_handles(seed: int, site: str, studies: PreparedStudies) -> list[str]:
+    """Handles from a secret that anyone can compute: the studies of a simulation are no secret."""
+    secret = stream_seed(seed, "handles", site).to_bytes(16, "big")
+    return [site_handle(secret, study_id) for study_id in studies.study_ids]
+
+
+def _findings(studies: PreparedStudies, release: Release) -> list[tuple[str, ...]]:
+    vocabulary = release.agreement.findings
+    return [
+        tuple(finding for finding, state in zip(vocabulary, row, strict=True) if state == 1)
+        for row in studies.labels.tolist()
+    ]

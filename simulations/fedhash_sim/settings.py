@@ -1,0 +1,252 @@
+"""What a researcher writes: one YAML file that describes a whole comparison.
+
+A study file names an agreement and a round file and says which data, which partition into sites,
+which methods and which seeds. `--set` reaches into all three: `--set seeds=[0]`,
+`--set round.learning.learning_rate=1e-3`, `--set agreement.code_bits=32`.
+
+    >>> study = read_study(Path("configs/study/demo.yaml"), ["seeds=[0]"])
+    >>> study.round.rounds
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import Settings, read_settings
+from fedhash.data.phantom import PhantomSettings
+from fedhash.errors import ConfigurationError, Problem
+from fedhash.rounds.settings import RoundSettings, check_round
+
+__all__ = [
+    "Direction",
+    "EvaluationSettings",
+    "ManifestSource",
+    "Partition",
+    "PhantomSource",
+    "RecipeSource",
+    "ResolvedStudy",
+    "SplitFractions",
+    "StudySettings",
+    "read_study",
+]
+
+Method = Literal["local", "federated", "central"]
+
+
+class PhantomSource(PhantomSettings):
+    """Procedural studies, drawn anew for each seed."""
+
+    kind: Literal["phantom"]
+
+
+class RecipeSource(Settings):
+    """A public data set through its recipe."""
+
+    kind: Literal["recipe"]
+    recipe: str
+    folder: Path | None = Field(
+        default=None, description="the set's folder; default: $FEDHASH_DATA/<recipe>"
+    )
+
+
+class ManifestSource(Settings):
+    """A manifest of the researcher's own."""
+
+    kind: Literal["manifest"]
+    manifest: Path
+
+
+class Partition(Settings):
+    """How the training patients are dealt to sites.
+
+    `natural` follows the attribute `site` of the studies; `iid` and `dirichlet` deal patients by
+    their rarest positive finding.
+
+    Attributes:
+        scheme: The rule.
+        sites: Number of sites; not for `natural`.
+        alpha: Concentration of the Dirichlet draw; small is uneven. For `dirichlet` alone.
+        smallest_site_patients: Every site has at least so many training patients: a Dirichlet draw
+            with a smaller site is drawn again, smaller natural sites are pooled into one.
+    """
+
+    scheme: Literal["natural", "iid", "dirichlet"] = "natural"
+    sites: int | None = Field(default=None, ge=2, le=1000)
+    alpha: float | None = Field(default=None, gt=0)
+    smallest_site_patients: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _arguments_fit_the_scheme(self) -> Partition:
+        if (self.sites is None) != (self.scheme == "natural"):
+            raise ValueError(
+                "'sites' belongs to the schemes iid and dirichlet, which need it; "
+                "natural takes the sites from the data"
+            )
+        if (self.alpha is None) != (self.scheme != "dirichlet"):
+            raise ValueError("'alpha' belongs to the scheme dirichlet, which needs it")
+        return self
+
+
+class SplitFractions(Settings):
+    """Shares of the patients; what is left over trains."""
+
+    val: float = Field(default=0.1, ge=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train(self) -> SplitFractions:
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must leave patients to train on; lower one of them")
+        return self
+
+
+class Direction(Settings):
+    """Queries of one modality against codes of another."""
+
+    query: str
+    target: str
+
+
+class EvaluationSettings(Settings):
+    """What is asked and of which database."""
+
+    queries: Literal["val", "test"] = "test"
+    held_out_database: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the training patients kept from training as the database; "
+        "0: the database is what was trained on",
+    )
+    directions: tuple[Direction, ...] = Field(
+        default=(), description="default: every ordered pair of the agreement's modalities"
+    )
+    groups: tuple[str, ...] = Field(default=(), description="attributes to report by")
+    every_rounds: int | None = Field(default=None, ge=1, description="default: the end only")
+
+
+class StudySettings(Settings):
+    """One comparison."""
+
+    name: str
+    agreement: Path
+    round: Path
+    data: Annotated[PhantomSource | RecipeSource | ManifestSource, Field(discriminator="kind")]
+    partition: Partition = Partition()
+    splits: Literal["published"] | SplitFractions = SplitFractions()
+    methods: tuple[Method, ...] = ("local", "federated", "central")
+    seeds: tuple[int, ...] = (0,)
+    engine: Literal["inprocess", "flower"] = "inprocess"
+    evaluation: EvaluationSettings = EvaluationSettings()
+    method_settings: dict[Method, dict[str, bool | int | float | str | None]] = Field(
+        default={},
+        description="round settings that one method has otherwise, such as "
+        "{central: {learning.local_steps: 240}}",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> StudySettings:
+        for key, values in (("seeds", self.seeds), ("methods", self.methods)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{key!r} must hold at least one entry and none twice")
+        return self
+
+
+@dataclass(frozen=True)
+class ResolvedStudy:
+    """A study with the two files that it names, all overrides applied.
+
+    Attributes:
+        settings: The study file.
+        agreement: The agreement file.
+        round: The round file.
+        round_of: The round file as each method runs it (`method_settings`).
+    """
+
+    settings: StudySettings
+    agreement: Agreement
+    round: RoundSettings
+    round_of: Mapping[str, RoundSettings]
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The directions to evaluate."""
+        modalities = tuple(self.round.model.towers)
+        return self.settings.evaluation.directions or tuple(
+            Direction(query=query, target=target) for query in modalities for target in modalities
+        )
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
+    """Read a study file and the agreement and round files that it names.
+
+    Args:
+        path: The study file.
+        overrides: `key=value`; keys that start with `agreement.` or `round.` reach into those
+            files.
+
+    Raises:
+        ConfigurationError: One of the three files, or an override, is wrong.
+    """
+    inner: dict[str, list[str]] = {"agreement": [], "round": []}
+    own = []
+    for override in overrides:
+        head, _, rest = override.partition(".")
+        if head in inner and "=" not in head:
+            inner[head].append(rest)
+        else:
+            own.append(override)
+    settings = read_settings(path, StudySettings, own)
+    agreement = read_settings(settings.agreement, Agreement, inner["agreement"])
+    base = read_settings(settings.round, RoundSettings, inner["round"])
+    problems = [Problem(settings.round, None, each) for each in check_round(base, agreement)]
+    problems += [
+        Problem(
+            path,
+            None,
+            f"evaluation.directions asks for {name!r}; the round's model has no "
+            f"tower for it, only for {', '.join(base.model.towers)}",
+        )
+        for direction in settings.evaluation.directions
+        for name in (direction.query, direction.target)
+        if name not in base.model.towers
+    ]
+    round_of: dict[str, RoundSettings] = {}
+    for method in settings.methods:
+        changes = settings.method_settings.get(method, {})
+        try:
+            round_of[method] = read_settings(
+                settings.round,
+                RoundSettings,
+                [*inner["round"], *(f"{k}={json.dumps(v)}" for k, v in changes.items())],
+            )
+        except ConfigurationError as error:
+            problems += [
+                Problem(path, None, f"method_settings.{method}: {each.message}")
+                for each in error.problems
+            ]
+            continue
+        problems += [
+            Problem(path, None, f"method_settings.{method}: {each}")
+            for each in check_round(round_of[method], agreement)
+            if each not in check_round(base, agreement)
+        ]
+        if round_of[method].model != base.model:
+            problems.append(
+                Problem(
+                    path,
+                    None,
+                    f"method_settings.{method} changes the model; all methods of a "
+                    "study share it, so write a study of its own",
+                )
+            )
+    if problems:
+        raise ConfigurationError(problems)
+    return ResolvedStudy(settings, agreement, base, round_of)

@@ -1,0 +1,198 @@
+"""A whole comparison: data, cells in parallel, tables, archives and the report.
+
+>>> run_study(study, Path("runs/demo"), workers=2, replace=False, command="...", console=console)
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from fedhash import __version__
+from fedhash.errors import FedhashError, ProtocolError
+from fedhash.models.hash_model import build_model
+from fedhash.models.layout import Layout
+from fedhash_sim.cells import cell_name, run_cell
+from fedhash_sim.consortium import (
+    Consortium,
+    assign_roles,
+    build_consortium,
+    write_partition,
+)
+from fedhash_sim.progress import Progress, Show, live_progress
+from fedhash_sim.report import write_report
+from fedhash_sim.run_folder import RunFolder
+from fedhash_sim.settings import ResolvedStudy
+from fedhash_sim.sources import load_pool
+
+__all__ = ["describe", "plan_study", "run_study"]
+
+_POLL_S = 0.1  # how often the bars move
+
+
+def run_study(
+    study: ResolvedStudy,
+    path: Path,
+    *,
+    workers: int,
+    replace: bool,
+    command: str,
+    console: Console,
+) -> RunFolder:
+    """Run what is left of a study and write its tables and report.
+
+    Args:
+        study: The comparison.
+        path: The run folder; an unfinished run of the same study goes on.
+        workers: Cells that train at the same time, one thread each.
+        replace: Move an earlier run aside first.
+        command: The command line, for the report.
+        console: Where progress is shown.
+
+    Raises:
+        FedhashError: The study cannot be run; what is finished stays and is not run again.
+    """
+    folder = RunFolder.open(path, study, replace=replace)
+    settings = study.settings
+    consortia = {}
+    for seed in settings.seeds:
+        with console.status(f"preparing the studies of seed {seed}"):
+            consortia[seed] = build_consortium(study, seed, folder.data(seed))
+    write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
+    about = describe(study, consortia) | {"command": command}
+    (folder.path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    del consortia  # the workers read their own
+    open_cells = [
+        (method, seed)
+        for seed in settings.seeds
+        for method in settings.methods
+        if not folder.cell(method, seed).is_done
+    ]
+    _run_cells(folder.path, open_cells, workers, console)
+    folder.collect(settings.methods, settings.seeds)
+    with console.status("drawing the report"):
+        write_report(folder.path)
+    return folder
+
+
+def plan_study(study: ResolvedStudy) -> dict[str, Any]:
+    """What a run would do: the data is loaded, split and dealt, nothing is prepared or trained.
+
+    Raises:
+        FedhashError: The study cannot be run.
+    """
+    settings = study.settings
+    with TemporaryDirectory() as scratch:
+        pool = load_pool(study, settings.seeds[0], Path(scratch))
+    roles = assign_roles(study, pool, settings.seeds[0])
+    model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
+    return {
+        "study": settings.name,
+        "seeds": list(settings.seeds),
+        "methods": list(settings.methods),
+        "cells": len(settings.seeds) * len(settings.methods),
+        "rounds": {method: each.rounds for method, each in study.round_of.items()},
+        "model parameters": Layout.of(model).size,
+        "training studies": {site: len(ids) for site, ids in roles.training.items()},
+        "queries": len(roles.queries),
+        "rows with problems": list(pool.problems),
+        "studies without consent": pool.without_consent,
+    }
+
+
+def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str, Any]:
+    """What the report, the dry run and `run.json` say of a study."""
+    settings = study.settings
+    first = consortia[settings.seeds[0]]
+    model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
+    patients = {p for site in first.sites for p in first.training(site).patient_ids}
+    held_out = settings.evaluation.held_out_database
+    facts = {
+        "sites": len(first.sites),
+        "training patients": len(patients),
+        "training studies": len(first.training(*first.sites)),
+        "database studies": len(first.database(*first.sites)),
+        "queries": len(first.queries()),
+        "findings": len(study.agreement.findings),
+        "code bits": study.agreement.code_bits,
+        "model parameters": Layout.of(model).size,
+        "rounds": study.round.rounds,
+        "seeds": len(settings.seeds),
+    }
+    return {
+        "study": settings.name,
+        "version": __version__,
+        "facts": {name: f"{value:,}" for name, value in facts.items()},
+        "seeds": list(settings.seeds),
+        "methods": list(settings.methods),
+        "engine": settings.engine,
+        "aggregation": study.round.aggregation,
+        "queries": f"{settings.evaluation.queries} split, patients that no site trained on",
+        "database": f"held out, {held_out:.0%} of the training patients"
+        if held_out
+        else "the studies that were trained on",
+        "problems": list(first.problems),
+        "without_consent": first.without_consent,
+    }
+
+
+def _run_cells(run: Path, cells: Sequence[tuple[str, int]], workers: int, console: Console) -> None:
+    with live_progress([cell_name(*cell) for cell in cells], console) as show:
+        if workers == 1 or len(cells) < 2:
+            for method, seed in cells:
+                run_cell(run, method, seed, show)
+            return
+        # Not forked: torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        news: SimpleQueue[Progress] = context.SimpleQueue()
+        with ProcessPoolExecutor(
+            min(workers, len(cells)), context, initializer=_start_worker, initargs=(news,)
+        ) as pool:
+            try:
+                _follow([pool.submit(_work, run, *cell) for cell in cells], news, show)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+
+
+def _follow(futures: Sequence[Future[str | None]], news: SimpleQueue[Progress], show: Show) -> None:
+    """Show the news until all cells are done; the first failure ends the run."""
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        while not news.empty():
+            show(news.get())
+        for future in done:
+            if failure := future.result():
+                raise ProtocolError(failure)
+
+
+_news: SimpleQueue[Progress] | None = None
+
+
+def _start_worker(news: SimpleQueue[Progress]) -> None:
+    global _news  # noqa: PLW0603 - a pool hands its workers a queue in no other way
+    _news = news
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _work(run: Path, method: str, seed: int) -> str | None:
+    """Run a cell in a worker; errors return as text, since not every error can be pickled."""
+    if _news is None:
+        raise ProtocolError("a worker was started without a queue for its news")
+    try:
+        run_cell(run, method, seed, _news.put)
+    except FedhashError as error:
+        return f"{cell_name(method, seed)}: {error}"
+    return None

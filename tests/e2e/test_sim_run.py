@@ -1,0 +1,231 @@
+"""`fedhash-sim run` as a researcher uses it: from the YAML file to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fedhash.registry.release import load_release
+from typer.testing import CliRunner
+
+from fedhash.index import Archive
+from fedhash.index.encoding import encode_entries
+from fedhash.models.hash_model import encode_studies
+from fedhash.search import make_query
+from fedhash_sim.cli import app
+from fedhash_sim.consortium import Consortium
+from fedhash_sim.results import RESULT_COLUMNS, read_results, read_rounds
+from fedhash_sim.search import SimulatedConsortium, simulated_handles
+
+
+def run(*arguments: object, ok: bool = True) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert (result.exit_code == 0) == ok, result.output + result.stderr
+    return result.stdout if ok else result.stderr.replace("\n", " ")
+
+
+def run_all(study_file: Path, out: Path, *more: object) -> None:
+    run("run", study_file, "--out", out, "--workers", 1, *more)
+
+
+@pytest.fixture
+def finished(study_file: Path, tmp_path: Path) -> Path:
+    run_all(study_file, tmp_path / "run", "--set", "seeds=[0]")
+    return tmp_path / "run"
+
+
+def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    printed = json.loads(run("run", study_file, "--out", out, "--workers", 2, "--json"))
+    results = read_results(out)
+    assert tuple(results.columns) == RESULT_COLUMNS
+    cells = results.groupby(["method", "seed", "round"]).ngroups
+    assert cells == 3 * 2 * 2  # methods, seeds, evaluated rounds
+    assert results["value"].between(0, 1).all()
+    maps = results[(results["metric"] == "map") & (results["group"] == "all")]
+    assert len(maps) == cells
+    row = printed["tables"]["map"][0]
+    last = maps[(maps["method"] == "federated") & (maps["round"] == 4)]["value"]
+    assert row["federated"]["mean"] == pytest.approx(last.mean())
+    assert row["federated"]["sd"] == pytest.approx(last.std())
+    assert {"sex=female", "sex=male"} <= set(results["group"])
+    rounds = read_rounds(out)
+    assert (rounds["status"] == "ok").all()
+    assert len(rounds) == 2 * (4 * 3 + 4 + 3 * 4)  # federated, central, local
+    page = (out / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == len(list((out / "plots").glob("*.png")))
+    assert "No differential privacy" in page
+
+
+def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
+    run_all(study_file, tmp_path / "one")
+    run("run", study_file, "--out", tmp_path / "two", "--workers", 2)
+    one, two = ((tmp_path / name / "results.csv").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_finished_run_is_not_run_again(finished: Path, study_file: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*.csv")}
+    run_all(study_file, finished, "--set", "seeds=[0]")
+    after = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*.csv")}
+    assert before == after
+
+
+def test_another_study_does_not_go_on_in_the_folder(finished: Path, study_file: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    message = run("run", study_file, "--out", finished, "--set", "seeds=[5]", ok=False)
+    assert "holds another run" in message
+    assert "--replace" in message
+    assert (finished / "results.csv").read_bytes() == kept
+
+
+def test_replace_moves_the_earlier_run_aside(finished: Path, study_file: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    run_all(study_file, finished, "--set", "seeds=[5]", "--set", "methods=[central]", "--replace")
+    assert (finished.with_name("run.previous") / "results.csv").read_bytes() == kept
+    assert set(read_results(finished)["seed"]) == {5}
+
+
+def test_replace_leaves_folders_that_are_no_runs_alone(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.png").write_bytes(b"beach")
+    message = run("run", study_file, "--out", tmp_path / "photos", "--replace", ok=False)
+    assert "is no run folder" in message
+    assert (tmp_path / "photos" / "holiday.png").read_bytes() == b"beach"
+
+
+def test_a_moved_run_folder_still_answers(finished: Path, tmp_path: Path) -> None:
+    moved = finished.rename(tmp_path / "elsewhere")
+    (tmp_path / "study").rename(tmp_path / "gone")
+    answer = json.loads(run("search", moved, "--report", "Large effusion.", "--json"))
+    assert len(answer["hits"]) == 8
+
+
+def test_a_dry_run_trains_nothing(study_file: Path, tmp_path: Path) -> None:
+    plan = json.loads(run("run", study_file, "--out", tmp_path / "run", "--dry-run", "--json"))
+    assert plan["cells"] == 6
+    assert set(plan["training studies"]) == {"site-0", "site-1", "site-2"}
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seedz=[0]", 'did you mean "seeds"'),
+        ("round.learning.lerning_rate=1", 'did you mean "learning_rate"'),
+        ("agreement.code_bits=12", "multiple of 8"),
+        ("partition.scheme=pathological", "natural"),
+        ("round.loss.margin=0.9", "margin_range is 0.05 to 0.6"),
+        ("evaluation.directions=[{query: report, target: mri}]", "asks for 'mri'"),
+        ("method_settings={central: {rouns: 3}}", 'did you mean "rounds"'),
+        ("partition={scheme: iid, sites: 1000}", "need 1000 patients"),
+        ("round.model.towers.report.options.hiden=3", "hiden"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_work(
+    study_file: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    assert message in run("run", study_file, "--out", tmp_path / "run", "--set", change, ok=False)
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_the_merged_answer_is_that_of_one_index_holding_everything(
+    finished: Path, tmp_path: Path
+) -> None:
+    consortium = Consortium.load(finished / "data" / "seed-0")
+    release = load_release(finished / "cells" / "federated-seed-0" / "release")
+    model = release.build_model()
+    everything, site_of = [], {}
+    for site in consortium.sites:
+        studies = consortium.database(site)
+        handles = simulated_handles(0, site, studies)
+        site_of |= dict.fromkeys(handles, site)
+        everything += encode_entries(model, studies, handles)
+    queries = consortium.queries()
+    outputs = encode_studies(model, queries, "report")
+    with (
+        SimulatedConsortium.open(finished) as sites,
+        Archive(tmp_path / "all.sqlite", release.release_id, 64) as one,
+    ):
+        one.add(everything)
+        for row, study_id in enumerate(queries.study_ids[:10]):
+            answer = sites.ask(sites.example("report", study_id, None), k=7)
+            query = make_query(
+                outputs[row], release_id=release.release_id, modality="report", k=len(everything)
+            )
+            ordered = sorted(
+                (match.distance, -match.score, site_of[match.handle], match.handle)
+                for match in one.search(query)
+            )
+            assert [(h.distance, -h.score, h.site, h.handle) for h in answer.hits] == ordered[:7]
+
+
+def test_filters_and_radius_reach_the_sites(finished: Path) -> None:
+    def hits(*more: str) -> list[dict[str, object]]:
+        text = run("search", finished, "--report", "No finding.", "-k", 50, "--json", *more)
+        found: list[dict[str, object]] = json.loads(text)["hits"]
+        return found
+
+    everyone, women = hits(), hits("--where", "sex=female")
+    assert 0 < len(women) < len(everyone) or len(everyone) == 50
+    assert hits("--where", "sex=nobody") == []
+    assert all(int(str(hit["distance"])) <= 8 for hit in hits("--kappa", "0.5"))
+    assert "not NAME=VALUE" in run("search", finished, "--report", "x", "--where", "sex", ok=False)
+    assert "exactly one" in run("search", finished, ok=False)
+    assert "allows 100" in run("search", finished, "--report", "x", "-k", 101, ok=False)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
+    run_all(study_file, tmp_path / "whole", "--set", "round.rounds=12")
+    command = [
+        *(sys.executable, "-m", "fedhash_sim", "run", str(study_file), "--workers", "1"),
+        *("--out", str(tmp_path / "killed"), "--set", "round.rounds=12"),
+    ]
+    rng = np.random.default_rng(0)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(command, start_new_session=True)
+        try:
+            process.wait(timeout=float(rng.uniform(6, 10)))
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.1)
+    assert kills > 0
+    assert process.returncode == 0
+    whole, killed = ((tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_a_study_of_a_manifest_reports_the_rows_it_could_not_use(
+    study_file: Path, tmp_path: Path
+) -> None:
+    run("phantom", tmp_path / "phantom", "--sites", 1, "--patients-per-site", 40)
+    manifest = tmp_path / "phantom" / "site-0" / "manifest.csv"
+    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    table.loc[3, "positive"] = "gout"
+    table.to_csv(manifest, index=False)
+    out = tmp_path / "run"
+    run_all(
+        study_file,
+        out,
+        *("--set", f"data={{kind: manifest, manifest: {manifest}}}"),
+        *("--set", "partition={scheme: iid, sites: 3}", "--set", "seeds=[0]"),
+    )
+    about = json.loads((out / "run.json").read_text())
+    (problem,) = about["problems"]
+    assert "manifest.csv:5" in problem
+    assert "gout" in problem
+    assert "gout" in (out / "report.html").read_text()
