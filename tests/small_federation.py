@@ -6,27 +6,33 @@ halfway to its site's target, so the right answer can be computed by hand.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedhash.agreement import Agreement
 from fedhash.data.study import InMemory, Study
+from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.local_training import LocalResult
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
 from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
+from fedhash.rounds.run import run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState, MemorySiteState
 from fedhash.rounds.trainer import SiteTrainer
 from fedhash.rounds.training_messages import RunPlan, TrainRequest
+from fedhash_sim.engines.inprocess import InProcessEngine
 
 SITES = ("site-0", "site-1", "site-2")
 AGREEMENT = Agreement(
@@ -99,6 +105,21 @@ def site_agent(site: str, folder: Path | None = None) -> SiteAgent:
     return SiteAgent(site, AGREEMENT, SiteTrainer(site, AGREEMENT, MODEL, prepared, seed=7), state)
 
 
+def run_small_federation(folder: Path) -> np.ndarray:
+    """Sixty rounds of real training that go on from whatever `folder` holds."""
+    torch.set_num_threads(1)
+    optimiser = CoordinatorOptimiserSettings(name="fedavgm", momentum=0.5)
+    coordinator = new_coordinator(round_settings(rounds=60, coordinator_optimiser=optimiser))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    coordinator.state = checkpoints.load(coordinator.plan) or coordinator.state
+    engine = InProcessEngine([site_agent(site, folder) for site in SITES])
+    vector = run_rounds(coordinator, engine, checkpoints)
+    with (folder / "final.tmp").open("wb") as file:
+        np.save(file, vector)
+    (folder / "final.tmp").rename(folder / "final.npy")
+    return vector
+
+
 @dataclass
 class PullTrainer:
     """Update = (target - model) / 2; control delta = target - own variate; loss = target."""
@@ -120,3 +141,7 @@ class PullTrainer:
         update = ((self.target - request.model) / 2).astype(np.float32)
         delta = None if control is None else (self.target - control).astype(np.float32)
         return LocalResult(update, delta, self.steps, self.target)
+
+
+if __name__ == "__main__":
+    run_small_federation(Path(sys.argv[1]))

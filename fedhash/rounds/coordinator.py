@@ -182,11 +182,12 @@ class RoundCoordinator:
         update, *control_delta, loss = np.split(
             aggregate.total / aggregate.weight, np.cumsum(lengths)[:-1]
         )
-        model, optimiser = self._optimiser.step(state.model, update, state.optimiser)
         control = state.control
-        if control is not None:
-            share = len(counted) / len(self.plan.sites)
-            control = np.asarray(control + share * control_delta[0], np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for right below
+            model, optimiser = self._optimiser.step(state.model, update, state.optimiser)
+            if control is not None:
+                share = len(counted) / len(self.plan.sites)
+                control = np.asarray(control + share * control_delta[0], np.float32)
         for vector in (model, control):
             if vector is not None and not np.isfinite(vector).all():
                 raise ProtocolError(

@@ -158,16 +158,17 @@ def _header_text(data: bytes) -> str:
 
 
 def _parse_json(text: str, what: str) -> Any:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = dict(pairs)
-        if len(names) != len(pairs):
-            raise MessageError(f"the {what} holds one name twice; each name may stand once")
-        return names
-
     try:
-        return json.loads(text, object_pairs_hook=without_duplicates)
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"the {what} is not valid JSON: {error}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise MessageError("the header holds one name twice; each name may stand once")
+    return names
 
 
 def _check_name(what: str, name: object) -> None:

@@ -56,10 +56,9 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[str]:
         if modality not in agreement.modalities
     ]
     low, high = agreement.margin_range
-    if not low <= settings.loss.margin <= high:
-        problems.append(
-            f"loss.margin is {settings.loss.margin}, the agreement's margin_range is {low} to {high}"
-        )
+    margin = settings.loss.margin
+    if not low <= margin <= high:
+        problems.append(f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}")
     steps = settings.learning.local_steps
     if steps is not None and steps > agreement.largest_local_steps:
         problems.append(

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_federation import (
+    AGREEMENT,
+    SITES,
+    PullTrainer,
+    model_and_layout,
+    new_coordinator,
+    round_settings,
+    run_plan,
+    run_small_federation,
+)
+
+from fedhash.errors import CheckpointError, CohortError
+from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
+from fedhash.rounds._files import read_stored, write_stored
+from fedhash.rounds.checkpoint import Checkpoints
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
+from fedhash.rounds.messages import Message
+from fedhash.rounds.run import run_rounds
+from fedhash.rounds.site import SiteAgent
+from fedhash.rounds.site_state import FileSiteState
+from fedhash_sim.engines.inprocess import InProcessEngine
+
+SETTINGS = round_settings(
+    rounds=3, coordinator_optimiser=CoordinatorOptimiserSettings(name="fedadam")
+)
+PAIR = SITES[:2]
+PLAN = run_plan(SETTINGS, PAIR)
+
+
+def resume_and_run(folder: Path) -> RoundCoordinator:
+    """Everything anew from what the files say, as a process does when it starts."""
+    agents = [
+        SiteAgent(site, AGREEMENT, PullTrainer(float(i), i + 1), FileSiteState(folder / site))
+        for i, site in enumerate(PAIR)
+    ]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    start = CoordinatorState.start(PLAN, AGREEMENT, model_and_layout()[0])
+    coordinator = RoundCoordinator(PLAN, AGREEMENT, checkpoints.load(PLAN) or start)
+    run_rounds(coordinator, InProcessEngine(agents), checkpoints)
+    return coordinator
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    coordinator = resume_and_run(tmp_path)
+    state, loaded = coordinator.state, Checkpoints(tmp_path / "checkpoints").load(PLAN)
+    assert loaded is not None
+    assert (loaded.round_number, loaded.counted) == (3, dict.fromkeys(PAIR, 3))
+    assert loaded.records == state.records
+    assert loaded.optimiser.keys() == state.optimiser.keys() == {"first", "second"}
+    pairs = [(loaded.optimiser[name], state.optimiser[name]) for name in state.optimiser]
+    pairs += [(loaded.model, state.model), (loaded.control, state.control)]
+    pairs += [(loaded.margins.mu, state.margins.mu), (loaded.margins.w, state.margins.w)]
+    for one, other in pairs:
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_failed_round_is_saved_too(tmp_path: Path) -> None:
+    coordinator = new_coordinator(SETTINGS, PAIR)
+    with pytest.raises(CohortError, match="0 of 2 sites count"):
+        run_rounds(coordinator, InProcessEngine([]), Checkpoints(tmp_path))
+    loaded = Checkpoints(tmp_path).load(PLAN)
+    assert loaded is not None
+    assert [record.failure is None for record in loaded.records] == [False, False, False]
+
+
+def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "absent").load(PLAN) is None
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    resume_and_run(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["round-000002.checkpoint", "round-000003.checkpoint"]
+    states = sorted(path.name for path in (tmp_path / "site-0" / "run-1").iterdir())
+    assert states == ["round-000002.state", "round-000003.state"]
+
+
+def test_another_run_or_other_settings_are_refused(tmp_path: Path) -> None:
+    resume_and_run(tmp_path)
+    others = [
+        run_plan(SETTINGS),
+        run_plan(round_settings(rounds=4), PAIR),
+        PLAN.model_copy(update={"run_id": "run-2"}),
+        PLAN.model_copy(update={"agreement_digest": "0" * 64}),
+    ]
+    for plan in others:
+        with pytest.raises(CheckpointError, match="belongs to another run or to other settings"):
+            Checkpoints(tmp_path / "checkpoints").load(plan)
+
+
+def test_damage_is_found_and_the_round_before_serves(tmp_path: Path) -> None:
+    whole = resume_and_run(tmp_path).state.model
+    newest = tmp_path / "checkpoints" / "round-000003.checkpoint"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"does not match its own hash.*delete it to go on"):
+        resume_and_run(tmp_path)
+    newest.unlink()
+    assert resume_and_run(tmp_path).state.model.tobytes() == whole.tobytes()
+
+
+def test_a_stored_file_of_another_kind_or_version_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "round-000001.checkpoint"
+    write_stored(path, Message("site_state", {}, {}))
+    with pytest.raises(CheckpointError, match="holds a 'site_state', expected a 'checkpoint'"):
+        Checkpoints(path.parent).load(PLAN)
+    facts = np.frombuffer(b'{"from": "the future"}', np.uint8)
+    write_stored(path, Message("checkpoint", {}, {"facts": facts}))
+    with pytest.raises(CheckpointError, match="was written by another version"):
+        Checkpoints(path.parent).load(PLAN)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_stored(tmp_path / "absent", "checkpoint")
+
+
+class PowerCut(BaseException):
+    """Nothing catches it, as nothing catches a power cut."""
+
+
+def cut_power_at(monkeypatch: pytest.MonkeyPatch, operation: int) -> Iterator[None]:
+    """Let the process die at its n-th write, sync, rename or removal of a file."""
+    done = 0
+
+    def dying(original):
+        def operate(*arguments, **options):
+            nonlocal done
+            done += 1
+            if done == operation:
+                raise PowerCut
+            return original(*arguments, **options)
+
+        return operate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dying(lambda file: None))
+        patch.setattr(Path, "replace", dying(Path.replace))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        yield
+
+
+def test_a_power_cut_at_any_file_operation_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = resume_and_run(tmp_path / "never-cut").state
+    cuts, finished = 0, False
+    while not finished:
+        folder = tmp_path / str(cuts)
+        for _ in cut_power_at(monkeypatch, operation=cuts + 1):
+            try:
+                resume_and_run(folder)
+                finished = True
+            except PowerCut:
+                cuts += 1
+        state = resume_and_run(folder).state
+        assert state.model.tobytes() == expected.model.tobytes()
+        assert state.control.tobytes() == expected.control.tobytes()
+        assert [(r.round_number, r.sites, r.mean_loss) for r in state.records] == [
+            (r.round_number, r.sites, r.mean_loss) for r in expected.records
+        ]
+    assert cuts > 3 * 3 * 3  # rounds x (sites + coordinator) x (two syncs and a rename)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_model_of_one_that_was_not(tmp_path: Path) -> None:
+    """SIGKILL at random moments, several times, with real training in a process of its own."""
+    expected = run_small_federation(tmp_path / "never-killed")
+    folder = tmp_path / "killed"
+    for _ in range(4):
+        process = start_federation(folder)
+        seen = newest_checkpoint(folder)
+        while newest_checkpoint(folder) == seen:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert start_federation(folder).wait() == 0
+    assert np.load(folder / "final.npy").tobytes() == expected.tobytes()
+
+
+def start_federation(folder: Path) -> subprocess.Popen[bytes]:
+    script = Path(__file__).parents[1] / "small_federation.py"
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return subprocess.Popen(  # noqa: S603 - our own script
+        [sys.executable, script, folder], env=os.environ | {"PYTHONPATH": path}
+    )
+
+
+def newest_checkpoint(folder: Path) -> str:
+    return max((path.name for path in (folder / "checkpoints").glob("*.checkpoint")), default="")
