@@ -1,1 +1,10 @@
-"""index"""
+"""A site's archive of codes: stored in one SQLite file, searched exactly in memory."""
+
+from __future__ import annotations
+
+from fedhash.index._store import replace_archive
+from fedhash.index.archive import Archive, Match
+from fedhash.index.entry import Entry, site_handle
+from fedhash.index.searcher import SiteSearcher
+
+__all__ = ["Archive", "Entry", "Match", "SiteSearcher", "replace_archive", "site_handle"]

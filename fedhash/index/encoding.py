@@ -3,6 +3,8 @@
     >>> archive.add(encode_entries(model, prepared, handles))
     >>> outputs = encode_example(model, "report", "Large left pleural effusion.")
     >>> make_query(outputs, release_id=archive.release_id, modality="image", k=10)
+
+Both must come from one release: codes of different releases are never compared.
 """
 
 from __future__ import annotations
