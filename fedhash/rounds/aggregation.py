@@ -16,7 +16,7 @@ consortium whose agreement accepts that.
 
 Shape suffix: D length of a reply's vector.
 
-    >>> steps = PlainAggregation().aggregate({"hospital-a": request})
+    >>> steps = PlainAggregation().aggregate(request)
     >>> stage = next(steps)                       # Stage("train", {"hospital-a": Message(...)})
     >>> steps.send(answers)                       # StopIteration.value is the Aggregate
 """
@@ -92,10 +92,8 @@ class Aggregation(Protocol):
 
     name: ClassVar[str]
 
-    def aggregate(
-        self, requests: Mapping[str, TrainRequest]
-    ) -> Generator[Stage, Answers, Aggregate]:
-        """Run one round's exchanges with the asked sites."""
+    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
+        """Run one round's exchanges with the request's cohort."""
         ...
 
 
@@ -125,20 +123,15 @@ class PlainAggregation:
 
     name: ClassVar[str] = "plain"
 
-    def aggregate(
-        self, requests: Mapping[str, TrainRequest]
-    ) -> Generator[Stage, Answers, Aggregate]:
+    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
         """See :class:`Aggregation`."""
-        answers = yield Stage(
-            "train", {site: request.to_message() for site, request in requests.items()}
-        )
-        request = next(iter(requests.values()))
+        answers = yield Stage("train", dict.fromkeys(request.cohort, request.to_message()))
         length = sum(reply_blocks(request.plan, request.model.size).values())
         total, weight = np.zeros(length), 0.0
         left_out: dict[str, str] = {}
-        for site in sorted(requests):
+        for site in sorted(request.cohort):
             try:
-                reply = TrainReply.from_message(answered(answers, site), requests[site])
+                reply = TrainReply.from_message(answered(answers, site), request)
             except MessageError as error:
                 left_out[site] = f"nonsense: {error}"
             except ProtocolError as error:

@@ -137,8 +137,7 @@ class RoundCoordinator:
         number = self.state.round_number + 1
         try:
             self._check_cohort(cohort, sites)
-            requests = {site: self._request(site, cohort) for site in cohort}
-            aggregate = yield from self._aggregation.aggregate(requests)
+            aggregate = yield from self._aggregation.aggregate(self._request(cohort))
             sites |= aggregate.left_out
             counted = [site for site in cohort if sites[site] == "ok"]
             self._check_cohort(counted, sites)
@@ -152,13 +151,13 @@ class RoundCoordinator:
         self._end(following, record)
         return record
 
-    def _request(self, site: str, cohort: tuple[str, ...]) -> TrainRequest:
+    def _request(self, cohort: tuple[str, ...]) -> TrainRequest:
         state = self.state
         return TrainRequest(
             plan=self.plan,
             round_number=state.round_number + 1,
-            counted_round=state.counted.get(site, 0),
             cohort=cohort,
+            counted=state.counted,
             model=state.model,
             margins=state.margins,
             control=state.control,

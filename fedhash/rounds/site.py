@@ -139,7 +139,10 @@ class SiteAgent:
         if not (np.isfinite(vector).all() and np.isfinite(after).all()):
             raise RefusedError("training_failed", "the training left the finite numbers")
         self._state.keep(
-            plan.run_id, request.round_number, after, counted_round=request.counted_round
+            plan.run_id,
+            request.round_number,
+            after,
+            counted_round=request.counted.get(self.site, 0),
         )
         weight = float(self._trainer.patients) if plan.settings.weighting == "patients" else 1.0
         return Contribution(vector, weight)
@@ -186,7 +189,7 @@ class SiteAgent:
                 f"{self._agreement.smallest_cohort} sites",
             )
         newest = self._state.newest_round(plan.run_id)
-        number, counted = request.round_number, request.counted_round
+        number, counted = request.round_number, request.counted.get(self.site, 0)
         if not (counted < number <= plan.settings.rounds and newest <= number):
             raise RefusedError(
                 "stale_round",
@@ -222,13 +225,14 @@ class SiteAgent:
         """The site's own variate, None in a run without control variates."""
         if request.control is None:
             return None
-        if request.counted_round == 0:
+        counted = request.counted.get(self.site)
+        if counted is None:
             return np.zeros_like(request.model)
-        control = self._state.control(request.plan.run_id, request.counted_round)
+        control = self._state.control(request.plan.run_id, counted)
         if control is None or control.shape != request.model.shape:
             raise RefusedError(
                 "control_lost",
-                f"this site does not have its control variate of round {request.counted_round} "
-                f"any more; start a new run from the current model",
+                f"this site does not have its control variate of round {counted} any "
+                f"more; start a new run from the current model",
             )
         return control

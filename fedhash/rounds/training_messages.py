@@ -22,6 +22,7 @@ Shape suffixes: d model parameters, K findings, D length of the reply's vector.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -79,8 +80,8 @@ class RunPlan(Settings):
 class _RequestHeader(Settings):
     plan: RunPlan
     round_number: int = Field(ge=1)
-    counted_round: int = Field(ge=0)
     cohort: tuple[SiteName, ...]
+    counted: dict[SiteName, Annotated[int, Field(ge=1)]]
 
 
 class _ReplyHeader(Settings):
@@ -97,14 +98,15 @@ class _RefusalHeader(Settings):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainRequest:
-    """The coordinator asks a site to train.
+    """The coordinator asks sites to train; every site of a round gets the same request.
 
     Attributes:
         plan: The run.
         round_number: From 1 to `plan.settings.rounds`.
-        counted_round: The last round whose aggregate holds this site's reply, 0 for none; the
-            site goes on from the control variate of that round and drops what was not counted.
         cohort: The sites that are asked in this round, sorted.
+        counted: Site to the last round whose aggregate holds its reply. A site goes on from its
+            control variate of that round, drops what was not counted, and starts from zero when it
+            is not named.
         model: Released model vector.
         margins: mu and w of each finding.
         control: The coordinator's control variate, present exactly when the plan uses them.
@@ -112,8 +114,8 @@ class TrainRequest:
 
     plan: RunPlan
     round_number: int
-    counted_round: int
     cohort: tuple[str, ...]
+    counted: Mapping[str, int]
     model: Float32[np.ndarray, " d"]
     margins: Margins
     control: Float32[np.ndarray, " d"] | None
@@ -123,8 +125,8 @@ class TrainRequest:
         header = _RequestHeader(
             plan=self.plan,
             round_number=self.round_number,
-            counted_round=self.counted_round,
             cohort=self.cohort,
+            counted=dict(self.counted),
         )
         arrays = {
             "model": self.model,
@@ -156,8 +158,8 @@ class TrainRequest:
         return cls(
             header.plan,
             header.round_number,
-            header.counted_round,
             header.cohort,
+            header.counted,
             arrays["model"],
             Margins(arrays["margin"], arrays["margin_weight"]),
             arrays.get("control"),

@@ -255,20 +255,18 @@ class MaskedAggregation:
 
     name = "plain"
 
-    def aggregate(
-        self, requests: Mapping[str, TrainRequest]
-    ) -> Generator[Stage, Answers, Aggregate]:
-        answers = yield Stage("train", {s: r.to_message() for s, r in requests.items()})
+    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
+        answers = yield Stage("train", dict.fromkeys(request.cohort, request.to_message()))
         total, weight, left_out = 0.0, 0.0, {}
-        for site in sorted(requests):
+        for site in request.cohort:
             try:
-                reply = TrainReply.from_message(answered(answers, site), requests[site])
+                reply = TrainReply.from_message(answered(answers, site), request)
             except ProtocolError as error:
                 left_out[site] = str(error)
                 continue
             total = total + reply.weight * reply.vector.astype(np.float64)
             weight += reply.weight
-        alive = sorted(requests.keys() - left_out)
+        alive = sorted(set(request.cohort) - set(left_out))
         unmask = Message("unmask", {"alive": alive}, {})
         answers = yield Stage("unmask", dict.fromkeys(alive, unmask))
         for site in alive:

@@ -41,11 +41,11 @@ def altered(message: Message, header: dict | None = None, **arrays: np.ndarray |
 
 
 def test_a_request_survives_its_message() -> None:
-    request = replace(train_request(), counted_round=3, round_number=4)
+    request = replace(train_request(), counted={"site-0": 3}, round_number=4)
     data = request.to_message().encode()
     assert len(data) <= largest_message_bytes(request.model.size)
     read = TrainRequest.from_message(Message.decode(data, max_bytes=len(data)))
-    assert (read.plan, read.round_number, read.counted_round) == (PLAN, 4, 3)
+    assert (read.plan, read.round_number, read.counted) == (PLAN, 4, {"site-0": 3})
     assert read.cohort == SITES
     np.testing.assert_array_equal(read.model, request.model)
     np.testing.assert_array_equal(read.margins.mu, np.full(3, 0.3, np.float32))
@@ -68,7 +68,7 @@ def test_a_run_without_control_variates_sends_none() -> None:
     [
         ({"round_number": 0}, {}, "round_number: Input should be greater than or equal to 1"),
         ({"round_number": "1"}, {}, "round_number: Input should be a valid integer"),
-        ({"counted_round": -1}, {}, "counted_round"),
+        ({"counted": {"site-0": 0}}, {}, "counted.site-0: Input should be greater than"),
         ({"cohort": ["a\x1b[2J"]}, {}, "cohort.0: String should match pattern"),
         ({"surprise": 1}, {}, "surprise: Extra inputs are not permitted"),
         ({"plan": {}}, {}, "plan.run_id: Field required"),
@@ -167,7 +167,7 @@ json_values = st.recursive(
 
 
 @given(
-    field=st.sampled_from(["plan", "round_number", "counted_round", "cohort"]),
+    field=st.sampled_from(["plan", "round_number", "counted", "cohort"]),
     plan_field=st.sampled_from(sorted(RunPlan.model_fields)),
     value=json_values,
 )

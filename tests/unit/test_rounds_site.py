@@ -91,7 +91,7 @@ MARGINS = Margins.constant(3, 0.3)
         ({"cohort": ("site-0", "site-0")}, "bad_cohort", "must be sorted"),
         ({"cohort": ("site-0", "stranger")}, "bad_cohort", "part of the run's roster"),
         ({"round_number": 5}, "stale_round", "round 5 was asked for"),
-        ({"counted_round": 1}, "stale_round", "after round 1 counted"),
+        ({"counted": {"site-0": 1}}, "stale_round", "after round 1 counted"),
         (
             {"margins": replace(MARGINS, mu=np.array([0.3, 0.61, 0.3], np.float32))},
             "margin_out_of_range",
@@ -104,7 +104,7 @@ MARGINS = Margins.constant(3, 0.3)
         ),
         ({"margins": Margins.constant(4, 0.3)}, "margin_out_of_range", "expected 3 values"),
         (
-            {"counted_round": 1, "round_number": 2},
+            {"counted": {"site-0": 1}, "round_number": 2},
             "control_lost",
             "does not have its control variate of round 1",
         ),
@@ -211,7 +211,7 @@ def test_a_site_keeps_the_counted_and_the_newest_state(state: SiteState) -> None
 def test_a_round_asked_again_gives_the_same_reply(state: SiteState) -> None:
     site = agent(PullTrainer(2.0), state)
     first = request(round_number=1)
-    second = request(round_number=2, counted_round=1)
+    second = request(round_number=2, counted={"site-0": 1})
     site.handle(first.to_message())
     once, again = (site.handle(second.to_message()) for _ in range(2))
     assert once.encode() == again.encode()
@@ -223,7 +223,7 @@ def test_a_round_asked_again_gives_the_same_reply(state: SiteState) -> None:
 def test_what_did_not_count_is_dropped(state: SiteState) -> None:
     site = agent(PullTrainer(2.0), state)
     site.handle(request(round_number=1).to_message())
-    second = request(round_number=2, counted_round=0)
+    second = request(round_number=2, counted={"site-1": 1})
     reply = TrainReply.from_message(site.handle(second.to_message()), second)
     assert set(reply.vector[second.model.size : -1].tolist()) == {2.0}
 

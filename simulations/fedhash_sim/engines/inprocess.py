@@ -58,14 +58,18 @@ class InProcessEngine:
         timeout_s: float,  # noqa: ARG002 - the port's signature
     ) -> Mapping[str, Message | SiteFailure]:
         """See :class:`fedhash.rounds.engine.Engine`."""
-        return {site: self._ask_one(stage, site, requests[site]) for site in sorted(requests)}
+        # sites that get the same message share its byte form
+        encoded = {id(message): message.encode() for message in requests.values()}
+        return {
+            site: self._ask_one(stage, site, encoded[id(requests[site])])
+            for site in sorted(requests)
+        }
 
-    def _ask_one(self, stage: str, site: str, request: Message) -> Message | SiteFailure:
+    def _ask_one(self, stage: str, site: str, asked: bytes) -> Message | SiteFailure:
         if site not in self._agents:
             return SiteFailure("unreachable", f"there is no site {site!r} in this engine")
         agent = self._agents[site]
         started = time.perf_counter()
-        asked = request.encode()
         try:
             delivered = Message.decode(asked, max_bytes=agent.max_message_bytes)
         except MessageError as error:
