@@ -97,12 +97,15 @@ def site_studies(site: str) -> list[Study]:
     ]
 
 
-def site_agent(site: str, folder: Path | None = None) -> SiteAgent:
+def site_agent(
+    site: str, folder: Path | None = None, *, agreement: Agreement = AGREEMENT
+) -> SiteAgent:
     """An agent that really trains; with a folder, its state outlives the process."""
-    model = build_model(MODEL, AGREEMENT.code_bits, seed=0)
-    prepared = prepare_studies(model, site_studies(site), AGREEMENT.findings)
+    model = build_model(MODEL, agreement.code_bits, seed=0)
+    prepared = prepare_studies(model, site_studies(site), agreement.findings)
     state = MemorySiteState() if folder is None else FileSiteState(folder / site)
-    return SiteAgent(site, AGREEMENT, SiteTrainer(site, AGREEMENT, MODEL, prepared, seed=7), state)
+    trainer = SiteTrainer(site, agreement, MODEL, prepared, seed=7)
+    return SiteAgent(site, agreement, trainer, state)
 
 
 def run_small_federation(folder: Path) -> np.ndarray:

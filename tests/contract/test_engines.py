@@ -1,0 +1,106 @@
+"""What every engine promises (fedhash.rounds.engine), by one test body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import pytest
+from small_federation import AGREEMENT, SITES, new_coordinator, round_settings, site_agent
+
+from fedhash.rounds.coordinator import RoundCoordinator
+from fedhash.rounds.engine import Engine, SiteFailure
+from fedhash.rounds.messages import Message
+from fedhash.rounds.run import run_rounds
+from fedhash.rounds.site import SiteAgent
+from fedhash_sim.engines.inprocess import InProcessEngine
+
+T = TypeVar("T")
+Blueprints: TypeAlias = Mapping[str, Callable[[], SiteAgent]]
+
+SETTINGS = round_settings(rounds=3)
+OTHER_AGREEMENT = AGREEMENT.model_copy(update={"version": 2})
+BLUEPRINTS: Blueprints = {
+    "site-0": partial(site_agent, "site-0"),
+    "site-1": partial(site_agent, "site-1"),
+    "site-2": partial(site_agent, "site-2", agreement=OTHER_AGREEMENT),
+}
+
+
+def in_process(run: Callable[[Engine], T], sites: Blueprints) -> T:
+    return run(InProcessEngine([blueprint() for blueprint in sites.values()]))
+
+
+ENGINES = [pytest.param(in_process, id="inprocess")]
+
+
+@pytest.fixture(scope="module")
+def expected() -> RoundCoordinator:
+    """The run by hand: state machines that pass each other objects, without any engine."""
+    agents = {site: blueprint() for site, blueprint in BLUEPRINTS.items()}
+    coordinator = new_coordinator(SETTINGS)
+    while not coordinator.finished:
+        steps = coordinator.round(SITES)
+        stage = next(steps)
+        with pytest.raises(StopIteration):
+            steps.send({site: agents[site].handle(m) for site, m in stage.requests.items()})
+    return coordinator
+
+
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_an_engine_keeps_its_promises(
+    with_engine: Callable[[Callable[[Engine], None], Blueprints], None],
+    expected: RoundCoordinator,
+) -> None:
+    def run(engine: Engine) -> None:
+        assert engine.sites == SITES
+        every_asked_site_has_one_answer(engine)
+        peers_share_no_memory(engine)
+        the_run_is_that_of_the_state_machines(engine, expected)
+
+    with_engine(run, BLUEPRINTS)
+
+
+def every_asked_site_has_one_answer(engine: Engine) -> None:
+    request = first_request()
+    answers = engine.ask("train", dict.fromkeys([*SITES, "nowhere"], request), timeout_s=60)
+    assert set(answers) == {*SITES, "nowhere"}
+    missing = answers["nowhere"]
+    assert isinstance(missing, SiteFailure)
+    assert missing.reason == "unreachable"
+    kinds = {site: message_of(answers, site).kind for site in SITES}
+    assert kinds == {"site-0": "train_reply", "site-1": "train_reply", "site-2": "refusal"}
+    assert set(engine.ask("train", {"site-1": request}, timeout_s=60)) == {"site-1"}
+
+
+def peers_share_no_memory(engine: Engine) -> None:
+    request = first_request()
+    before = request.encode()
+    first = message_of(engine.ask("train", {"site-0": request}, timeout_s=60), "site-0")
+    bytes_of_first = first.encode()
+    first.arrays["vector"] += 1
+    again = message_of(engine.ask("train", {"site-0": request}, timeout_s=60), "site-0")
+    assert again.encode() == bytes_of_first
+    assert request.encode() == before
+
+
+def the_run_is_that_of_the_state_machines(engine: Engine, expected: RoundCoordinator) -> None:
+    coordinator = new_coordinator(SETTINGS)
+    vector = run_rounds(coordinator, engine)
+    np.testing.assert_array_equal(vector, expected.state.model)
+    for record, other in zip(coordinator.state.records, expected.state.records, strict=True):
+        assert record.sites == other.sites
+        assert record.mean_loss == other.mean_loss
+        assert record.sites["site-2"].startswith("refused: other_agreement")
+
+
+def first_request() -> Message:
+    return next(new_coordinator(SETTINGS).round(SITES)).requests["site-0"]
+
+
+def message_of(answers: Mapping[str, Message | SiteFailure], site: str) -> Message:
+    answer = answers[site]
+    assert isinstance(answer, Message)
+    return answer
