@@ -1,0 +1,305 @@
+"""A released model: a folder that holds all that is needed to encode, and proves to be unchanged.
+
+    release/
+      model.safetensors     the parameters by name
+      manifest.json         agreement, model settings, margins, metrics, digests, parent, release_id
+
+1. The release id is the SHA-256 of the manifest without it, and the manifest holds the SHA-256 of
+   the model: one id stands for every byte. It proves integrity, not origin: whoever can write the
+   folder can write another, valid release with another id.
+2. `load_release` verifies everything: both hashes, the canonical form of the manifest, that anchors
+   and layout built here have the digests that the release was trained with, that margins keep the
+   agreement's range, and that parameters are finite.
+3. A release never changes. It is written beside and renamed; saving the same one again is allowed.
+
+Shape suffixes: K findings, d parameters.
+
+    >>> release = save_release(folder, agreement=agreement, model_settings=settings, ...)
+    >>> release = load_release(folder)
+    >>> model = release.build_model()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import Settings
+from fedhash.errors import ModelError, ReleaseError
+from fedhash.learning.loss import Margins
+from fedhash.models.anchors import Anchors
+from fedhash.models.hash_model import HashModel, build_model
+from fedhash.models.layout import Layout
+from fedhash.models.settings import ModelSettings
+
+__all__ = ["Release", "load_release", "save_release"]
+
+_MODEL_FILE = "model.safetensors"
+_MANIFEST_FILE = "manifest.json"
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Manifest(Settings):
+    """The content of manifest.json, apart from the release id that is made of it."""
+
+    format: Literal[1] = 1
+    run_id: str
+    parent: _Digest | None
+    agreement: Agreement
+    model: ModelSettings
+    margins: tuple[float, ...]
+    weights: tuple[float, ...]
+    metrics: dict[str, float]
+    anchors_digest: _Digest
+    layout_digest: _Digest
+    model_digest: _Digest
+
+    def release_id(self) -> str:
+        """What stands for every byte of the release."""
+        return hashlib.sha256(_canonical(self.model_dump(mode="json"))).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The file, id included."""
+        return _canonical(self.model_dump(mode="json") | {"release_id": self.release_id()})
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A verified release.
+
+    Attributes:
+        release_id: 64 hex digits; equal for equal releases only.
+        agreement: The terms under which it was trained.
+        model_settings: The towers.
+        vector: All parameters, in the order of the layout.
+        margins: The last round's margins and weights of the findings.
+        metrics: Name to value, as measured when it was released.
+        parent: The release that training started from, if any.
+        run_id: The run that made it.
+    """
+
+    release_id: str
+    agreement: Agreement
+    model_settings: ModelSettings
+    vector: Float32[np.ndarray, " d"]
+    margins: Margins
+    metrics: Mapping[str, float]
+    parent: str | None
+    run_id: str
+
+    def build_model(self) -> HashModel:
+        """A new model with the released parameters, ready to encode."""
+        model = _new_model(self.model_settings, self.agreement)
+        Layout.of(model).load(model, self.vector)
+        return model.eval()
+
+    def describe(self) -> dict[str, object]:
+        """What to show to people, JSON-able."""
+        return {
+            "release_id": self.release_id,
+            "run_id": self.run_id,
+            "parent": self.parent,
+            "agreement": f"{self.agreement.name}, version {self.agreement.version}",
+            "agreement_digest": self.agreement.digest(),
+            "code_bits": self.agreement.code_bits,
+            "findings": list(self.agreement.findings),
+            "towers": {name: tower.name for name, tower in self.model_settings.towers.items()},
+            "parameters": len(self.vector),
+            "metrics": dict(self.metrics),
+        }
+
+
+def save_release(
+    folder: Path,
+    *,
+    agreement: Agreement,
+    model_settings: ModelSettings,
+    vector: Float32[np.ndarray, " d"],
+    margins: Margins,
+    metrics: Mapping[str, float],
+    run_id: str,
+    parent: str | None = None,
+) -> Release:
+    """Write a release and read it back.
+
+    Args:
+        folder: Where; must not exist yet, unless it holds this very release.
+        agreement: The terms under which the model was trained.
+        model_settings: The towers.
+        vector: The trained parameters, in the order of the layout.
+        margins: The last round's margins and weights.
+        metrics: Name to value, finite.
+        run_id: The run that made the model.
+        parent: The id of the release that training started from.
+
+    Raises:
+        ReleaseError: The parts do not fit each other, or the folder holds something else.
+        ModelError: The model cannot be built, or the vector does not fit it.
+    """
+    layout = Layout.of(_new_model(model_settings, agreement))
+    tensors = {
+        entry.name: tensor.numpy()
+        for entry, tensor in zip(layout.entries, layout.split(vector), strict=True)
+    }
+    model_bytes = save(tensors)
+    try:
+        manifest = _Manifest(
+            run_id=run_id,
+            parent=parent,
+            agreement=agreement,
+            model=model_settings,
+            margins=tuple(margins.mu.tolist()),
+            weights=tuple(margins.w.tolist()),
+            metrics=dict(metrics),
+            anchors_digest=Anchors.build(agreement).digest(),
+            layout_digest=layout.digest(),
+            model_digest=hashlib.sha256(model_bytes).hexdigest(),
+        )
+    except ValidationError as error:
+        raise ReleaseError(f"no release can be made of this: {_first(error)}") from error
+    if folder.exists():
+        if load_release(folder).release_id == manifest.release_id():
+            return load_release(folder)
+        raise ReleaseError(f"{folder} holds another release; releases never change: name another")
+    _release_of(manifest, model_bytes, folder)  # what could not be loaded is not written
+    _write_folder(folder, {_MODEL_FILE: model_bytes, _MANIFEST_FILE: manifest.to_bytes()})
+    return load_release(folder)
+
+
+def load_release(folder: Path) -> Release:
+    """Read and verify a release.
+
+    Raises:
+        ReleaseError: A file is missing, altered, or does not fit this version of fedhash.
+    """
+    try:
+        manifest_bytes = (folder / _MANIFEST_FILE).read_bytes()
+        model_bytes = (folder / _MODEL_FILE).read_bytes()
+    except OSError as error:
+        raise ReleaseError(
+            f"{folder} is no complete release ({error}); a release has {_MANIFEST_FILE} and "
+            f"{_MODEL_FILE}: copy it again"
+        ) from error
+    try:
+        content = json.loads(manifest_bytes)
+        release_id = content.pop("release_id")
+        manifest = _Manifest.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise _altered(folder / _MANIFEST_FILE, _first(error)) from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise _altered(folder / _MANIFEST_FILE, f"not a manifest: {error}") from error
+    if manifest.release_id() != release_id:
+        raise _altered(folder / _MANIFEST_FILE, f"its content has the id {manifest.release_id()}")
+    if manifest.to_bytes() != manifest_bytes:
+        raise _altered(folder / _MANIFEST_FILE, "it is not in its canonical form")
+    if hashlib.sha256(model_bytes).hexdigest() != manifest.model_digest:
+        raise _altered(folder / _MODEL_FILE, "its SHA-256 is not the manifest's")
+    return _release_of(manifest, model_bytes, folder)
+
+
+def _release_of(manifest: _Manifest, model_bytes: bytes, folder: Path) -> Release:
+    """The release, if its parts fit each other and this version of fedhash."""
+    findings = len(manifest.agreement.findings)
+    if not len(manifest.margins) == len(manifest.weights) == findings:
+        raise ReleaseError(
+            f"{folder} has {len(manifest.margins)} margins and {len(manifest.weights)} weights for "
+            f"{findings} findings; release it anew"
+        )
+    low, high = (float(np.float32(limit)) for limit in manifest.agreement.margin_range)
+    if not all(low <= margin <= high for margin in manifest.margins):
+        raise ReleaseError(
+            f"{folder} has margins from {min(manifest.margins)} to {max(manifest.margins)}; the "
+            f"agreement allows {low} to {high}"
+        )
+    try:
+        layout = Layout.of(_new_model(manifest.model, manifest.agreement))
+        anchors_digest = Anchors.build(manifest.agreement).digest()
+        tensors = load(model_bytes)
+    except (ModelError, SafetensorError) as error:
+        raise ReleaseError(f"{folder} cannot be used with this fedhash: {error}") from error
+    if (manifest.layout_digest, manifest.anchors_digest) != (layout.digest(), anchors_digest):
+        raise ReleaseError(
+            f"{folder} was made by a fedhash that builds other towers or anchors from the same "
+            "settings; use the version of fedhash that made it"
+        )
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != {entry.name: entry.shape for entry in layout.entries} or any(
+        tensor.dtype != np.float32 for tensor in tensors.values()
+    ):
+        raise ReleaseError(
+            f"{folder / _MODEL_FILE} holds other parameters than the manifest's towers"
+        )
+    vector = np.concatenate([tensors[entry.name].ravel() for entry in layout.entries])
+    if not np.isfinite(vector).all():
+        raise ReleaseError(f"{folder / _MODEL_FILE} holds numbers that are not finite; train anew")
+    return Release(
+        manifest.release_id(),
+        manifest.agreement,
+        manifest.model,
+        vector,
+        Margins(
+            np.array(manifest.margins, dtype=np.float32),
+            np.array(manifest.weights, dtype=np.float32),
+        ),
+        manifest.metrics,
+        manifest.parent,
+        manifest.run_id,
+    )
+
+
+def _new_model(settings: ModelSettings, agreement: Agreement) -> HashModel:
+    return build_model(settings, agreement.code_bits, seed=0)  # the parameters are replaced
+
+
+def _canonical(content: Mapping[str, object]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """The whole folder or none of it, also after a power cut."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for name, content in files.items():
+            with (unfinished / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(unfinished)
+        unfinished.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise ReleaseError(
+            f"{folder} cannot be written ({error}); check rights and disk space"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def _altered(file: Path, found: str) -> ReleaseError:
+    return ReleaseError(f"{file} is damaged or was altered ({found}); fetch the release again")
