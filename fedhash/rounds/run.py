@@ -41,14 +41,18 @@ def run_rounds(
         The model vector after the last round.
 
     Raises:
-        ProtocolError: Three rounds in a row failed (the last one's error).
+        ProtocolError: Three rounds in a row failed (the last one's error), or the engine could
+            not send at all.
     """
     failed_in_a_row = 0
     while not coordinator.finished:
         error: ProtocolError | None = None
+        ended = coordinator.state.round_number
         try:
             run_round(coordinator, engine)
         except ProtocolError as failure:
+            if coordinator.state.round_number == ended:
+                raise  # not the round failed but the engine or our own message
             error = failure
         if checkpoints is not None:
             checkpoints.save(coordinator.plan, coordinator.state)

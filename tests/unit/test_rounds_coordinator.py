@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_federation import AGREEMENT, SITES, PullTrainer, new_coordinator, round_settings
 
-from fedhash.errors import CohortError, ProtocolError
+from fedhash.errors import CohortError, MessageError, ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.rounds.aggregation import Aggregate, Answers, Contribution, Stage, answered
 from fedhash.rounds.coordinator import RoundCoordinator, RoundRecord
@@ -216,6 +216,17 @@ def test_three_failed_rounds_in_a_row_end_the_run() -> None:
     engine = ScriptedEngine({}, *[dict.fromkeys(SITES, late)] * 5)
     with pytest.raises(CohortError, match="0 of 3 sites count in round 4"):
         run_rounds(coordinator, engine)
+
+
+def test_an_engine_that_cannot_send_ends_the_run_at_once() -> None:
+    class BrokenEngine(ScriptedEngine):
+        def ask(self, stage: str, requests: Mapping[str, Message], timeout_s: float) -> Answers:
+            raise MessageError("cannot be sent")
+
+    coordinator = new_coordinator(round_settings())
+    with pytest.raises(MessageError, match="cannot be sent"):
+        run_rounds(coordinator, BrokenEngine())
+    assert coordinator.state.records == ()
 
 
 @given(
