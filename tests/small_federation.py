@@ -7,7 +7,7 @@ halfway to its site's target, so the right answer can be computed by hand.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,14 @@ class PullTrainer:
     def local_steps(self, learning: LearningSettings) -> int:
         return self.steps
 
-    def train(self, request: TrainRequest, control: np.ndarray | None) -> LocalResult:
+    def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         self.trained += 1
         update = ((self.target - request.model) / 2).astype(np.float32)
-        delta = None if control is None else (self.target - control).astype(np.float32)
-        return LocalResult(update, delta, self.steps, self.target)
+        if request.control is None:
+            return LocalResult(update, None, self.steps, self.target, {})
+        after = np.full_like(request.model, self.target)
+        delta = after - carried.get("control", np.zeros_like(after))
+        return LocalResult(update, delta, self.steps, self.target, {"control": after})
 
 
 if __name__ == "__main__":

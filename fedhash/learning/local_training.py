@@ -13,17 +13,20 @@ Shape suffix: d parameters of the whole model.
    c_i - c + (x - y_i) / (steps learning_rate); unlike it, the mean also serves AdamW, momentum
    and weight decay.
 4. FedProx's pull and the correction are added after clipping: they depend on no patient.
+5. What a site carries from one round to the next (its control variate, AdamW's moments) goes in and
+   comes out as named arrays; the caller keeps them and sends them to nobody.
 
     >>> result = train_locally(
     ...     model, studies, loss, LearningSettings(), margins=margins, round_number=1,
-    ...     rounds_total=30, controls=Controls.zeros(layout.size), generator=generator,
+    ...     rounds_total=30, shared_control=np.zeros(layout.size, np.float32), carried={},
+    ...     generator=generator,
     ... )
-    >>> vector = vector + result.update
+    >>> vector, carried = vector + result.update, result.carried
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, cos, isfinite, pi
@@ -39,25 +42,12 @@ from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["Controls", "LocalResult", "learning_rate_of", "planned_steps", "train_locally"]
+__all__ = ["LocalResult", "carried_names", "learning_rate_of", "planned_steps", "train_locally"]
 
-
-@dataclass(frozen=True, eq=False)
-class Controls:
-    """Control variates at the start of a round.
-
-    Attributes:
-        own: c_i, kept by the site.
-        shared: c, sent by the coordinator.
-    """
-
-    own: Float32[np.ndarray, " d"]
-    shared: Float32[np.ndarray, " d"]
-
-    @classmethod
-    def zeros(cls, size: int) -> Controls:
-        """Before the first round, for a model of `size` parameters."""
-        return cls(np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32))
+_CONTROL = "control"
+_FIRST_MOMENT = "first_moment"
+_SECOND_MOMENT = "second_moment"
+_MOMENT_STEPS = "moment_steps"  # one a parameter tensor, as torch counts them
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +59,14 @@ class LocalResult:
         control_delta: The new c_i minus the old; None without control variates.
         steps: Optimiser steps done.
         mean_loss: Mean patient loss over all steps.
+        carried: What the site's next round starts from, for the caller to keep.
     """
 
     update: Float32[np.ndarray, " d"]
     control_delta: Float32[np.ndarray, " d"] | None
     steps: int
     mean_loss: float
+    carried: Mapping[str, np.ndarray]
 
 
 def planned_steps(patients: int, settings: LearningSettings) -> int:
@@ -82,6 +74,13 @@ def planned_steps(patients: int, settings: LearningSettings) -> int:
     if settings.local_epochs is None:
         return settings.local_steps or 0  # the settings hold one of the two
     return settings.local_epochs * ceil(patients / settings.batch_patients)
+
+
+def carried_names(settings: LearningSettings) -> frozenset[str]:
+    """Names of the arrays that a site carries from round to round."""
+    control = {_CONTROL} if settings.control_variates else set()
+    moments = {_FIRST_MOMENT, _SECOND_MOMENT, _MOMENT_STEPS} if _keeps_moments(settings) else set()
+    return frozenset(control | moments)
 
 
 def learning_rate_of(settings: LearningSettings, round_number: int, rounds_total: int) -> float:
@@ -108,7 +107,8 @@ def train_locally(
     margins: Margins,
     round_number: int,
     rounds_total: int,
-    controls: Controls | None,
+    shared_control: Float32[np.ndarray, " d"] | None,
+    carried: Mapping[str, np.ndarray],
     generator: torch.Generator,
 ) -> LocalResult:
     """Train `model` in place for one round.
@@ -121,22 +121,27 @@ def train_locally(
         margins: The round's.
         round_number: From 1.
         rounds_total: For the schedule of the learning rate.
-        controls: Exactly when `settings.control_variates`.
+        shared_control: c, exactly when `settings.control_variates`.
+        carried: From the result of the site's last round; empty before its first.
         generator: Draws the batches; advanced by this call.
 
     Raises:
         DataError: There is no study, or one without a positive finding.
-        ModelError: `controls` or the studies' modalities do not fit, the round number is wrong,
-            or the loss or the update is not finite.
+        ModelError: The control variates, what is carried or the studies' modalities do not fit,
+            the round number is wrong, or the loss or the update is not finite.
     """
-    _check(model, studies, settings, controls)
     layout = Layout.of(model)
+    _check(model, studies, settings, shared_control)
+    _check_carried(carried, settings, layout.size)
+    own_control = carried.get(_CONTROL, np.zeros(layout.size, dtype=np.float32))
     before = layout.flatten(model)
     first = layout.split(before)
     parameters = list(model.parameters())
     gradient_sums = [torch.zeros_like(parameter) for parameter in parameters]
-    corrections = layout.split(controls.shared - controls.own) if controls else None
+    corrections = None if shared_control is None else layout.split(shared_control - own_control)
     optimiser = _optimiser(parameters, settings, round_number, rounds_total)
+    if _FIRST_MOMENT in carried:
+        _restore_moments(optimiser, carried, layout)
     steps = planned_steps(len(set(studies.patient_ids)), settings)
     losses: list[float] = []
 
@@ -170,10 +175,51 @@ def train_locally(
             "gradient_clip_norm"
         )
     control_delta = None
-    if controls is not None:
+    following: dict[str, np.ndarray] = {}
+    if shared_control is not None:
         gradient_sum = torch.cat([part.reshape(-1) for part in gradient_sums]).numpy()
-        control_delta = gradient_sum / np.float32(steps) - controls.own
-    return LocalResult(update, control_delta, steps, sum(losses) / steps)
+        following[_CONTROL] = gradient_sum / np.float32(steps)
+        control_delta = following[_CONTROL] - own_control
+    if _keeps_moments(settings):
+        following |= _moments(optimiser, parameters)
+    return LocalResult(update, control_delta, steps, sum(losses) / steps, following)
+
+
+def _keeps_moments(settings: LearningSettings) -> bool:
+    return settings.optimiser == "adamw" and settings.moments == "kept"
+
+
+def _moments(
+    optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
+) -> dict[str, np.ndarray]:
+    """AdamW's moments as flat vectors; a parameter without a gradient so far has none yet."""
+
+    def flat(name: str) -> np.ndarray:
+        parts = [
+            optimiser.state[parameter].get(name, torch.zeros_like(parameter)).reshape(-1)
+            for parameter in parameters
+        ]
+        return torch.cat(parts).numpy()
+
+    steps = [float(optimiser.state[parameter].get("step", 0)) for parameter in parameters]
+    return {
+        _FIRST_MOMENT: flat("exp_avg"),
+        _SECOND_MOMENT: flat("exp_avg_sq"),
+        _MOMENT_STEPS: np.array(steps, dtype=np.float32),
+    }
+
+
+def _restore_moments(
+    optimiser: torch.optim.Optimizer, carried: Mapping[str, np.ndarray], layout: Layout
+) -> None:
+    first, second = (layout.split(carried[name]) for name in (_FIRST_MOMENT, _SECOND_MOMENT))
+    parameters = optimiser.param_groups[0]["params"]
+    for place, parameter in enumerate(parameters):
+        optimiser.state[parameter] = {
+            "step": torch.tensor(carried[_MOMENT_STEPS][place]),
+            "exp_avg": first[place].clone(),
+            "exp_avg_sq": second[place].clone(),
+        }
 
 
 def _batches(
@@ -224,7 +270,7 @@ def _check(
     model: HashModel,
     studies: PreparedStudies,
     settings: LearningSettings,
-    controls: Controls | None,
+    shared_control: Float32[np.ndarray, " d"] | None,
 ) -> None:
     if len(studies) == 0:
         raise DataError("there is no study to train on; check the manifest and the split")
@@ -240,9 +286,21 @@ def _check(
             f"the studies are prepared for {sorted(studies.inputs)}, the model reads "
             f"{list(model.modalities)}; prepare them with this model"
         )
-    if (controls is not None) != settings.control_variates:
-        found = "none were given" if controls is None else "some were given"
+    if (shared_control is not None) != settings.control_variates:
+        found = "no shared control" if shared_control is None else "a shared control"
         raise ModelError(
-            f"control_variates is {settings.control_variates}, but {found}; pass controls "
-            "(Controls.zeros before the first round) exactly when the setting is true"
+            f"control_variates is {settings.control_variates}, but {found} was given; pass one "
+            "(zeros before the first round) exactly when the setting is true"
+        )
+
+
+def _check_carried(
+    carried: Mapping[str, np.ndarray], settings: LearningSettings, size: int
+) -> None:
+    expected = carried_names(settings)
+    sizes = {carried[name].size for name in carried if name != _MOMENT_STEPS}
+    if carried and (set(carried) != expected or sizes != {size}):
+        raise ModelError(
+            f"the site carries {sorted(carried)} of the sizes {sorted(sizes)}, these settings need "
+            f"{sorted(expected)} of {size}; start a new run, or go on with the settings of this one"
         )

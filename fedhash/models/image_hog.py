@@ -1,7 +1,9 @@
 """Image tower on histograms of oriented gradients: a fixed front end for small sites.
 
-HOG after Dalal and Triggs (CVPR 2005), as `skimage.feature.hog` computes it. On 64 x 64 chest
-X-rays at uneven sites it beats a convnet that is trained end to end.
+HOG after Dalal and Triggs (CVPR 2005), as `skimage.feature.hog` computes it, but normalised over the
+whole image and not over small blocks: on 64 x 64 chest X-rays the contrast between regions carries
+the finding. The square root is the Hellinger map of a histogram. `docs/benchmarks.md` compares the
+tower with a convnet that is trained end to end.
 
 Shape suffixes: N images, B batch, F features, b bits.
 
@@ -12,6 +14,7 @@ Shape suffixes: N images, B batch, F features, b bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,21 +38,23 @@ class ImageHogOptions(Settings):
         image_size_px: Images are resized to this square.
         orientations: Bins of a histogram.
         cell_px: Side of a cell.
-        block_cells: Side of a normalisation block.
+        block_cells: Side of a normalisation block; None: the whole image is one block.
+        block_norm: How a block is normalised; L1-sqrt is the square root of its shares.
         hidden: Units of the hidden layer.
     """
 
     image_size_px: int = Field(default=64, ge=16, le=1024)
     orientations: int = Field(default=9, ge=2, le=36)
     cell_px: int = Field(default=8, ge=4)
-    block_cells: int = Field(default=1, ge=1)
+    block_cells: int | None = Field(default=None, ge=1)
+    block_norm: Literal["L1", "L1-sqrt", "L2", "L2-Hys"] = "L1-sqrt"
     hidden: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
     def _a_block_fits(self) -> ImageHogOptions:
-        if self.cell_px * self.block_cells > self.image_size_px:
+        if self.cell_px * (self.block_cells or 1) > self.image_size_px:
             raise ValueError(
-                f"a block of {self.block_cells} x {self.cell_px} px does not fit "
+                f"a block of {self.block_cells or 1} x {self.cell_px} px does not fit "
                 f"into {self.image_size_px} px"
             )
         return self
@@ -67,8 +72,9 @@ class ImageHog(Tower):
         super().__init__(options, code_bits)
         self.options = options
         cells = options.image_size_px // options.cell_px
-        blocks = cells - options.block_cells + 1
-        features = blocks**2 * options.block_cells**2 * options.orientations
+        self.block_cells = options.block_cells or cells
+        blocks = cells - self.block_cells + 1
+        features = blocks**2 * self.block_cells**2 * options.orientations
         self.prepared_shape = (features,)
         self.body = nn.Sequential(
             nn.LayerNorm(features), perceptron(features, options.hidden, code_bits)
@@ -88,6 +94,7 @@ class ImageHog(Tower):
             resized(content, self.options.image_size_px),
             orientations=self.options.orientations,
             pixels_per_cell=(self.options.cell_px, self.options.cell_px),
-            cells_per_block=(self.options.block_cells, self.options.block_cells),
+            cells_per_block=(self.block_cells, self.block_cells),
+            block_norm=self.options.block_norm,
         )
         return np.asarray(features, dtype=np.float32)

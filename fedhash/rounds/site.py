@@ -11,12 +11,12 @@ refused, by a typed reply that names the rule, unless:
 6. its round is within the run and not older than one already trained       ``stale_round``
 7. its margins fit the findings and lie in the agreed range                 ``margin_out_of_range``
 8. its local work is within the agreed cap                                  ``too_much_work``
-9. the control variate of the counted round is still there                  ``control_lost``
+9. what it carries from the counted round is still there                    ``state_lost``
 
-Then the site trains, stores its new control variate and only then replies; a training that fails is
-a refusal as well (``training_failed``). What went wrong with which study stands in the site's own
+Then the site trains, stores what its next round needs and only then replies; a training that fails
+is a refusal as well (``training_failed``). What went wrong with which study stands in the site's own
 log: a refusal never says anything about the data. A round may be asked for again, because a
-coordinator that crashed has forgotten the reply: the site goes on from the control variate of the
+coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
 round that last counted and gives the same answer.
 
 Shape suffixes: d model parameters, K findings.
@@ -29,14 +29,14 @@ Shape suffixes: d model parameters, K findings.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
 
 from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, RefusedError
-from fedhash.learning.local_training import LocalResult
+from fedhash.learning.local_training import LocalResult, carried_names
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings
 from fedhash.rounds.aggregation import Contribution, PlainSiteAggregation, SiteAggregation
@@ -80,10 +80,8 @@ class Trainer(Protocol):
         """Optimiser steps that a round with these settings takes here."""
         ...
 
-    def train(
-        self, request: TrainRequest, control: Float32[np.ndarray, " d"] | None
-    ) -> LocalResult:
-        """Train one round from the request's model and the site's own control variate."""
+    def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
+        """Train one round from the request's model and what the site carries."""
         ...
 
 
@@ -127,21 +125,18 @@ class SiteAgent:
         self._check_margins(request)
         self._check_work(request)
         plan = request.plan
-        control = self._control(request)
-        result = self._trainer.train(request, control)
+        result = self._trainer.train(request, self._carried(request))
         blocks = [result.update]
-        after = np.zeros(0, np.float32)
-        if control is not None and result.control_delta is not None:
+        if result.control_delta is not None:
             blocks.append(result.control_delta)
-            after = control + result.control_delta
         blocks.append(np.array([result.mean_loss], dtype=np.float32))
         vector = np.concatenate(blocks)
-        if not (np.isfinite(vector).all() and np.isfinite(after).all()):
+        if not all(np.isfinite(array).all() for array in (vector, *result.carried.values())):
             raise RefusedError("training_failed", "the training left the finite numbers")
         self._state.keep(
             plan.run_id,
             request.round_number,
-            after,
+            result.carried,
             counted_round=request.counted.get(self.site, 0),
         )
         weight = float(self._trainer.patients) if plan.settings.weighting == "patients" else 1.0
@@ -221,18 +216,16 @@ class SiteAgent:
                 f"{self._agreement.largest_local_steps}; lower local_steps or local_epochs",
             )
 
-    def _control(self, request: TrainRequest) -> Float32[np.ndarray, " d"] | None:
-        """The site's own variate, None in a run without control variates."""
-        if request.control is None:
-            return None
+    def _carried(self, request: TrainRequest) -> Mapping[str, np.ndarray]:
+        """What the site carries from the round that last counted."""
         counted = request.counted.get(self.site)
-        if counted is None:
-            return np.zeros_like(request.model)
-        control = self._state.control(request.plan.run_id, counted)
-        if control is None or control.shape != request.model.shape:
+        if counted is None or not carried_names(request.plan.settings.learning):
+            return {}
+        carried = self._state.carried(request.plan.run_id, counted)
+        if carried is None:
             raise RefusedError(
-                "control_lost",
-                f"this site does not have its control variate of round {counted} any "
-                f"more; start a new run from the current model",
+                "state_lost",
+                f"this site does not have what it carried from round {counted} any more; "
+                "start a new run from the current model",
             )
-        return control
+        return carried

@@ -1,23 +1,23 @@
-"""What a site remembers between rounds: its control variate, by the round that made it.
+"""What a site carries between rounds (control variate, moments), by the round that made it.
 
 A coordinator may lose a round that a site has already trained (a crash, a late reply), so the site
 keeps two states: that of the last round that counted and that of the last round it trained. A
 crash between two writes leaves one state more, never one less.
 
-Shape suffix: d model parameters.
+The arrays are those of `fedhash.learning.local_training`; here they are only stored.
 
     >>> state = FileSiteState(Path("/var/lib/fedhash/rounds"))
-    >>> state.keep("run-7", 12, control, counted_round=11)
-    >>> state.control("run-7", 11)
+    >>> state.keep("run-7", 12, result.carried, counted_round=11)
+    >>> state.carried("run-7", 11)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
 
 from fedhash.rounds._files import read_stored, write_stored
 from fedhash.rounds.messages import Message
@@ -27,25 +27,25 @@ __all__ = ["FileSiteState", "MemorySiteState", "SiteState"]
 
 @runtime_checkable  # the test suite checks types at run time
 class SiteState(Protocol):
-    """Stored control variates of one site; empty vectors in runs that do without."""
+    """What one site carries; no arrays in runs that need none."""
 
     def newest_round(self, run_id: str) -> int:
         """The last round of the run that this site trained, 0 for none."""
         ...
 
-    def control(self, run_id: str, round_number: int) -> Float32[np.ndarray, " d"] | None:
-        """The variate after that round, or None when it is not kept."""
+    def carried(self, run_id: str, round_number: int) -> Mapping[str, np.ndarray] | None:
+        """The arrays after that round, or None when they are not kept."""
         ...
 
     def keep(
         self,
         run_id: str,
         round_number: int,
-        control: Float32[np.ndarray, " d"],
+        carried: Mapping[str, np.ndarray],
         *,
         counted_round: int,
     ) -> None:
-        """Store the variate after `round_number`; of the others only `counted_round` stays."""
+        """Store the arrays after `round_number`; of the others only `counted_round` stays."""
         ...
 
 
@@ -53,29 +53,29 @@ class MemorySiteState:
     """For simulations that are not resumed; a copy goes in, a copy comes out."""
 
     def __init__(self) -> None:
-        self._controls: dict[str, dict[int, np.ndarray]] = {}
+        self._runs: dict[str, dict[int, dict[str, np.ndarray]]] = {}
 
     def newest_round(self, run_id: str) -> int:
         """See :class:`SiteState`."""
-        return max(self._controls.get(run_id, {}), default=0)
+        return max(self._runs.get(run_id, {}), default=0)
 
-    def control(self, run_id: str, round_number: int) -> Float32[np.ndarray, " d"] | None:
+    def carried(self, run_id: str, round_number: int) -> Mapping[str, np.ndarray] | None:
         """See :class:`SiteState`."""
-        control = self._controls.get(run_id, {}).get(round_number)
-        return None if control is None else control.copy()
+        carried = self._runs.get(run_id, {}).get(round_number)
+        return None if carried is None else _copied(carried)
 
     def keep(
         self,
         run_id: str,
         round_number: int,
-        control: Float32[np.ndarray, " d"],
+        carried: Mapping[str, np.ndarray],
         *,
         counted_round: int,
     ) -> None:
         """See :class:`SiteState`."""
-        earlier = self._controls.get(run_id, {})
+        earlier = self._runs.get(run_id, {})
         kept = {number: earlier[number] for number in earlier if number == counted_round}
-        self._controls[run_id] = kept | {round_number: control.copy()}
+        self._runs[run_id] = kept | {round_number: _copied(carried)}
 
 
 class FileSiteState:
@@ -88,26 +88,26 @@ class FileSiteState:
         """See :class:`SiteState`."""
         return max(self._rounds(run_id), default=0)
 
-    def control(self, run_id: str, round_number: int) -> Float32[np.ndarray, " d"] | None:
+    def carried(self, run_id: str, round_number: int) -> Mapping[str, np.ndarray] | None:
         """See :class:`SiteState`.
 
         Raises:
             CheckpointError: The stored file is damaged.
         """
         path = self._rounds(run_id).get(round_number)
-        return None if path is None else read_stored(path, "site_state").arrays["control"]
+        return None if path is None else read_stored(path, "site_state").arrays
 
     def keep(
         self,
         run_id: str,
         round_number: int,
-        control: Float32[np.ndarray, " d"],
+        carried: Mapping[str, np.ndarray],
         *,
         counted_round: int,
     ) -> None:
         """See :class:`SiteState`."""
         path = self._folder / run_id / f"round-{round_number:06d}.state"
-        write_stored(path, Message("site_state", {}, {"control": control}))
+        write_stored(path, Message("site_state", {}, dict(carried)))
         for number, earlier in self._rounds(run_id).items():
             if number not in (round_number, counted_round):
                 earlier.unlink()
@@ -115,3 +115,7 @@ class FileSiteState:
     def _rounds(self, run_id: str) -> dict[int, Path]:
         paths = (self._folder / run_id).glob("round-*.state")
         return {int(path.stem.removeprefix("round-")): path for path in paths}
+
+
+def _copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in arrays.items()}

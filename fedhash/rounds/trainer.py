@@ -4,19 +4,18 @@
 2. Each round draws from its own stream (seed, "training", site, round), so a round that is asked
    for again gives the same reply, and no site's draws depend on another's.
 
-Shape suffix: d model parameters.
-
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
     >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState())
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-from jaxtyping import Float32
 
 from fedhash.agreement import Agreement
-from fedhash.learning.local_training import Controls, LocalResult, planned_steps, train_locally
+from fedhash.learning.local_training import LocalResult, planned_steps, train_locally
 from fedhash.learning.loss import AnchorMarginLoss
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.anchors import Anchors
@@ -64,25 +63,19 @@ class SiteTrainer:
         """Optimiser steps that a round with these settings takes here."""
         return planned_steps(self.patients, learning)
 
-    def train(
-        self, request: TrainRequest, control: Float32[np.ndarray, " d"] | None
-    ) -> LocalResult:
+    def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         """Train one round from the request's model.
 
         Args:
             request: Checked against the agreement.
-            control: The site's own control variate, exactly when the request brings the
-                coordinator's.
+            carried: From the site's last counted round; empty before its first.
 
         Raises:
             DataError: The site has no study that can train.
-            ModelError: The training left the finite numbers.
+            ModelError: The training left the finite numbers, or what is carried does not fit.
         """
         settings = request.plan.settings
         self._layout.load(self._model, request.model)
-        controls = None
-        if control is not None and request.control is not None:
-            controls = Controls(own=control, shared=request.control)
         return train_locally(
             self._model,
             self._studies,
@@ -91,6 +84,7 @@ class SiteTrainer:
             margins=request.margins,
             round_number=request.round_number,
             rounds_total=settings.rounds,
-            controls=controls,
+            shared_control=request.control,
+            carried=carried,
             generator=torch_stream(self._seed, "training", self._site, request.round_number),
         )

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fedhash.registry.release import load_release
 from typer.testing import CliRunner
 
 from fedhash.index import Archive
 from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import encode_studies
+from fedhash.registry.release import load_release
 from fedhash.search import make_query
 from fedhash_sim.cli import app
 from fedhash_sim.consortium import Consortium

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 
@@ -15,9 +17,9 @@ from fedhash.codes import hamming_distances, pack_signs
 from fedhash.data.study import InMemory, Study
 from fedhash.errors import DataError, ModelError
 from fedhash.learning.local_training import (
-    Controls,
     LocalResult,
     _batches,
+    carried_names,
     learning_rate_of,
     planned_steps,
     train_locally,
@@ -67,12 +69,32 @@ def studies_of(patients: int, each: int = 1, findings: tuple[str, ...] = AGREEME
     return prepare_studies(MODEL, studies, AGREEMENT.findings)
 
 
+@dataclass(frozen=True)
+class Controls:
+    """Both control variates of one site at the start of a round."""
+
+    own: np.ndarray
+    shared: np.ndarray
+
+    def carried(self, settings: LearningSettings) -> dict[str, np.ndarray]:
+        """The site's own, and moments as AdamW has them before its first step."""
+        fresh = {
+            "first_moment": np.zeros(LAYOUT.size, np.float32),
+            "second_moment": np.zeros(LAYOUT.size, np.float32),
+            "moment_steps": np.zeros(len(list(MODEL.parameters())), np.float32),
+        }
+        return {"control": self.own} | {
+            name: fresh[name] for name in carried_names(settings) if name in fresh
+        }
+
+
 def train(
     settings: LearningSettings = PLAIN,
     studies: PreparedStudies | None = None,
     *,
     start: np.ndarray = START,
     controls: Controls | None = None,
+    carried: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
     round_number: int = 1,
 ) -> LocalResult:
@@ -85,7 +107,8 @@ def train(
         margins=MARGINS,
         round_number=round_number,
         rounds_total=10,
-        controls=controls,
+        shared_control=None if controls is None else controls.shared,
+        carried=carried or ({} if controls is None else controls.carried(settings)),
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -347,10 +370,42 @@ def test_studies_prepared_by_another_model_are_an_error() -> None:
 
 
 def test_controls_come_exactly_with_their_setting() -> None:
-    with pytest.raises(ModelError, match="control_variates is True, but none were given"):
+    zeros = np.zeros(LAYOUT.size, np.float32)
+    with pytest.raises(ModelError, match="control_variates is True, but no shared control"):
         train(PLAIN.model_copy(update={"control_variates": True}))
-    with pytest.raises(ModelError, match="control_variates is False, but some were given"):
-        train(controls=Controls.zeros(LAYOUT.size))
+    with pytest.raises(ModelError, match="control_variates is False, but a shared control"):
+        train(controls=Controls(zeros, zeros))
+
+
+def test_kept_moments_make_two_rounds_one_run_of_adamw() -> None:
+    studies = studies_of(6)  # fewer than a batch: each step sees all of them
+    settings = LearningSettings(
+        learning_rate=0.01, local_steps=3, control_variates=False, schedule="constant"
+    )
+    first = train(settings, studies)
+    second = train(settings, studies, start=START + first.update, carried=first.carried)
+    whole = train(settings.model_copy(update={"local_steps": 6}), studies)
+    np.testing.assert_allclose(first.update + second.update, whole.update, atol=1e-6)
+    reset = settings.model_copy(update={"moments": "reset"})
+    anew = train(reset, studies, start=START + first.update)
+    assert np.abs(anew.update - second.update).max() > 1e-3
+    assert anew.carried == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first_moment": np.zeros(3, np.float32)}, "of the sizes"),
+        ({"surprise": np.zeros(LAYOUT.size, np.float32)}, "surprise"),
+    ],
+)
+def test_carried_arrays_of_other_settings_are_an_error(
+    change: dict[str, np.ndarray], message: str
+) -> None:
+    settings = LearningSettings(local_steps=1, control_variates=False)
+    carried = train(settings).carried
+    with pytest.raises(ModelError, match=message):
+        train(settings, carried={**carried, **change})
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,8 @@ MARGINS = Margins.constant(3, 0.3)
         ({"margins": Margins.constant(4, 0.3)}, "margin_out_of_range", "expected 3 values"),
         (
             {"counted": {"site-0": 1}, "round_number": 2},
-            "control_lost",
-            "does not have its control variate of round 1",
+            "state_lost",
+            "does not have what it carried from round 1",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_the_coordinator_cannot_lower_the_aggregation() -> None:
 
 
 class FailingTrainer(PullTrainer):
-    def train(self, request: TrainRequest, control: np.ndarray | None) -> object:
+    def train(self, request: TrainRequest, carried: object) -> object:
         raise DataError("study of Mrs Miller has no image")
 
 
@@ -197,14 +197,14 @@ def state(request: pytest.FixtureRequest, tmp_path: object) -> SiteState:
 
 
 def test_a_site_keeps_the_counted_and_the_newest_state(state: SiteState) -> None:
-    controls = {number: np.full(3, number, np.float32) for number in range(1, 5)}
+    arrays = {number: {"control": np.full(3, number, np.float32)} for number in range(1, 5)}
     assert state.newest_round("run-1") == 0
     for number, counted in ((1, 0), (2, 1), (3, 1), (4, 1)):
-        state.keep("run-1", number, controls[number], counted_round=counted)
+        state.keep("run-1", number, arrays[number], counted_round=counted)
         assert state.newest_round("run-1") == number
-    kept = {number: state.control("run-1", number) for number in range(1, 5)}
-    assert [number for number, control in kept.items() if control is not None] == [1, 4]
-    np.testing.assert_array_equal(kept[4], controls[4])
+    kept = {number: state.carried("run-1", number) for number in range(1, 5)}
+    assert [number for number, carried in kept.items() if carried is not None] == [1, 4]
+    np.testing.assert_array_equal(kept[4]["control"], arrays[4]["control"])
     assert state.newest_round("run-2") == 0
 
 
