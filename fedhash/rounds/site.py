@@ -14,8 +14,8 @@ refused, by a typed reply that names the rule, unless:
 9. what it carries from the counted round is still there                    ``state_lost``
 
 Then the site trains, stores what its next round needs and only then replies; a training that fails
-is a refusal as well (``training_failed``). What went wrong with which study stands in the site's own
-log: a refusal never says anything about the data. A round may be asked for again, because a
+is a refusal as well (``training_failed``). What went wrong with which study stands in the site's
+own log: a refusal never says anything about the data. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
 round that last counted and gives the same answer.
 

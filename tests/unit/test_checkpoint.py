@@ -195,9 +195,7 @@ def test_a_killed_run_ends_with_the_model_of_one_that_was_not(tmp_path: Path) ->
 def start_federation(folder: Path) -> subprocess.Popen[bytes]:
     script = Path(__file__).parents[1] / "small_federation.py"
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.Popen(  # noqa: S603 - our own script
-        [sys.executable, script, folder], env=os.environ | {"PYTHONPATH": path}
-    )
+    return subprocess.Popen([sys.executable, script, folder], env=os.environ | {"PYTHONPATH": path})
 
 
 def newest_checkpoint(folder: Path) -> str:
