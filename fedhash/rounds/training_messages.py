@@ -104,9 +104,9 @@ class TrainRequest:
         plan: The run.
         round_number: From 1 to `plan.settings.rounds`.
         cohort: The sites that are asked in this round, sorted.
-        counted: Site to the last round whose aggregate holds its reply. A site goes on from its
-            control variate of that round, drops what was not counted, and starts from zero when it
-            is not named.
+        counted: Site to the last round whose aggregate holds its reply. A site goes on from what
+            it carried after that round, drops what was not counted, and starts anew when it is not
+            named.
         model: Released model vector.
         margins: mu and w of each finding.
         control: The coordinator's control variate, present exactly when the plan uses them.

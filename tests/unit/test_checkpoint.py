@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from small_federation import (
     round_settings,
     run_plan,
     run_small_federation,
+    site_agent,
 )
 
 from fedhash.errors import CheckpointError, CohortError
@@ -66,6 +68,21 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     for one, other in pairs:
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_that_keeps_nothing_at_the_sites_resumes_too(tmp_path: Path) -> None:
+    learning = {"control_variates": False, "optimiser": "sgd"}
+    coordinator = new_coordinator(round_settings(learning=learning))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    engine = InProcessEngine([site_agent(site, tmp_path / "sites") for site in SITES])
+    whole = run_rounds(coordinator, engine, checkpoints)
+    (tmp_path / "checkpoints" / "round-000004.checkpoint").unlink()
+    resumed = new_coordinator(round_settings(learning=learning))
+    state = checkpoints.load(resumed.plan)
+    assert state is not None
+    assert (state.round_number, state.control) == (3, None)
+    resumed.state = state
+    assert run_rounds(resumed, engine).tobytes() == whole.tobytes()
 
 
 def test_a_failed_round_is_saved_too(tmp_path: Path) -> None:
@@ -118,6 +135,9 @@ def test_a_stored_file_of_another_kind_or_version_is_named(tmp_path: Path) -> No
     path = tmp_path / "checkpoints" / "round-000001.checkpoint"
     write_stored(path, Message("site_state", {}, {}))
     with pytest.raises(CheckpointError, match="holds a 'site_state', expected a 'checkpoint'"):
+        Checkpoints(path.parent).load(PLAN)
+    path.write_bytes(hashlib.sha256(b"{}").digest() + b"{}")
+    with pytest.raises(CheckpointError, match="was written by another version: 2 bytes are not"):
         Checkpoints(path.parent).load(PLAN)
     facts = np.frombuffer(b'{"from": "the future"}', np.uint8)
     write_stored(path, Message("checkpoint", {}, {"facts": facts}))
