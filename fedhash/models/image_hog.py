@@ -1,9 +1,9 @@
 """Image tower on histograms of oriented gradients: a fixed front end for small sites.
 
-HOG after Dalal and Triggs (CVPR 2005), as `skimage.feature.hog` computes it, but normalised over the
-whole image and not over small blocks: on 64 x 64 chest X-rays the contrast between regions carries
-the finding. The square root is the Hellinger map of a histogram. `docs/benchmarks.md` compares the
-tower with a convnet that is trained end to end.
+HOG after Dalal and Triggs (CVPR 2005), as `skimage.feature.hog` computes it, but normalised over
+the whole image and not over small blocks: on 64 x 64 chest X-rays the contrast between regions
+carries the finding. The square root is the Hellinger map of a histogram. `docs/benchmarks.md`
+compares the tower with a convnet that is trained end to end.
 
 Shape suffixes: N images, B batch, F features, b bits.
 

@@ -91,6 +91,14 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         outcome = train_federation(federation, study.settings.engine, work, on_round)
         figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
         round_rows += _round_rows(method, seed, federation, outcome.records)
+        if method != "local":
+            final = figures[federation.model_of][rounds_total]
+            metrics = {
+                f"map {direction.query} -> {direction.target}": row.value
+                for direction, row in final
+                if (row.metric, row.group) == ("map", "all")
+            }
+            outcome.save_release(cell.path / "release", metrics)
     write_table(cell.path / "rounds.csv", ROUND_COLUMNS, round_rows)
     write_table(
         cell.path / "results.csv",

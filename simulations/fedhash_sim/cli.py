@@ -201,6 +201,10 @@ def search(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Only hits with this attribute. May be repeated."),
     ] = None,
+    abstention_margin: Annotated[
+        float,
+        typer.Option(min=0, max=2, help="Ask nobody if the best finding leads by less than this."),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask all sites of a run; the answer is one list in one order."""
@@ -218,7 +222,13 @@ def search(
                 question = consortium.question("report", report_text, target)
             else:
                 question = consortium.question("image", str(image), target)
-            answer = consortium.ask(question, k=k, kappa=kappa, filters=filters)
+            answer = consortium.ask(
+                question,
+                k=k,
+                kappa=kappa,
+                filters=filters,
+                abstention_margin=abstention_margin,
+            )
     except FedhashError as error:
         _fail(error)
     if as_json:
@@ -235,9 +245,9 @@ def _print_answer(answer: Answer) -> None:
         _out.print(f"[dim]the study's own findings: {', '.join(question.findings)}[/]")
     if answer.abstained:
         _out.print(
-            "[yellow]No finding's anchor leads: the model is unsure what this shows, "
-            "so take the hits with care.[/]"
+            "[yellow]Abstained:[/] no finding leads by the abstention margin, so nobody was asked."
         )
+        return
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("", "site", "distance", "findings", "handle"):
         table.add_column(heading, justify="right" if heading in {"", "distance"} else "left")

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from fedhash.agreement import Agreement
+from fedhash.learning.loss import Margins
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.registry.release import Release, save_release
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
 from fedhash.rounds.engine import Engine
@@ -67,13 +69,31 @@ class Outcome:
 
     Attributes:
         federation: The federation.
-        model: The released model vector.
+        model: The trained model vector.
+        margins: Those of the last round.
         records: One record a round.
     """
 
     federation: Federation
     model: np.ndarray
+    margins: Margins
     records: tuple[RoundRecord, ...]
+
+    def save_release(self, folder: Path, metrics: Mapping[str, float]) -> Release:
+        """Release the model.
+
+        Raises:
+            ReleaseError: The folder holds another release.
+        """
+        return save_release(
+            folder,
+            agreement=self.federation.agreement,
+            model_settings=self.federation.settings.model,
+            vector=self.model,
+            margins=self.margins,
+            metrics=metrics,
+            run_id=self.federation.run_id,
+        )
 
 
 def train_federation(
@@ -123,4 +143,5 @@ def train_federation(
         )
     else:
         vector = run(InProcessEngine([federation.site(name, sites) for name in plan.sites]))
-    return Outcome(federation, vector, coordinator.state.records)
+    state = coordinator.state
+    return Outcome(federation, vector, state.margins, state.records)

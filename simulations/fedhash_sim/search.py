@@ -32,12 +32,8 @@ from fedhash.registry.release import Release, load_release
 from fedhash.search import abstains, make_query, merge, radius_from_kappa
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.run_folder import RunFolder
-from fedhash_sim.settings import ResolvedStudy
 
 __all__ = ["Answer", "FoundStudy", "Question", "SimulatedConsortium", "simulated_handles"]
-
-# A target's own anchor leads by 1 in the best case and by 0 when two findings are as near.
-_ABSTENTION_MARGIN = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +74,7 @@ class Answer:
         question: What was asked.
         hits: Best first.
         sites_asked: Number of sites.
-        abstained: The model is unsure what the example shows.
+        abstained: The model is unsure what the example shows, so no site was asked.
     """
 
     question: Question
@@ -107,14 +103,12 @@ class SimulatedConsortium:
 
     def __init__(
         self,
-        study: ResolvedStudy,
         consortium: Consortium,
         release: Release,
         searchers: Sequence[SiteSearcher],
         labels_of: Mapping[str, tuple[str, ...]],
         stack: ExitStack,
     ) -> None:
-        self._study = study
         self._consortium = consortium
         self._release = release
         self._model: HashModel = release.build_model()
@@ -152,7 +146,7 @@ class SimulatedConsortium:
                 if archive.count() == 0:
                     archive.add(encode_entries(model, studies, handles))
                 searchers.append(SiteSearcher(site, archive, release.agreement))
-            return cls(study, consortium, release, searchers, labels_of, stack.pop_all())
+            return cls(consortium, release, searchers, labels_of, stack.pop_all())
 
     def __enter__(self) -> Self:
         return self
@@ -225,8 +219,17 @@ class SimulatedConsortium:
         k: int,
         kappa: float | None = None,
         filters: Mapping[str, str] | None = None,
+        abstention_margin: float = 0.0,
     ) -> Answer:
         """Ask all sites and merge their answers under the total order.
+
+        Args:
+            question: The encoded example.
+            k: Hits wanted.
+            kappa: Bounds the radius, see `radius_from_kappa`; None: no bound.
+            filters: Attribute to the value that a hit must have.
+            abstention_margin: Ask nobody where the best finding's anchor leads the second by less;
+                0 always asks.
 
         Raises:
             QueryError: A site refuses the query; it says which of its limits.
@@ -240,15 +243,17 @@ class SimulatedConsortium:
             radius=None if kappa is None else radius_from_kappa(kappa, code_bits),
             filters=filters,
         )
-        hits = merge([searcher.answer(query) for searcher in self._searchers], k)
+        abstained = abstains(question.outputs, self._anchors.matrix, abstention_margin)
+        asked = [] if abstained else self._searchers
+        hits = merge([searcher.answer(query) for searcher in asked], k)
         return Answer(
             question,
             tuple(
                 FoundStudy(h.site, h.handle, h.distance, h.score, self._labels_of[h.handle])
                 for h in hits
             ),
-            len(self._searchers),
-            abstains(question.outputs, self._anchors.matrix, _ABSTENTION_MARGIN),
+            len(asked),
+            abstained,
         )
 
     def _target(self, target: str | None, own: str) -> str:

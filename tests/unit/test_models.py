@@ -178,7 +178,7 @@ def test_negation_and_word_order_change_a_reports_features() -> None:
         (
             "image",
             TowerSettings(name="image_hog", options={"cells": 8}),
-            "option cells of tower image_hog: Extra inputs .* it takes: block_cells, cell_px",
+            "option cells of tower image_hog: Extra inputs .* it takes: block_cells, block_norm",
         ),
         (
             "image",
