@@ -36,10 +36,8 @@ def run_all(study_file: Path, out: Path, *more: object) -> None:
     run("run", study_file, "--out", out, "--workers", 1, *more)
 
 
-@pytest.fixture
-def finished(study_file: Path, tmp_path: Path) -> Path:
-    run_all(study_file, tmp_path / "run", "--set", "seeds=[0]")
-    return tmp_path / "run"
+def study_of(run_folder: Path) -> Path:
+    return run_folder.parent / "study" / "study.yaml"
 
 
 def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) -> None:
@@ -73,24 +71,32 @@ def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Pat
     assert one == two
 
 
-def test_a_finished_run_is_not_run_again(finished: Path, study_file: Path) -> None:
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*.csv")}
-    run_all(study_file, finished, "--set", "seeds=[0]")
+    run_all(study_of(finished), finished, "--set", "seeds=[0]")
     after = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*.csv")}
     assert before == after
 
 
-def test_another_study_does_not_go_on_in_the_folder(finished: Path, study_file: Path) -> None:
+def test_another_study_does_not_go_on_in_the_folder(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
-    message = run("run", study_file, "--out", finished, "--set", "seeds=[5]", ok=False)
+    message = run("run", study_of(finished), "--out", finished, "--set", "seeds=[5]", ok=False)
     assert "holds another run" in message
     assert "--replace" in message
     assert (finished / "results.csv").read_bytes() == kept
 
 
-def test_replace_moves_the_earlier_run_aside(finished: Path, study_file: Path) -> None:
+def test_replace_moves_the_earlier_run_aside(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
-    run_all(study_file, finished, "--set", "seeds=[5]", "--set", "methods=[central]", "--replace")
+    run_all(
+        study_of(finished),
+        finished,
+        "--set",
+        "seeds=[5]",
+        "--set",
+        "methods=[central]",
+        "--replace",
+    )
     assert (finished.with_name("run.previous") / "results.csv").read_bytes() == kept
     assert set(read_results(finished)["seed"]) == {5}
 
