@@ -53,8 +53,12 @@ def within(
     query_W: UInt8[np.ndarray, " W"],
     codes_NW: UInt8[np.ndarray, "N W"],
     radius: int,
+    unlike: bytes | None = None,
 ) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"]]:
-    """Positions, in rising order, and Hamming distances of all codes up to `radius` bits away."""
+    """Positions, in rising order, and Hamming distances of all codes up to `radius` bits away.
+
+    Codes that equal `unlike` are left out.
+    """
     found = faiss.RangeSearchResult(1)
     with _one_thread():
         _kernels.hamming_range_search(
@@ -66,9 +70,16 @@ def within(
             len(query_W),
             found,
         )
+    # Views of FAISS's memory: copies of long lists would cost more than the scan.
     count = int(faiss.rev_swig_ptr(found.lims, 2)[1])
-    positions = faiss.rev_swig_ptr(found.labels, count).copy()
-    return positions, faiss.rev_swig_ptr(found.distances, count).astype(np.int64)
+    positions = faiss.rev_swig_ptr(found.labels, count)
+    distances = faiss.rev_swig_ptr(found.distances, count)
+    if unlike is None:
+        return positions.copy(), distances.astype(np.int64)
+    whole = np.dtype((np.void, len(query_W)))  # a code as one value
+    codes_N = codes_NW.view(whole).ravel()
+    keep = np.flatnonzero(codes_N.take(positions) != np.frombuffer(unlike, dtype=whole))
+    return positions[keep], distances[keep].astype(np.int64)
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """The entries of one modality in memory, and their exact search.
 
-Shape suffixes: N entries, W = b/8 bytes of a code, b bits, S entries in a sample, C candidates.
+Shape suffixes: N entries, P a part of them, C candidates, k hits, b bits, W = b/8 bytes of a code.
 
 1. A shelf never changes: adding and removing give a new one, so a search that runs meanwhile sees
    either all of a batch or nothing of it, and takes no lock.
 2. Entries stand in the order of their handles. The last tie-break is therefore the position, and,
    handles being keyed hashes, the first entries are a random sample of all.
 3. A search is exact under the order (distance, -score, handle), whatever ties there are:
-   a. The k-th distance among a sample bounds the k-th distance among all.
-   b. FAISS lists every entry up to that bound in one pass: all of the k best, with all their ties.
+   a. The k best of a sample are found. They bound the k best of all.
+   b. FAISS lists every other entry within that bound in one pass, ties and all; only nearer ones
+      where the sample's k-th has the best score that its distance allows (always at distance 0).
    c. Scores are computed for those that the k-th distance leaves, and the k best are cut out.
-   FAISS's own top-k would stop at k and keep an arbitrary part of the ties at the boundary.
+   FAISS's own top-k would keep an arbitrary part of the ties at the boundary.
 
     >>> shelf = shelf.merged(new_entries)
     >>> positions, distances, scores = shelf.nearest(code, weights, k=10, radius=64)
@@ -160,42 +161,89 @@ class Shelf:
         Returns:
             Positions, Hamming distances in bits and scores, best first.
         """
-        positions, distances = self._candidates(
-            np.frombuffer(code, dtype=np.uint8), k, radius, allowed
-        )
-        if len(positions) > k:
-            close = distances <= np.partition(distances, k - 1)[k - 1]
-            positions, distances = positions[close], distances[close]
-        scores = _scores(weights, self.codes[positions])
-        # One integer carries both keys: |score| is below 2^21 (fedhash.search.query).
-        keys = (distances << 32) - scores
-        last = np.partition(keys, k - 1)[k - 1] if len(keys) > k else np.inf
-        close = np.flatnonzero(keys <= last)
-        # Positions rise and the sort is stable: what is still equal stays in the handles' order.
-        best = close[np.argsort(keys[close], kind="stable")[:k]]
-        return positions[best], distances[best], scores[best]
+        size = max(_SMALLEST_SAMPLE, len(self) // _SAMPLE_SHARE)
+        if allowed is not None and np.count_nonzero(allowed[:size]) < k:
+            few = np.flatnonzero(allowed)
+            positions, distances, scores = self.chosen(few).nearest(code, weights, k, radius)
+            return few[positions], distances, scores
 
-    def _candidates(
+        query = np.frombuffer(code, dtype=np.uint8)
+        sample = self.codes[:size]
+        if allowed is not None:
+            sample = sample.take(np.flatnonzero(allowed[:size]), axis=0)
+        bound = kth_distance(query, sample, k)
+        reach = radius if bound is None else min(radius, bound)
+        found = self._within(query, slice(0, size), reach, allowed)
+        positions, distances, scores = self._ranked(*found, weights, k)
+        surplus = None
+        if len(positions) == k:
+            surplus = self.codes[positions[-1]].tobytes()
+            reach = int(distances[-1])
+            if scores[-1] == _highest_score(query, weights, reach):
+                reach -= 1
+        # What stands behind the sample loses complete ties, so also the k-th's very code.
+        others = self._within(query, slice(size, None), reach, allowed, unlike=surplus)
+        return self._ranked(
+            np.concatenate([positions, others[0]]),
+            np.concatenate([distances, others[1]]),
+            weights,
+            k,
+        )
+
+    def _within(
         self,
         query_W: UInt8[np.ndarray, " W"],
-        k: int,
+        part: slice,
         radius: int,
         allowed: Bool[np.ndarray, " N"] | None,
+        unlike: bytes | None = None,
     ) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"]]:
-        """Positions, in rising order, and distances of all that can be among the `k` best."""
-        size = max(_SMALLEST_SAMPLE, len(self) // _SAMPLE_SHARE)
-        if allowed is None:
-            bound = kth_distance(query_W, self.codes[:size], k)
-            return within(query_W, self.codes, radius if bound is None else min(radius, bound))
-        bound = kth_distance(query_W, self.codes[:size][allowed[:size]], k)
-        if bound is None:  # few are allowed, so they alone are scanned
-            few = np.flatnonzero(allowed)
-            positions, distances = within(query_W, self.codes[few], radius)
-            return few[positions], distances
-        # FAISS could leave out the others itself (IDSelector), but takes seven times as long.
-        positions, distances = within(query_W, self.codes, min(radius, bound))
-        keep = allowed[positions]
-        return positions[keep], distances[keep]
+        """Positions, in rising order, and distances of a part's entries up to `radius` bits away.
+
+        FAISS could skip the entries that are not allowed (IDSelector), but takes seven times as
+        long as without.
+        """
+        codes_PW = self.codes[part]
+        if radius < 0 or not len(codes_PW):
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        positions, distances = within(query_W, codes_PW, radius, unlike)
+        positions += part.start
+        if allowed is not None:
+            keep = allowed[positions]
+            positions, distances = positions[keep], distances[keep]
+        return positions, distances
+
+    def _ranked(
+        self,
+        positions: Int64[np.ndarray, " C"],
+        distances: Int64[np.ndarray, " C"],
+        weights: Int16[np.ndarray, " b"],
+        k: int,
+    ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+        """The first `k` of the order; of complete ties those that stand first in `positions`."""
+        near = np.flatnonzero(distances <= _kth_smallest(distances, k))
+        positions, distances = positions[near], distances[near]
+        scores = _scores(weights, self.codes.take(positions, axis=0))
+        # One integer carries both keys: |score| is below 2^21 (fedhash.search.query).
+        keys = (distances << 32) - scores
+        near = np.flatnonzero(keys <= _kth_smallest(keys, k))
+        best = near[np.argsort(keys[near], kind="stable")[:k]]
+        return positions[best], distances[best], scores[best]
+
+
+def _kth_smallest(values: Int64[np.ndarray, " C"], k: int) -> int:
+    """The k-th smallest value, or the largest where there are fewer."""
+    if len(values) <= k:
+        return int(values.max(initial=0))
+    return int(np.partition(values, k - 1)[k - 1])
+
+
+def _highest_score(
+    query_W: UInt8[np.ndarray, " W"], weights: Int16[np.ndarray, " b"], distance: int
+) -> int:
+    """The best score that any code at `distance` bits from the query can have."""
+    gains = np.sort(unpack_signs(query_W[None])[0] * weights.astype(np.int64))
+    return int(gains.sum() - 2 * gains[:distance].sum())
 
 
 def _scores(
@@ -205,8 +253,8 @@ def _scores(
     bytes_256x8 = unpack_signs(np.arange(256, dtype=np.uint8)[:, None]).astype(np.int64)
     tables_Wx256 = weights.reshape(-1, 8).astype(np.int64) @ bytes_256x8.T
     scores = np.zeros(len(codes_CW), dtype=np.int64)
-    for table, column in zip(tables_Wx256, codes_CW.T, strict=True):
-        scores += table[column]
+    for table, column in zip(tables_Wx256, np.ascontiguousarray(codes_CW.T), strict=True):
+        scores += table.take(column)
     return scores
 
 

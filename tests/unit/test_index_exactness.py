@@ -150,8 +150,11 @@ def test_large_tie_groups_are_cut_exactly(
         code_bytes=bits // 8,
     ).sorted()
     allowed = None if share is None else rng.random(count) < share
-    for radius in (bits, 2):
-        outputs = rng.normal(size=bits) * 0.01 + 0.05 * unpack_signs(packed[:1])[0]
+    # On an anchor, beside one, anywhere; with and without a limit.
+    for radius, flips in [(bits, 0), (bits, 1), (bits, 3), (2, 0), (2, 1)]:
+        signs = unpack_signs(packed[:1])[0]
+        signs[:flips] *= -1
+        outputs = signs * np.round(rng.random(bits), 1) * 0.05
         query = make_query(outputs, release_id="r", modality="m", k=k)
         got = shelf.nearest(query.code, query.weights, k, radius, allowed)
 
@@ -178,3 +181,15 @@ def test_positions_are_in_the_order_of_the_hex_handles() -> None:
         code_bytes=2,
     ).sorted()
     assert [shelf.handle(position) for position in range(6)] == handles
+
+
+def test_the_highest_score_of_a_distance_is_the_best_of_all_codes() -> None:
+    rng = np.random.default_rng(0)
+    every = unpack_signs(np.arange(1 << 16, dtype="<u2").view(np.uint8).reshape(-1, 2))
+    query = rng.integers(0, 256, 2, dtype=np.uint8)
+    distances = (every != unpack_signs(query[None])).sum(axis=1)
+    weights = rng.integers(-4096, 4097, 16, dtype=np.int16)  # need not have the code's signs
+    scores = every.astype(np.int64) @ weights
+    for distance in range(17):
+        best = scores[distances == distance].max()
+        assert _shelf._highest_score(query, weights, distance) == best
