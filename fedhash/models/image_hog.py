@@ -1,11 +1,12 @@
 """Image tower on histograms of oriented gradients: a fixed front end for small sites.
 
-HOG after Dalal and Triggs (CVPR 2005), as `skimage.feature.hog` computes it, but normalised over
-the whole image and not over small blocks: on 64 x 64 chest X-rays the contrast between regions
-carries the finding. The square root is the Hellinger map of a histogram. `docs/benchmarks.md`
-compares the tower with a convnet that is trained end to end.
+HOG after Dalal and Triggs (CVPR 2005) with two changes that suit 64 x 64 chest X-rays: orientations
+are signed (a bright edge differs from a dark one), and nothing is normalised within blocks, since
+the contrast between regions carries the finding. Libraries offer neither together, hence the few
+lines here. The square root is the Hellinger map of a histogram; the tower's LayerNorm takes out the
+overall contrast. `docs/benchmarks.md` compares the tower with a convnet that is trained end to end.
 
-Shape suffixes: N images, B batch, F features, b bits.
+Shape suffixes: N images, S pixels a side, B batch, F features, b bits.
 
     >>> tower = ImageHog(ImageHog.Options(), code_bits=64)
     >>> outputs = tower(tower.prepare([image]))       # image: float32 [H, W] in 0..1
@@ -14,48 +15,42 @@ Shape suffixes: N images, B batch, F features, b bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from pydantic import Field, model_validator
-from skimage.feature import hog
 from torch import nn
 
 from fedhash.configuration import Settings
 from fedhash.models.image_size import resized
-from fedhash.models.perceptron import perceptron
 from fedhash.models.tower import Tower, register_tower
 
-__all__ = ["ImageHog", "ImageHogOptions"]
+__all__ = ["ImageHog", "ImageHogOptions", "oriented_gradients"]
 
 
 class ImageHogOptions(Settings):
-    """Options of the tower; the defaults give 8 x 8 cells of 9 orientations, 576 features.
+    """Options of the tower; the defaults give 8 x 8 cells of 18 orientations, 1152 features.
 
     Attributes:
         image_size_px: Images are resized to this square.
-        orientations: Bins of a histogram.
+        orientations: Bins of a histogram over the full circle.
         cell_px: Side of a cell.
-        block_cells: Side of a normalisation block; None: the whole image is one block.
-        block_norm: How a block is normalised; L1-sqrt is the square root of its shares.
         hidden: Units of the hidden layer.
+        dropout: Share of hidden units that each training step leaves out.
     """
 
     image_size_px: int = Field(default=64, ge=16, le=1024)
-    orientations: int = Field(default=9, ge=2, le=36)
+    orientations: int = Field(default=18, ge=2, le=72)
     cell_px: int = Field(default=8, ge=4)
-    block_cells: int | None = Field(default=None, ge=1)
-    block_norm: Literal["L1", "L1-sqrt", "L2", "L2-Hys"] = "L1-sqrt"
     hidden: int = Field(default=256, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _a_block_fits(self) -> ImageHogOptions:
-        if self.cell_px * (self.block_cells or 1) > self.image_size_px:
+    def _cells_tile_the_image(self) -> ImageHogOptions:
+        if self.image_size_px % self.cell_px:
             raise ValueError(
-                f"a block of {self.block_cells or 1} x {self.cell_px} px does not fit "
-                f"into {self.image_size_px} px"
+                f"cells of {self.cell_px} px do not tile {self.image_size_px} px; choose a divisor"
             )
         return self
 
@@ -71,30 +66,51 @@ class ImageHog(Tower):
     def __init__(self, options: ImageHogOptions, code_bits: int) -> None:
         super().__init__(options, code_bits)
         self.options = options
-        cells = options.image_size_px // options.cell_px
-        self.block_cells = options.block_cells or cells
-        blocks = cells - self.block_cells + 1
-        features = blocks**2 * self.block_cells**2 * options.orientations
+        features = (options.image_size_px // options.cell_px) ** 2 * options.orientations
         self.prepared_shape = (features,)
+        # No normalisation of the hidden layer: it cost a point of mAP over uneven sites.
         self.body = nn.Sequential(
-            nn.LayerNorm(features), perceptron(features, options.hidden, code_bits)
+            nn.LayerNorm(features),
+            nn.Linear(features, options.hidden),
+            nn.ReLU(),
+            nn.Dropout(options.dropout),
+            nn.Linear(options.hidden, code_bits),
         )
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N F"]:
         """See :meth:`Tower.prepare`."""
-        return torch.from_numpy(np.stack([self._features(content) for content in contents]))
+        options = self.options
+        features = [
+            oriented_gradients(
+                resized(content, options.image_size_px), options.orientations, options.cell_px
+            )
+            for content in contents
+        ]
+        return torch.from_numpy(np.sqrt(np.stack(features)))
 
     def forward(self, prepared: Float[torch.Tensor, "B F"]) -> Float[torch.Tensor, "B b"]:
         """See :meth:`Tower.forward`."""
         outputs: torch.Tensor = self.body(prepared)
         return outputs
 
-    def _features(self, content: np.ndarray | str) -> Float32[np.ndarray, " F"]:
-        features = hog(
-            resized(content, self.options.image_size_px),
-            orientations=self.options.orientations,
-            pixels_per_cell=(self.options.cell_px, self.options.cell_px),
-            cells_per_block=(self.block_cells, self.block_cells),
-            block_norm=self.options.block_norm,
-        )
-        return np.asarray(features, dtype=np.float32)
+
+def oriented_gradients(
+    image_SS: Float32[np.ndarray, "S S"], orientations: int, cell_px: int
+) -> Float32[np.ndarray, " F"]:
+    """Mean gradient magnitude of each cell and signed orientation, cell by cell.
+
+    Args:
+        image_SS: Grey values; the side is a multiple of `cell_px`.
+        orientations: Bins over the full circle.
+        cell_px: Side of a cell.
+    """
+    down, right = np.gradient(image_SS)
+    turn = np.arctan2(down, right) / (2 * np.pi) % 1.0
+    bins = np.minimum((turn * orientations).astype(np.int64), orientations - 1)
+    cells = len(image_SS) // cell_px
+    place = np.arange(len(image_SS)) // cell_px
+    index = (place[:, None] * cells + place) * orientations + bins
+    sums = np.bincount(
+        index.ravel(), np.hypot(down, right).ravel(), minlength=cells**2 * orientations
+    )
+    return (sums / cell_px**2).astype(np.float32)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from skimage.feature import hog
 
 from fedhash.errors import DataError, ModelError
 from fedhash.models.hash_model import HashModel, build_model, encode_studies
+from fedhash.models.image_hog import oriented_gradients
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.relaxed import normalised
@@ -123,10 +125,41 @@ def test_images_of_any_size_are_read() -> None:
         assert tower.prepare(large).shape == (2, *tower.prepared_shape)
 
 
-def test_the_default_histograms_are_576_and_follow_their_options() -> None:
-    assert tower_of("image_hog").prepared_shape == (576,)
-    other = tower_of("image_hog", orientations=6, cell_px=16, block_cells=2)
-    assert other.prepare(IMAGES).shape == (5, 3 * 3 * 2 * 2 * 6)
+def test_the_default_histograms_are_1152_and_follow_their_options() -> None:
+    assert tower_of("image_hog").prepared_shape == (1152,)
+    other = tower_of("image_hog", orientations=6, cell_px=16)
+    assert other.prepare(IMAGES).shape == (5, 4 * 4 * 6)
+
+
+def test_a_ramp_has_one_orientation_and_its_negative_the_opposite() -> None:
+    ramp = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
+    to_the_right = oriented_gradients(ramp, orientations=4, cell_px=8).reshape(4, 4)
+    to_the_left = oriented_gradients(ramp[:, ::-1].copy(), orientations=4, cell_px=8).reshape(4, 4)
+    downwards = oriented_gradients(ramp.T.copy(), orientations=4, cell_px=8).reshape(4, 4)
+    for histogram, orientation in ((to_the_right, 0), (downwards, 1), (to_the_left, 2)):
+        expected = np.zeros((4, 4), np.float32)
+        expected[:, orientation] = 1 / 15  # the slope of the ramp, per pixel
+        np.testing.assert_allclose(histogram, expected, atol=1e-6)
+
+
+def test_cells_are_in_reading_order() -> None:
+    image = np.zeros((16, 16), np.float32)
+    image[2:6, 10:14] = 1.0  # a square in the upper right cell
+    cells = oriented_gradients(image, orientations=4, cell_px=8).reshape(4, 4).sum(axis=1)
+    assert cells[1] > 0
+    assert (cells[[0, 2, 3]] == 0).all()
+
+
+def test_the_histograms_are_those_of_scikit_image_when_orientations_are_folded() -> None:
+    image = RNG.random((64, 64), dtype=np.float32)
+    image[[0, -1], :] = image[[1, -2], :]  # the two differ in how they treat the rim
+    ours = oriented_gradients(image, orientations=18, cell_px=8).reshape(8, 8, 2, 9).sum(axis=2)
+    theirs = hog(
+        image, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(8, 8), block_norm="L1"
+    ).reshape(8, 8, 9)
+    inner = (slice(1, 7), slice(1, 7))
+    ratio = (ours[inner] / ours[inner].sum()) / (theirs[inner] / theirs[inner].sum())
+    np.testing.assert_allclose(ratio, 1.0, atol=1e-3)
 
 
 def test_a_scanners_gain_and_offset_do_not_matter_to_the_convnet() -> None:
@@ -178,7 +211,7 @@ def test_negation_and_word_order_change_a_reports_features() -> None:
         (
             "image",
             TowerSettings(name="image_hog", options={"cells": 8}),
-            "option cells of tower image_hog: Extra inputs .* it takes: block_cells, block_norm",
+            "option cells of tower image_hog: Extra inputs .* it takes: cell_px, dropout",
         ),
         (
             "image",
@@ -187,8 +220,8 @@ def test_negation_and_word_order_change_a_reports_features() -> None:
         ),
         (
             "image",
-            TowerSettings(name="image_hog", options={"cell_px": 40, "block_cells": 2}),
-            "a block of 2 x 40 px does not fit into 64 px",
+            TowerSettings(name="image_hog", options={"cell_px": 10}),
+            "cells of 10 px do not tile 64 px",
         ),
     ],
 )
