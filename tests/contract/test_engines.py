@@ -15,6 +15,7 @@ from fedhash.rounds.engine import Engine, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.site import SiteAgent
+from fedhash_sim.engines.flower import run_in_flower
 from fedhash_sim.engines.inprocess import InProcessEngine
 
 T = TypeVar("T")
@@ -33,7 +34,12 @@ def in_process(run: Callable[[Engine], T], sites: Blueprints) -> T:
     return run(InProcessEngine([blueprint() for blueprint in sites.values()]))
 
 
-ENGINES = [pytest.param(in_process, id="inprocess")]
+ENGINES = [
+    pytest.param(in_process, id="inprocess"),
+    pytest.param(
+        run_in_flower, id="flower", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")]
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_import_loads_no_torch_and_switches_flower_reports_off(module: str) -> N
         "print('torch' in sys.modules, FLWR_TELEMETRY_ENABLED, os.environ[name])"
     )
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(  # noqa: S603 - our own interpreter and code
+    done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "0", "1"]

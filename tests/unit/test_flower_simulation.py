@@ -144,7 +144,7 @@ run_in_flower(run, sites(2))
 
 def test_ctrl_c_ends_everything() -> None:
     paths = [str(Path(__file__).parent), *sys.path]
-    program = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+    program = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
