@@ -28,10 +28,12 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.randomness import stream_seed
 from fedhash_sim.partitions import partition_patients
-from fedhash_sim.settings import ResolvedStudy, SplitFractions
+from fedhash_sim.settings import PhantomSource, ResolvedStudy, SplitFractions
 from fedhash_sim.sources import Pool, load_pool
 
 __all__ = ["Consortium", "Roles", "assign_roles", "build_consortium", "write_partition"]
+
+_ABOUT = "consortium.json"  # written last: where it is, the rest is whole
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Consortium:
 
     Attributes:
         roles: Which studies do what.
-        prepared: Every study that has a role.
+        prepared: Every study of the pool.
         problems: Rows of the source that could not be used.
         without_consent: Studies left out for want of consent.
     """
@@ -86,30 +88,15 @@ class Consortium:
         row_of = {study_id: row for row, study_id in enumerate(self.prepared.study_ids)}
         return self.prepared.select([row_of[study_id] for study_id in study_ids])
 
-    def save(self, folder: Path) -> None:
-        """Write to `folder`; `consortium.json` comes last and says that the rest is whole."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.prepared.save(folder / "prepared.safetensors")
-        text = json.dumps(
-            {
-                "roles": asdict(self.roles),
-                "problems": self.problems,
-                "without_consent": self.without_consent,
-            }
-        )
-        unfinished = folder / "consortium.json.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / "consortium.json")
-
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
+        """Read what `build_consortium` wrote.
 
         Raises:
             DataError: The folder does not hold a whole consortium.
         """
         try:
-            about = json.loads((folder / "consortium.json").read_text(encoding="utf-8"))
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             roles = about["roles"]
             return cls(
                 Roles(
@@ -117,7 +104,7 @@ class Consortium:
                     {site: tuple(ids) for site, ids in roles["database"].items()},
                     tuple(roles["queries"]),
                 ),
-                PreparedStudies.load(folder / "prepared.safetensors"),
+                PreparedStudies.load(folder / about["prepared"]),
                 tuple(about["problems"]),
                 int(about["without_consent"]),
             )
@@ -129,34 +116,51 @@ class Consortium:
 
 
 def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortium:
-    """Load, split, deal and prepare; read it from `folder` where it was done before.
+    """Load, split, deal and prepare; what was done before is read.
+
+    Args:
+        study: The comparison.
+        seed: Of the phantom, the splits and the partition.
+        folder: The seed's own; what does not depend on the seed is kept beside it.
 
     Raises:
         DataError: The data cannot be had, or cannot be split or dealt as asked.
         ModelError: The model's settings are wrong.
     """
-    if (folder / "consortium.json").is_file():
+    if (folder / _ABOUT).is_file():
         return Consortium.load(folder)
-    pool = load_pool(study, seed, folder)
+    shared = folder if isinstance(study.settings.data, PhantomSource) else folder.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = load_pool(study, seed, shared)
     roles = assign_roles(study, pool, seed)
-    used = {
-        study_id
-        for group in (*roles.training.values(), *roles.database.values(), roles.queries)
-        for study_id in group
-    }
-    model = build_model(study.round.model, study.agreement.code_bits, seed)
     consortium = Consortium(
         roles,
-        prepare_studies(
-            model,
-            [each for each in pool.studies if each.study_id in used],
-            study.agreement.findings,
-        ),
+        _prepared(study, pool, shared / "prepared.safetensors"),
         pool.problems,
         pool.without_consent,
     )
-    consortium.save(folder)
+    about = {
+        "roles": asdict(roles),
+        "prepared": "prepared.safetensors" if shared == folder else "../prepared.safetensors",
+        "problems": pool.problems,
+        "without_consent": pool.without_consent,
+    }
+    unfinished = folder / f"{_ABOUT}.tmp"
+    unfinished.write_text(json.dumps(about), encoding="utf-8")
+    unfinished.replace(folder / _ABOUT)
     return consortium
+
+
+def _prepared(study: ResolvedStudy, pool: Pool, path: Path) -> PreparedStudies:
+    """All studies of the pool, from `path` where another seed prepared the same ones."""
+    if path.is_file():
+        prepared = PreparedStudies.load(path)
+        if prepared.study_ids == tuple(each.study_id for each in pool.studies):
+            return prepared
+    model = build_model(study.round.model, study.agreement.code_bits, seed=0)
+    prepared = prepare_studies(model, pool.studies, study.agreement.findings)
+    prepared.save(path)
+    return prepared
 
 
 def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:

@@ -39,7 +39,7 @@ def test_kill_9_while_adding(tmp_path: Path) -> None:
     waits = random.Random(0)
     stored = 0
     for _ in range(4):
-        child = subprocess.Popen(  # noqa: S603 - our own interpreter and script
+        child = subprocess.Popen(
             [sys.executable, "-c", INGEST, str(path), str(stored), str(BATCH), SECRET.decode()],
             stdout=subprocess.PIPE,
             text=True,
