@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedhash.agreement import Agreement
+from fedhash.data.study import InMemory, Study
+from fedhash.errors import DataError
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.rounds.settings import RoundSettings
+from fedhash_sim.consortium import assign_roles
+from fedhash_sim.settings import (
+    EvaluationSettings,
+    ManifestSource,
+    Partition,
+    ResolvedStudy,
+    SplitFractions,
+    StudySettings,
+)
+from fedhash_sim.sources import Pool
+
+
+def study_with(**changes: object) -> ResolvedStudy:
+    settings = StudySettings(
+        name="test",
+        agreement=Path("a.yaml"),
+        round=Path("r.yaml"),
+        data=ManifestSource(kind="manifest", manifest=Path("m.csv")),
+        **{"partition": Partition(scheme="iid", sites=3), **changes},
+    )
+    rounds = RoundSettings(
+        model=ModelSettings(towers={"report": TowerSettings(name="report_ngrams")}),
+        learning=LearningSettings(),
+        rounds=1,
+    )
+    agreement = Agreement(name="test", findings=("a", "b"), modalities=("report",))
+    return ResolvedStudy(settings, agreement, rounds, {})
+
+
+def pool_of(patients: int, **attributes: str) -> Pool:
+    return Pool(
+        tuple(
+            Study(
+                f"study-{patient}-{number}",
+                f"patient-{patient}",
+                {"report": InMemory("x")},
+                frozenset({"ab"[patient % 2]}),
+                attributes=attributes,
+            )
+            for patient in range(patients)
+            for number in range(2)
+        )
+    )
+
+
+def patients_of(study_ids: tuple[str, ...]) -> set[str]:
+    return {study_id.split("-")[1] for study_id in study_ids}
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_patient_that_asks_or_is_held_out_was_trained_on(held_out: float, seed: int) -> None:
+    study = study_with(evaluation=EvaluationSettings(held_out_database=held_out))
+    roles = assign_roles(study, pool_of(300), seed)
+    trained = [patients_of(ids) for ids in roles.training.values()]
+    searched = [patients_of(ids) for ids in roles.database.values()]
+    asking = patients_of(roles.queries)
+    assert not asking & set().union(*trained, *searched)
+    assert sum(map(len, trained)) == len(set().union(*trained)), "one site a patient"
+    if held_out:
+        assert not set().union(*trained) & set().union(*searched)
+        share = len(set().union(*searched)) / len(set().union(*trained, *searched))
+        assert share == pytest.approx(held_out, abs=0.1)
+    else:
+        assert trained == searched
+    assert len(asking) == pytest.approx(60, abs=25)
+
+
+def test_the_published_split_is_taken_as_it_is() -> None:
+    train, test = pool_of(20, split="train"), pool_of(30, split="test")
+    queries = tuple(each for each in test.studies if int(each.patient_id.split("-")[1]) >= 20)
+    pool = Pool((*train.studies, *queries))
+    roles = assign_roles(study_with(splits="published"), pool, seed=0)
+    assert set(roles.queries) == {each.study_id for each in queries}
+    assert sum(map(len, roles.training.values())) == 40
+
+
+def test_an_empty_split_is_told() -> None:
+    study = study_with(splits="published", evaluation=EvaluationSettings(queries="val"))
+    with pytest.raises(DataError, match=r"the split 'val' is empty; the data has train: 40"):
+        assign_roles(study, pool_of(20, split="train"), seed=0)
+
+
+def test_a_site_without_anybody_to_train_on_is_told() -> None:
+    study = study_with(
+        partition=Partition(scheme="iid", sites=10),
+        splits=SplitFractions(val=0.0, test=0.2),
+        evaluation=EvaluationSettings(held_out_database=0.9),
+    )
+    with pytest.raises(DataError, match="none is left to train on; lower evaluation"):
+        assign_roles(study, pool_of(30), seed=0)
