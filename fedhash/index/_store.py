@@ -61,7 +61,7 @@ CREATE TABLE entries (             -- without a second index: memory finds the r
 );
 """
 _LOCK_TIMEOUT_S = 1.0
-_ROWS_AT_ONCE = 10_000  # read in pieces, so that Python objects of all rows never exist together
+_ROWS_AT_ONCE = 10_000  # as Python objects, many times as large as in columns
 _CHECKSUM_RANGE = 1 << 63  # SQLite's integers are signed
 
 
@@ -113,7 +113,6 @@ class Store:
         Raises:
             ArchiveError: The file is damaged.
         """
-        pieces = [Shelf.of((), (), (), (), (), code_bytes=self._code_bytes)]
         descriptions = {}
         with _explained(self._path):
             header = self._database.execute("SELECT release_id, code_bits, salt FROM archive")
@@ -122,17 +121,23 @@ class Store:
                 checksum += checksum_of_values(row)
                 number, modality, attributes = row
                 descriptions[number] = Description(modality, json.loads(attributes))
-            entries = self._database.execute(
-                "SELECT handle, code, entry, patient, description FROM entries"
-            )
-            while rows := entries.fetchmany(_ROWS_AT_ONCE):
-                pieces.append(Shelf.of(*zip(*rows, strict=True), code_bytes=self._code_bytes))
-                checksum += checksum_of_entries(pieces[-1])
+            ((size,),) = self._database.execute("SELECT count(*) FROM entries")
+            entries = Shelf.collected(self._pieces(), size, self._code_bytes)
+            for start in range(0, size, _ROWS_AT_ONCE):
+                piece = entries.chosen(slice(start, start + _ROWS_AT_ONCE))
+                checksum += checksum_of_entries(piece)
         if checksum % _CHECKSUM_RANGE != self._checksum:
             raise _damaged(self._path, "the checksum over its rows does not fit")
-        everything = Shelf.together(pieces)
-        self._next_row = int(everything.rows.max(initial=0)) + 1
-        return everything, descriptions
+        self._next_row = int(entries.rows.max(initial=0)) + 1
+        return entries, descriptions
+
+    def _pieces(self) -> Iterator[Shelf]:
+        """All entries, some thousands at a time."""
+        cursor = self._database.execute(
+            "SELECT handle, code, entry, patient, description FROM entries"
+        )
+        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+            yield Shelf.of(*zip(*rows, strict=True), code_bytes=self._code_bytes)
 
     def next_rows(self, count: int) -> range:
         """Keys for `count` new entries."""

@@ -108,7 +108,7 @@ class Archive:
         """
         with self._writing:
             descriptions, batch = self._columns(entries)
-            shelves, replaced = dict(self._contents.shelves), batch.emptied()
+            shelves, replaced = dict(self._contents.shelves), [batch.emptied()]
             for modality, new in _by_modality(batch.sorted(), descriptions).items():
                 if (new.handles[1:] == new.handles[:-1]).any():
                     raise ArchiveError(
@@ -118,10 +118,10 @@ class Archive:
                 old = shelves.get(modality, new.emptied())
                 twins = old.holds(new.handles)
                 if twins.any():
-                    replaced = Shelf.together([replaced, old.chosen(twins)])
+                    replaced.append(old.chosen(twins))
                     old = old.chosen(~twins)
                 shelves[modality] = old.merged(new)
-            self._change(shelves, descriptions, add=batch, remove=replaced)
+            self._change(shelves, descriptions, add=batch, remove=Shelf.together(replaced))
 
     def remove_patient(self, patient_id: str) -> int:
         """Remove a patient's entries from memory and, physically, from the file.
@@ -270,7 +270,10 @@ def _by_modality(shelf: Shelf, descriptions: Mapping[int, Description]) -> dict[
 
 def _orphans(removed: Shelf, shelves: Mapping[str, Shelf]) -> set[int]:
     """Descriptions of removed entries that no entry on the shelves has."""
-    orphans = set(np.unique(removed.descriptions).tolist())
-    for shelf in shelves.values() if orphans else ():
-        orphans -= set(np.unique(shelf.descriptions).tolist())
-    return orphans
+    if not len(removed):
+        return set()
+    last = max(int(shelf.descriptions.max()) for shelf in (removed, *shelves.values()))
+    used = np.zeros(last + 1, dtype=bool)
+    for shelf in shelves.values():
+        used[shelf.descriptions] = True
+    return {number for number in set(removed.descriptions.tolist()) if not used[number]}
