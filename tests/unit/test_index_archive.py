@@ -164,11 +164,11 @@ def test_searches_see_whole_batches_only(archive: Archive) -> None:
 
     reader = threading.Thread(target=search)
     reader.start()
-    for start in range(0, 2000, 50):
-        archive.add([entry(n, code=code(0)) for n in range(start, start + 50)])
+    for start in range(0, 400, 20):
+        archive.add([entry(n, code=code(0)) for n in range(start, start + 20)])
     done.set()
     reader.join()
-    assert {size % 50 for size in sizes} == {0}
+    assert {size % 20 for size in sizes} == {0}
 
 
 @pytest.mark.parametrize(("release", "bits"), [("r2", BITS), ("r1", 64)])
