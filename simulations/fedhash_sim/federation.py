@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Federation:
     settings: RoundSettings
     studies: Mapping[str, PreparedStudies]
     seed: int
+
+    def alone(self, name: str) -> Federation:
+        """The same with the studies of one site only: what that site's process is given."""
+        return replace(self, studies={name: self.studies[name]})
 
     def site(self, name: str, state_folder: Path) -> SiteAgent:
         """The agent of one site; its memory between rounds is kept in `state_folder`."""
@@ -139,7 +143,7 @@ def train_federation(
         from fedhash_sim.engines.flower import run_in_flower  # Ray takes seconds to import
 
         vector = run_in_flower(
-            run, {name: partial(federation.site, name, sites) for name in plan.sites}
+            run, {name: partial(federation.alone(name).site, name, sites) for name in plan.sites}
         )
     else:
         vector = run(InProcessEngine([federation.site(name, sites) for name in plan.sites]))

@@ -235,3 +235,13 @@ def test_a_study_of_a_manifest_reports_the_rows_it_could_not_use(
     assert "manifest.csv:5" in problem
     assert "gout" in problem
     assert "gout" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_flowers_simulation_gives_the_same_figures(study_file: Path, tmp_path: Path) -> None:
+    changes = ("--set", "seeds=[0]", "--set", "methods=[federated]")
+    run_all(study_file, tmp_path / "here", *changes)
+    run_all(study_file, tmp_path / "flower", *changes, "--set", "engine=flower")
+    here, flower = ((tmp_path / name / "results.csv").read_bytes() for name in ("here", "flower"))
+    assert here == flower
