@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("fedhash", deadline=None)  # no test asserts a time
+settings.load_profile("fedhash")
 torch.set_num_threads(1)  # the suite runs one worker a core
 
 
