@@ -1,7 +1,8 @@
 """Retrieval figures of docs/benchmarks.md: local, federated and central beside chance.
 
 Runs the studies below (an interrupted bench goes on where it stopped), prints one table and writes
-build/bench/quality.csv (case, contender, figure, unit, value, sd, seeds).
+build/bench/quality.csv, or quality-part.csv where studies are left out (case, contender, figure,
+unit, value, sd, seeds).
 
     make bench-quality
     .venv/bin/python benchmarks/bench_quality.py --only kermany_hog_held_out
@@ -62,13 +63,13 @@ def main() -> None:
         )
         results = read_results(folder.path)
         tables[name] = [*main_table(results), *main_table(results, "macro_map")]
-    _write(tables)
+    _write(tables, BENCH / ("quality.csv" if len(tables) == len(STUDIES) else "quality-part.csv"))
     console.print(_shown(tables))
 
 
-def _write(tables: dict[str, list[MainRow]]) -> None:
-    BENCH.mkdir(parents=True, exist_ok=True)
-    with (BENCH / "quality.csv").open("w", newline="", encoding="utf-8") as file:
+def _write(tables: dict[str, list[MainRow]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for name, rows in tables.items():

@@ -3,7 +3,7 @@
 Every limit in it is enforced at the site before any work. Two parties hold the same agreement
 exactly if their digests are equal; every message of a round carries the digest.
 
-    agreement = read_settings(Path("configs/agreement/demo.yaml"), Agreement)
+    agreement = read_settings(Path("configs/agreement/phantom.yaml"), Agreement)
     agreement.findings      # ("no_finding", "cardiomegaly", ...)
     agreement.digest()      # "5a0c..." (64 hex digits)
 """

@@ -128,7 +128,7 @@ def search(
     """Search the site's own archive for studies like an example."""
     from fedhash.data.modalities import MODALITIES
     from fedhash.index import Archive, SiteSearcher
-    from fedhash.index.encoding import encode_example
+    from fedhash.index.encoding import check_example, encode_example
     from fedhash.registry.release import load_release
     from fedhash.search import make_query, radius_from_kappa
     from fedhash.search.filters import parse_filters
@@ -146,6 +146,7 @@ def search(
                 f"{settings.archive} is not there; make it first: "
                 f"fedhash-site index {site} --release {release}"
             )
+        check_example(value)
         content = MODALITIES[modality].read(value, Path.cwd()).load()
         query = make_query(
             encode_example(loaded.build_model(), modality, content),

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float32
 
 from fedhash.codes import pack_signs
+from fedhash.errors import QueryError
 from fedhash.index.entry import Entry
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.relaxed import normalised
 
-__all__ = ["encode_entries", "encode_example"]
+__all__ = ["check_example", "encode_entries", "encode_example"]
 
 
 def encode_entries(
@@ -49,6 +50,16 @@ def encode_entries(
                     )
                 )
     return entries
+
+
+def check_example(value: str) -> None:
+    """Refuse what nobody can have meant as an example.
+
+    Raises:
+        QueryError: The text is blank, or not text that UTF-8 can write.
+    """
+    if not value.strip() or any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+        raise QueryError("the example is blank or not UTF-8 text; give a report or a file name")
 
 
 @torch.no_grad()

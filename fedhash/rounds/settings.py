@@ -3,7 +3,7 @@
 The coordinator reads it and sends it, whole, with every round; each site checks it against the
 agreement before it works.
 
-    >>> settings = read_settings(Path("configs/round/anchors.yaml"), RoundSettings)
+    >>> settings = read_settings(Path("configs/round/phantom.yaml"), RoundSettings)
     >>> settings.weighting
     'patients'
 """

@@ -107,7 +107,7 @@ def make_query(
     """The query for an example whose normalised model output is `outputs_b` (length at most 1).
 
     Args:
-        outputs_b: One row of `fedhash.models.prepared.encode_studies`.
+        outputs_b: One row of `fedhash.models.hash_model.encode_studies`.
         release_id: The release whose model gave the outputs.
         modality: The modality to search in.
         k: Hits wanted at most.

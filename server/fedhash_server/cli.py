@@ -29,11 +29,6 @@ _err = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-@app.callback()
-def main() -> None:
-    """Keeps `check` a subcommand of its own."""
-
-
 @app.command()
 def check(
     agreement: Annotated[

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhash.errors import FedhashError, QueryError
+from fedhash.errors import DataError, FedhashError, QueryError
 
 if TYPE_CHECKING:
     from fedhash_sim.search import Answer
@@ -118,7 +118,9 @@ def recipe(
     source: Annotated[
         Path | None, typer.Option(help="The set's folder; default: $FEDHASH_DATA/NAME.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the manifest.")] = Path(),
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the manifest; default: NAME.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the manifest of a public data set, without copying its images."""
@@ -136,7 +138,10 @@ def recipe(
             return
         chosen = find_recipe(name)
         folder = recipe_folder(RecipeSource(kind="recipe", recipe=name, folder=source))
-        written = chosen.write(folder, out)
+        target = out or Path(name)
+        if (target / "manifest.csv").exists():
+            raise DataError(f"{target / 'manifest.csv'} is there already; name another --out")
+        written = chosen.write(folder, target)
         if as_json:
             _print_json({**vars(written), "manifest": str(written.manifest)})
             return
@@ -216,6 +221,8 @@ def search(
         with SimulatedConsortium.open(run) as consortium:
             if [report_text, image, example].count(None) != 2:
                 raise QueryError("give exactly one of --report, --image and --example")
+            if study_id is not None and example is None:
+                raise QueryError("--study belongs to --example; name the modality that asks")
             if example is not None:
                 question = consortium.example(example, study_id, target)
             elif report_text is not None:
@@ -253,7 +260,11 @@ def _print_answer(answer: Answer) -> None:
         table.add_column(heading, justify="right" if heading in {"", "distance"} else "left")
     for rank, hit in enumerate(answer.hits, 1):
         table.add_row(
-            str(rank), hit.site, str(hit.distance), ", ".join(hit.findings), f"[dim]{hit.handle}[/]"
+            str(rank),
+            _escaped(hit.site),
+            str(hit.distance),
+            ", ".join(hit.findings),
+            f"[dim]{hit.handle}[/]",
         )
     _out.print(table)
     sites = sorted({hit.site for hit in answer.hits})
@@ -276,7 +287,7 @@ def _show_results(run: Path, *, as_json: bool) -> None:
                             "query": row.query,
                             "target": row.target,
                             "chance": row.chance.mean,
-                            **{name: vars(each) for name, each in row.methods.items()},
+                            **{name: each.as_json() for name, each in row.methods.items()},
                         }
                         for row in rows
                     ]
@@ -311,4 +322,4 @@ def _print_facts(plan: dict[str, object]) -> None:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

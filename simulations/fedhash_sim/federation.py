@@ -130,6 +130,9 @@ def train_federation(
     )
     coordinator = RoundCoordinator(plan, federation.agreement, state)
 
+    if state.records:  # killed after the checkpoint, perhaps before its round was evaluated
+        on_round(state.records[-1], state.model)
+
     def run(over: Engine) -> np.ndarray:
         return run_rounds(
             coordinator,

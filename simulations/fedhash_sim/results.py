@@ -12,6 +12,7 @@ whose own model was trained (method `local`), mean_loss and seconds are those of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,14 @@ class Spread:
     mean: float
     sd: float
     seeds: int
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """JSON-able form; one seed has no spread, which is null."""
+        return {
+            "mean": self.mean,
+            "sd": None if math.isnan(self.sd) else self.sd,
+            "seeds": self.seeds,
+        }
 
     def __str__(self) -> str:
         return f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if self.seeds > 1 else "")

@@ -2,6 +2,7 @@
 
     runs/demo/
       study.yaml agreement.yaml round.yaml   the configuration as it ran, overrides applied
+      inputs.json                            version, and the manifest's hash
       run.json                               version, command, sizes: what the report says of itself
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
@@ -11,7 +12,8 @@
 
 1. A finished cell is never run twice; an unfinished one goes on from its last round.
 2. A folder belongs to one resolved configuration; another one is refused, not mixed in.
-3. `replace` moves the earlier run aside to `<folder>.previous`, in place of the one before it.
+3. `replace` moves an earlier run with results aside to `<folder>.previous`, in place of the one
+   before it.
 
     >>> folder = RunFolder.open(Path("runs/demo"), study, replace=False)
     >>> folder.cell("federated", 0).is_done
@@ -20,16 +22,22 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import hashlib
+import json
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedhash import __version__
 from fedhash.configuration import resolved
 from fedhash.errors import CheckpointError
 from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
-from fedhash_sim.settings import ResolvedStudy, read_study
+from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
 __all__ = ["CellFolder", "RunFolder", "write_table"]
 
@@ -59,6 +67,15 @@ class RunFolder:
         Raises:
             CheckpointError: It holds another study's run, or something that is no run.
         """
+        try:
+            return cls._open(path, study, replace=replace)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be made or read ({error}); choose another --out"
+            ) from error
+
+    @classmethod
+    def _open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
         files = _configuration(study, path.resolve())
         if path.exists() and replace:
             _move_aside(path)
@@ -72,15 +89,32 @@ class RunFolder:
                         f"{path}.previous"
                     )
             return cls(path)
-        unfinished = path.with_name(f"{path.name}.new")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         for name, text in files.items():
             (unfinished / name).write_text(text, encoding="utf-8")
+        unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
         if path.exists():
             path.rmdir()
         unfinished.rename(path)
         return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working in the folder; the system lets go when we die.
+
+        Raises:
+            CheckpointError: Another process works in it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise CheckpointError(
+                    f"another process is working in {self.path}; wait for it, or choose another "
+                    "--out"
+                ) from error
+            yield
 
     @classmethod
     def existing(cls, path: Path) -> tuple[RunFolder, ResolvedStudy]:
@@ -107,8 +141,9 @@ class RunFolder:
 
     def archive(self, site: str) -> Path:
         """A site's index; sites may have any name, files may not."""
-        safe = "".join(each if each.isalnum() or each in "-_" else "_" for each in site)
-        return self.path / "archives" / f"{safe}.sqlite"
+        safe = "".join(each if each.isalnum() or each in "-_" else "_" for each in site)[:40]
+        digest = hashlib.sha256(site.encode()).hexdigest()[:8]  # "a b" and "a.b" are two sites
+        return self.path / "archives" / f"{safe}-{digest}.sqlite"
 
     def collect(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Join the cells' tables into the run's, in the order of methods and seeds."""
@@ -142,7 +177,17 @@ def _configuration(study: ResolvedStudy, path: Path) -> dict[str, str]:
         "study.yaml": resolved(settings, relative_to=path),
         "agreement.yaml": resolved(study.agreement),
         "round.yaml": resolved(study.round),
+        "inputs.json": _inputs(study),
     }
+
+
+def _inputs(study: ResolvedStudy) -> str:
+    """What the figures depend on beside the settings, so that a changed manifest is noticed."""
+    inputs = {"fedhash": __version__}
+    if isinstance(study.settings.data, ManifestSource) and study.settings.data.manifest.is_file():
+        content = study.settings.data.manifest.read_bytes()
+        inputs["manifest_sha256"] = hashlib.sha256(content).hexdigest()
+    return json.dumps(inputs, indent=2) + "\n"
 
 
 def _move_aside(path: Path) -> None:
@@ -151,6 +196,9 @@ def _move_aside(path: Path) -> None:
         raise CheckpointError(
             f"{path} is no run folder, so it is not replaced; choose another --out"
         )
+    if not (path / "results.csv").is_file():
+        shutil.rmtree(path)  # it has found nothing yet, and must not push out a run that has
+        return
     previous = path.with_name(f"{path.name}.previous")
     if previous.exists():
         if not (previous / "study.yaml").is_file():

@@ -23,7 +23,7 @@ import torch
 from fedhash.data.modalities import MODALITIES
 from fedhash.errors import QueryError
 from fedhash.index import Archive, SiteSearcher, site_handle
-from fedhash.index.encoding import encode_entries, encode_example
+from fedhash.index.encoding import check_example, encode_entries, encode_example
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.prepared import PreparedStudies
@@ -167,6 +167,7 @@ class SimulatedConsortium:
             ModelError: The model has no tower for the example.
             QueryError: The target is unknown.
         """
+        check_example(value)
         content = MODALITIES[modality].read(value, Path.cwd()).load()
         return Question(
             modality,

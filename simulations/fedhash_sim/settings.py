@@ -135,14 +135,14 @@ class EvaluationSettings(Settings):
 class StudySettings(Settings):
     """One comparison."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")  # also a folder's name
     agreement: Path
     round: Path
     data: Annotated[PhantomSource | RecipeSource | ManifestSource, Field(discriminator="kind")]
     partition: Partition = Partition()
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     engine: Literal["inprocess", "flower"] = "inprocess"
     evaluation: EvaluationSettings = EvaluationSettings()
     method_settings: dict[Method, dict[str, bool | int | float | str | None]] = Field(

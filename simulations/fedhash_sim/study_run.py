@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +39,7 @@ from fedhash_sim.sources import load_pool
 
 __all__ = ["describe", "plan_study", "run_study"]
 
+_SHOWN_PROBLEMS = 5
 _POLL_S = 0.1  # how often the bars move
 
 
@@ -62,11 +66,21 @@ def run_study(
         FedhashError: The study cannot be run; what is finished stays and is not run again.
     """
     folder = RunFolder.open(path, study, replace=replace)
+    with folder.locked():
+        _run_in(folder, study, workers, command, console)
+    return folder
+
+
+def _run_in(
+    folder: RunFolder, study: ResolvedStudy, workers: int, command: str, console: Console
+) -> None:
     settings = study.settings
     consortia = {}
     for seed in settings.seeds:
         with console.status(f"preparing the studies of seed {seed}"):
             consortia[seed] = build_consortium(study, seed, folder.data(seed))
+    for line in _data_problems(consortia[settings.seeds[0]]):
+        console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
     about = describe(study, consortia) | {"command": command}
     (folder.path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -81,7 +95,16 @@ def run_study(
     folder.collect(settings.methods, settings.seeds)
     with console.status("drawing the report"):
         write_report(folder.path)
-    return folder
+
+
+def _data_problems(consortium: Consortium) -> list[str]:
+    """The first rows that could not be used; all of them stand in run.json and in the report."""
+    lines = list(consortium.problems[:_SHOWN_PROBLEMS])
+    if len(consortium.problems) > _SHOWN_PROBLEMS:
+        lines.append(f"... and {len(consortium.problems) - _SHOWN_PROBLEMS} more, see run.json")
+    if consortium.without_consent:
+        lines.append(f"{consortium.without_consent} studies are left out for want of consent")
+    return lines
 
 
 def plan_study(study: ResolvedStudy) -> dict[str, Any]:
@@ -110,7 +133,7 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
 
 
 def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str, Any]:
-    """What the report, the dry run and `run.json` say of a study."""
+    """What the report and `run.json` say of a study."""
     settings = study.settings
     first = consortia[settings.seeds[0]]
     model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
@@ -174,7 +197,14 @@ def _follow(futures: Sequence[Future[str | None]], news: SimpleQueue[Progress], 
         while not news.empty():
             show(news.get())
         for future in done:
-            if failure := future.result():
+            try:
+                failure = future.result()
+            except BrokenProcessPool as error:
+                raise ProtocolError(
+                    "a worker was killed, perhaps for want of memory; run the same command again "
+                    "with fewer --workers, it goes on where it stopped"
+                ) from error
+            if failure:
                 raise ProtocolError(failure)
 
 
@@ -185,6 +215,16 @@ def _start_worker(news: SimpleQueue[Progress]) -> None:
     global _news  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _news = news
     os.environ["OMP_NUM_THREADS"] = "1"
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise ProtocolError("a worker needs a parent process to work for")
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent ends no workers: they watch it, so that no cell is trained twice at once."""
+    connection.wait([parent])
+    os._exit(1)
 
 
 def _work(run: Path, method: str, seed: int) -> str | None:

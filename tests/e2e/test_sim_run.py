@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -23,6 +22,7 @@ from fedhash.search import make_query
 from fedhash_sim.cli import app
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.results import RESULT_COLUMNS, read_results, read_rounds
+from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
 
 
@@ -181,10 +181,25 @@ def test_filters_and_radius_reach_the_sites(finished: Path) -> None:
         found: list[dict[str, object]] = json.loads(text)["hits"]
         return found
 
-    everyone, women = hits(), hits("--where", "sex=female")
-    assert 0 < len(women) < len(everyone) or len(everyone) == 50
+    studies = Consortium.load(finished / "data" / "seed-0")
+    women = {
+        handle
+        for site in studies.sites
+        for handle, attributes in zip(
+            simulated_handles(0, site, studies.database(site)),
+            studies.database(site).attributes,
+            strict=True,
+        )
+        if attributes["sex"] == "female"
+    }
+    found = {str(hit["handle"]) for hit in hits("--where", "sex=female")}
+    assert found
+    assert found <= women
+    assert not {str(hit["handle"]) for hit in hits()} <= women
     assert hits("--where", "sex=nobody") == []
-    assert all(int(str(hit["distance"])) <= 8 for hit in hits("--kappa", "0.5"))
+    near = hits("--kappa", "0.5")
+    assert near == [hit for hit in hits() if int(str(hit["distance"])) <= 8][: len(near)]
+    assert len(near) < len(hits())
     assert "not NAME=VALUE" in run("search", finished, "--report", "x", "--where", "sex", ok=False)
     assert "exactly one" in run("search", finished, ok=False)
     assert "allows 100" in run("search", finished, "--report", "x", "-k", 101, ok=False)
@@ -192,25 +207,21 @@ def test_filters_and_radius_reach_the_sites(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
-    run_all(study_file, tmp_path / "whole", "--set", "round.rounds=12")
+    changes = ("--set", "round.rounds=12", "--set", "methods=[federated]", "--set", "seeds=[0]")
+    run_all(study_file, tmp_path / "whole", *changes)
     command = [
         *(sys.executable, "-m", "fedhash_sim", "run", str(study_file), "--workers", "1"),
-        *("--out", str(tmp_path / "killed"), "--set", "round.rounds=12"),
+        *("--out", str(tmp_path / "killed"), *changes),
     ]
-    rng = np.random.default_rng(0)
-    kills = 0
-    for _ in range(30):
+    for number in (2, 4, 7):  # killed as soon as that round is stored, training or evaluating
+        checkpoint = f"cells/federated-seed-0/models/0/checkpoints/round-{number:06d}.checkpoint"
         process = subprocess.Popen(command, start_new_session=True)
-        try:
-            process.wait(timeout=float(rng.uniform(6, 10)))
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            time.sleep(0.1)
-    assert kills > 0
-    assert process.returncode == 0
+        while process.poll() is None and not (tmp_path / "killed" / checkpoint).is_file():
+            time.sleep(0.005)
+        assert process.poll() is None, "killed before its end"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, check=False).returncode == 0
     whole, killed = ((tmp_path / name / "results.csv").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
 
@@ -245,3 +256,39 @@ def test_flowers_simulation_gives_the_same_figures(study_file: Path, tmp_path: P
     run_all(study_file, tmp_path / "flower", *changes, "--set", "engine=flower")
     here, flower = ((tmp_path / name / "results.csv").read_bytes() for name in ("here", "flower"))
     assert here == flower
+
+
+def test_a_changed_manifest_is_another_run(study_file: Path, tmp_path: Path) -> None:
+    run("phantom", tmp_path / "phantom", "--sites", 1, "--patients-per-site", 40)
+    manifest = tmp_path / "phantom" / "site-0" / "manifest.csv"
+    arguments = (
+        *("run", study_file, "--out", tmp_path / "run", "--workers", 1),
+        *("--set", f"data={{kind: manifest, manifest: {manifest}}}", "--set", "seeds=[0]"),
+        *("--set", "partition={scheme: iid, sites: 3}", "--set", "methods=[central]"),
+    )
+    run(*arguments)
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join(lines[:-1]) + "\n")
+    assert "its inputs.json differs" in run(*arguments, ok=False)
+
+
+def test_failing_replacements_do_not_push_out_a_good_run(finished: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    for _ in range(2):
+        wrong = ("--set", "partition={scheme: iid, sites: 900}", "--replace")
+        run("run", study_of(finished), "--out", finished, *wrong, ok=False)
+    assert (finished.with_name("run.previous") / "results.csv").read_bytes() == kept
+
+
+def test_two_processes_do_not_work_in_one_folder(finished: Path) -> None:
+    folder, _ = RunFolder.existing(finished)
+    with folder.locked():
+        again = run("run", study_of(finished), "--out", finished, "--set", "seeds=[0]", ok=False)
+    assert "another process is working" in again
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert "choose another --out" in run("run", study_file, "--out", out, ok=False)
+    assert (tmp_path / "file").read_text() == "x"

@@ -30,7 +30,6 @@ def test_sites_are_called_by_name_and_their_traffic_is_counted() -> None:
     for exchange in sites.exchanges:
         assert exchange.request_bytes == len(request.encode())
         assert exchange.reply_bytes > 2 * 4 * PullTrainer.model_size
-        assert exchange.seconds > 0
 
 
 def test_what_the_byte_form_cannot_carry_fails_here_too() -> None:

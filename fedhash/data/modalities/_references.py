@@ -42,6 +42,9 @@ _UNREADABLE = (
 )
 
 
+_LONGEST_SHOWN = 300
+
+
 def resolve(cell: str, folder: Path) -> Path:
     """The absolute path that a cell names.
 
@@ -54,8 +57,15 @@ def resolve(cell: str, folder: Path) -> Path:
             "folder, so write an absolute path instead"
         )
     path = folder.absolute() / cell
-    if "\0" in cell or not path.is_file():
-        raise DataError(f"there is no file {str(path)!r}; correct the path in the manifest")
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL byte
+        found = False
+    if not found:
+        shown = (
+            str(path) if len(str(path)) <= _LONGEST_SHOWN else f"{str(path)[:_LONGEST_SHOWN]}..."
+        )
+        raise DataError(f"there is no file {shown!r}; correct the path")
     return path
 
 
