@@ -42,8 +42,7 @@ class LearningSettings(Settings):
     Attributes:
         optimiser: adamw or sgd.
         moments: Whether AdamW's moments stay at the site from round to round, or start at zero in
-            each round. They are never sent. Kept moments were worth 2 points of mAP on uneven
-            sites (docs/adr/0005-moments-stay-at-the-site.md).
+            each round. They are never sent (docs/adr/0005-moments-stay-at-the-site.md).
         learning_rate: In the first round; see `schedule`.
         weight_decay: Decoupled for AdamW, an L2 term for SGD.
         momentum: Of SGD; AdamW keeps its (0.9, 0.999).
