@@ -111,7 +111,11 @@ class Flower:
         (home / "config.toml").write_text(
             f'[superlink.trial]\naddress = "{superlink}"\ninsecure = true\n'
         )
+        programs = str(
+            Path(sys.executable).parent
+        )  # flower-superexec, also outside an activated venv
         self._environment = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

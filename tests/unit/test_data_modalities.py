@@ -263,7 +263,13 @@ def test_a_relative_path_stays_in_the_folder_and_an_absolute_one_may_leave_it(
 
 @pytest.mark.parametrize("cell", ["missing.png", ".", "s1\0.png"])
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path, cell: str) -> None:
-    assert "correct the path in the manifest" in refusal("image", cell, tmp_path)
+    assert "correct the path" in refusal("image", cell, tmp_path)
+
+
+def test_a_path_that_no_file_system_takes_is_refused_and_cut_short(tmp_path: Path) -> None:
+    message = refusal("image", "x" * 5000 + ".png", tmp_path)
+    assert "there is no file" in message
+    assert len(message) < 500
 
 
 def test_an_array_is_opened_once_for_all_its_rows(
