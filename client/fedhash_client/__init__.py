@@ -1,4 +1,4 @@
-"""A site's programs: the relay that Flower starts, the daemon behind it, the command line.
+"""A site's programs: the relay that Flower starts, and the command line.
 
 Importing this package switches off what Flower would otherwise do by itself: report usage, look
 for updates and install an app's dependencies. A hospital's network shall see no such connection,

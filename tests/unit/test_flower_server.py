@@ -52,6 +52,9 @@ def node_that(answers: Callable[[FlowerMessage], FlowerMessage | None], name: st
     )
 
 
+NOT_FOR_THE_ENGINE = "the engine pushes and pulls; it calls no other method of the grid"
+
+
 class LocalGrid(Grid):
     """Nodes that answer at once, or never where a node returns None."""
 
@@ -61,17 +64,17 @@ class LocalGrid(Grid):
         self._replies: dict[str, FlowerMessage] = {}
 
     def set_run(self, run: Run) -> None:
-        raise NotImplementedError
+        raise AssertionError(NOT_FOR_THE_ENGINE)
 
     @property
     def run(self) -> Run:
-        raise NotImplementedError
+        raise AssertionError(NOT_FOR_THE_ENGINE)
 
     def create_message(self, *args: object, **kwargs: object) -> FlowerMessage:
-        raise NotImplementedError
+        raise AssertionError(NOT_FOR_THE_ENGINE)
 
     def send_and_receive(self, *args: object, **kwargs: object) -> Iterable[FlowerMessage]:
-        raise NotImplementedError
+        raise AssertionError(NOT_FOR_THE_ENGINE)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
