@@ -5,10 +5,13 @@
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-search    the index beside bare FAISS
+#   make bench-demo      seconds and peak memory of the demo
+#   make bench-docs      write the tables of README.md and docs/benchmarks.md from build/bench/*.csv
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+DEMO   := runs/demo
 
 # The folder of the real data sets; tests and benchmarks that need an absent set say so and skip.
 export FEDHASH_DATA ?= $(abspath ../shared/data)
@@ -19,11 +22,11 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick lint format schemas bench-quality bench-search clean
+.PHONY: help install demo test test-quick lint format schemas bench-quality bench-search bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n 's/^#   make/make/p' Makefile
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -36,10 +39,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/fedhash-sim run configs/study/demo.yaml --out runs/demo --replace
-	$(BIN)/fedhash-sim search runs/demo --target image --report \
+	$(BIN)/fedhash-sim run configs/study/demo.yaml --out $(DEMO) --replace
+	$(BIN)/fedhash-sim search $(DEMO) --target image --report \
 	  "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
-	$(BIN)/fedhash-sim search runs/demo --target report --example image
+	$(BIN)/fedhash-sim search $(DEMO) --target report --example image
 
 test: install
 	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term --cov-fail-under=90
@@ -64,10 +67,16 @@ schemas: install
 	$(BIN)/python -m fedhash_sim.schemas
 
 bench-quality: install
-	$(BIN)/python benchmarks/bench_quality.py
+	$(BIN)/python -m benchmarks.bench_quality
 
 bench-search: install
-	$(BIN)/python benchmarks/bench_search.py
+	$(BIN)/python -m benchmarks.bench_search
+
+bench-demo: install
+	$(BIN)/python -m benchmarks.bench_demo
+
+bench-docs: install
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

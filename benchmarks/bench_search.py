@@ -1,7 +1,7 @@
 """Exact top-10 of a site's archive beside bare FAISS, in one run on one machine.
 
-    python benchmarks/bench_search.py            # 1 and 10 million codes: some 20 minutes, 3 GB
-    python benchmarks/bench_search.py --quick    # 100,000 codes
+    make bench-search                                         # 1 and 10 million codes: 20 min, 3 GB
+    .venv/bin/python -m benchmarks.bench_search --quick       # 100,000 codes
 
 The archive does more than bare FAISS: the order among equal distances is total and exact, and
 entries are stored, replaced and removed by patient. Both contenders search the same codes for the
@@ -16,20 +16,19 @@ clustered   what a hash model makes: each study lies near the anchor of one of 1
             exactly on it; queries likewise, so that often a 25th of the archive ties for place 10
 saturated   the worst case of ties: all studies exactly on anchors, queries one bit beside
 
-Writes build/bench/search.csv with the columns case, contender, figure, unit, value.
+Writes build/bench/search.csv, or search-quick.csv, with the columns case, contender, figure, unit,
+value.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import BENCH, Figure, write_figures
+from benchmarks.process_memory import resident_bytes
 from fedhash.codes import unpack_signs
 from fedhash.index import Archive, Entry
 from fedhash.search import Query, make_query
@@ -48,20 +49,8 @@ FINDINGS = 14
 EXACTLY_ON_ANCHOR, FLIP_RATE = 0.6, 0.04
 QUERIES = 64
 ENTRIES_AT_ONCE = 250_000
-CSV = Path("build/bench/search.csv")
 
 _faiss: Any = faiss  # its type stubs lack the Python forms of these methods
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row of the table."""
-
-    case: str
-    contender: str
-    figure: str
-    unit: str
-    value: float
 
 
 def uniform_codes(rng: np.random.Generator, count: int, bits: int) -> np.ndarray:
@@ -134,18 +123,14 @@ def reopening(case: str, contender: str, path: Path, codes: np.ndarray) -> Itera
 
 def reopen(contender: str, path: Path, bits: int) -> tuple[float, int]:
     """Seconds and growth of the process in bytes."""
-    before, start = resident_bytes(), time.perf_counter()
+    before, start = resident_bytes(os.getpid()), time.perf_counter()
     if contender == "FAISS":
         opened = _faiss.read_index_binary(str(path))
     else:
         opened = Archive(path, "bench", bits)
-    result = time.perf_counter() - start, resident_bytes() - before
+    result = time.perf_counter() - start, resident_bytes(os.getpid()) - before
     del opened
     return result
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def bench(
@@ -225,7 +210,8 @@ def bench(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="100,000 codes only")
-    counts = [100_000] if parser.parse_args().quick else [1_000_000, 10_000_000]
+    quick = parser.parse_args().quick
+    counts = [100_000] if quick else [1_000_000, 10_000_000]
     figures: list[Figure] = []
     for count in counts:
         for bits in (64, 128):
@@ -238,11 +224,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     figures += bench(case, codes, queries, Path(folder), rng.bytes(16 * count))
 
-    CSV.parent.mkdir(parents=True, exist_ok=True)
-    with CSV.open("w", newline="") as file:
-        rows = csv.DictWriter(file, list(asdict(figures[0])), lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(asdict(figure) for figure in figures)
+    write_figures(BENCH / ("search-quick.csv" if quick else "search.csv"), Figure, figures)
     table = Table("case", "figure", "unit", "FAISS", "archive", title=f"exact top-{K}")
     values = {(f.case, f.figure, f.contender): f for f in figures}
     for case, name in dict.fromkeys((f.case, f.figure) for f in figures):

@@ -1,0 +1,135 @@
+"""The tables of the benches, row by row: headings first, then cells as text.
+
+The same rows are printed by a bench and written into the documents (`benchmarks.tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from benchmarks.figures import F, Figure, SeededFigure
+from benchmarks.goals import DEMO_GOALS, QUALITY_GOALS
+from fedhash_sim.results import Spread
+
+__all__ = [
+    "Rows",
+    "as_markdown",
+    "as_table",
+    "demo_rows",
+    "goal_rows",
+    "plain_rows",
+    "quality_rows",
+    "search_rows",
+]
+
+Rows = list[tuple[str, ...]]
+
+
+def as_table(rows: Rows, title: str) -> Table:
+    """For the terminal."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(rows: Rows) -> str:
+    """For a document."""
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([lines[0], f"|{'---|' * len(rows[0])}\n", *lines[1:]])
+
+
+def quality_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """A study's directions by mAP over queries, then by the mean over findings (macro)."""
+    by_name = _by_name(figures)
+    rows: Rows = [
+        ("study", "direction", "local", "federated", "central", "chance", "federated / central")
+    ]
+    for study in dict.fromkeys(each.case for each in figures):
+        names = dict.fromkeys(each.figure for each in figures if each.case == study)
+        for name in sorted(names, key=lambda name: name.startswith("macro_map ")):
+            found = {
+                contender: by_name.get((study, name, contender))
+                for contender in ("local", "federated", "central", "chance")
+            }
+            federated, central = found["federated"], found["central"]
+            rows.append(
+                (
+                    study,
+                    _direction(name),
+                    *(str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found.values()),
+                    f"{federated.value / central.value:.3f}" if federated and central else "",
+                )
+            )
+    return rows
+
+
+def plain_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """The same without the means over findings."""
+    return quality_rows([each for each in figures if each.figure.startswith("map ")])
+
+
+def goal_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """Each goal of retrieval quality in each of its directions."""
+    by_name = {name: each.value for name, each in _by_name(figures).items()}
+    rows: Rows = [("study", "direction", "goal", "measured", "")]
+    for goal in QUALITY_GOALS:
+        for direction in goal.directions:
+            name = f"map {direction}"
+            measured = goal.measured(by_name, name)
+            shown = "" if measured is None else f"{measured:.3f}"
+            rows.append((goal.study, _direction(name), str(goal), shown, goal.verdict(measured)))
+    return rows
+
+
+def search_rows(figures: Sequence[Figure]) -> Rows:
+    """The archive beside bare FAISS, a row for each set of codes."""
+    by_name = _by_name(figures)
+    both = ("FAISS", "archive")
+    columns = {
+        "single query, ms: FAISS / ours": ("single query", both),
+        "in a batch of 64, ms": ("query in a batch of 64", both),
+        "filtered, ms": ("filtered query", both),
+        "build, s (ours)": ("build", ("archive",)),
+        "reopen, s: FAISS / ours": ("reopen", both),
+        "bytes a code on disk: FAISS / ours": ("disk", both),
+        "in memory, ours": ("memory", ("archive",)),
+    }
+    rows: Rows = [("codes", *columns)]
+    for case in dict.fromkeys(each.case for each in figures):
+        cells = []
+        for name, contenders in columns.values():
+            found = [by_name.get((case, name, contender)) for contender in contenders]
+            cells.append(" / ".join(three_digits(each.value) if each else "" for each in found))
+        rows.append((case, *cells))
+    return rows
+
+
+def demo_rows(figures: Sequence[Figure]) -> Rows:
+    """Each figure of the demo beside its goal."""
+    rows: Rows = [("make demo", "measured", "goal", "")]
+    for each in figures:
+        shown = f"{three_digits(each.value)} {each.unit}"
+        most = DEMO_GOALS.get(each.figure)
+        if most is None:
+            rows.append((each.figure, shown, "", ""))
+        else:
+            verdict = "met" if each.value <= most else "missed"
+            rows.append((each.figure, shown, f"at most {most:g} {each.unit}", verdict))
+    return rows
+
+
+def three_digits(value: float) -> str:
+    """As many digits as a single run is worth, without an exponent for large values."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _by_name(figures: Sequence[F]) -> dict[tuple[str, str, str], F]:
+    return {(each.case, each.figure, each.contender): each for each in figures}
+
+
+def _direction(figure: str) -> str:
+    metric, direction = figure.split(" ", 1)
+    return direction.replace("->", "→") + (" (macro)" if metric == "macro_map" else "")
