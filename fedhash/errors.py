@@ -14,7 +14,8 @@ A message says what was found, what was expected and what to do.
     ├── CheckpointError        a stored state that cannot be resumed
     ├── ReleaseError           a released model that does not verify
     ├── ArchiveError           the site's binary index
-    └── QueryError             a search request that cannot be answered
+    ├── QueryError             a search request that cannot be answered
+    └── StorageError           a file that the operating system refuses
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ __all__ = [
     "QueryError",
     "RefusedError",
     "ReleaseError",
+    "StorageError",
 ]
 
 
@@ -121,3 +123,18 @@ class ArchiveError(FedhashError):
 
 class QueryError(FedhashError):
     """A search request is malformed or cannot be answered."""
+
+
+class StorageError(FedhashError):
+    """The operating system refuses a file or a folder: its rights, a full disk.
+
+    Args:
+        error: What the operating system said.
+        path: What was written or read, for errors that name no file (a full disk does not).
+    """
+
+    def __init__(self, error: OSError, path: Path | None = None) -> None:
+        super().__init__(
+            f"{error.filename or path or 'a file'} cannot be used ({error.strerror or error}); "
+            "check rights and disk space"
+        )

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fedhash.agreement import Agreement
 from fedhash.data.manifest import Manifest, read_manifest
-from fedhash.errors import ArchiveError, DataError, ReleaseError
+from fedhash.errors import ArchiveError, DataError, ReleaseError, StorageError
 from fedhash.index import Archive, replace_archive, site_handle
 from fedhash.index.encoding import encode_entries
 from fedhash.models.prepared import prepare_studies
@@ -77,6 +78,7 @@ def build_archive(
         DataError: No study can be used.
         ReleaseError: The release belongs to another agreement.
         ArchiveError: The archive cannot be written.
+        StorageError: Its folder or the handle key cannot be written.
     """
     check_release(release, agreement)
     studies = [each for each in read_site_manifest(settings, agreement).studies if each.consent]
@@ -87,10 +89,13 @@ def build_archive(
         )
     key = read_handle_key(settings.handle_key)
     model = release.build_model()
-    settings.archive.parent.mkdir(parents=True, exist_ok=True)
     unfinished = settings.archive.with_name(f"{settings.archive.name}.new")
-    for leftover in unfinished.parent.glob(f"{unfinished.name}*"):
-        leftover.unlink()
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", "-journal", "-wal", "-shm"):  # what a killed SQLite leaves
+            unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(error) from error
     with Archive(unfinished, release.release_id, agreement.code_bits) as archive:
         for start in range(0, len(studies), _BLOCK_STUDIES):
             block = studies[start : start + _BLOCK_STUDIES]
@@ -108,24 +113,31 @@ def read_handle_key(path: Path) -> bytes:
 
     Raises:
         ArchiveError: The file is no key, or others can read it.
+        StorageError: It can be neither made nor read.
     """
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            _make_handle_key(path)
+        if path.stat().st_mode & 0o077:
+            raise ArchiveError(f"others can read {path}; run: chmod 600 {path}")
+        key = path.read_bytes()
     except OSError as error:
-        raise ArchiveError(f"{path} cannot be made ({error.strerror}); make its folder") from error
-    else:
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(_KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-    if path.stat().st_mode & 0o077:
-        raise ArchiveError(f"others can read {path}; run: chmod 600 {path}")
-    key = path.read_bytes()
+        raise StorageError(error, path) from error
     if len(key) != _KEY_BYTES:
         raise ArchiveError(
             f"{path} has {len(key)} bytes, a handle key has {_KEY_BYTES}; restore it from backup, "
             "or remove it and index again (all handles change)"
         )
     return key
+
+
+def _make_handle_key(path: Path) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()  # a part of a key would stand in the way of a whole one
+        raise

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, QueryError
+from fedhash.errors import FedhashError, Problem, QueryError, StorageError
 from fedhash_client.settings import SiteSettings
 
 __all__ = ["app"]
@@ -38,16 +38,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def check(site: SiteFile, as_json: AsJson = False) -> None:
     """Validate the site's files and its manifest, and name every row that cannot be used.
 
-    Ends with status 1 when a row cannot be used, so that a script notices.
+    Ends with status 1 when a row cannot be used or no study is left, so that a script notices.
     """
     from fedhash_client.archive_index import read_site_manifest
 
     try:
         settings, agreement = _read(site)
         manifest = read_site_manifest(settings, agreement)
-    except FedhashError as error:
+    except (FedhashError, OSError) as error:
         _fail(error)
     consenting = [study for study in manifest.studies if study.consent]
+    problems = list(manifest.problems)
+    if not consenting:
+        message = "no row is a usable study with consent; training and the index need some"
+        problems.append(Problem(settings.manifest, None, message))
     counts = {
         "site": settings.name,
         "agreement": f"{agreement.name} {agreement.digest()[:12]}",
@@ -61,11 +65,11 @@ def check(site: SiteFile, as_json: AsJson = False) -> None:
         for finding in agreement.findings
     }
     if as_json:
-        problems = [
+        listed = [
             {"file": str(each.file), "line": each.line, "message": each.message}
-            for each in manifest.problems
+            for each in problems
         ]
-        _print_json({**counts, "positive studies": positive, "problems": problems})
+        _print_json({**counts, "positive studies": positive, "problems": listed})
     else:
         for name, value in counts.items():
             _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False)
@@ -73,9 +77,9 @@ def check(site: SiteFile, as_json: AsJson = False) -> None:
         for finding, count in positive.items():
             table.add_row(finding, str(count))
         _out.print(table)
-        for problem in manifest.problems:
+        for problem in problems:
             _err.print(escape(str(problem)), highlight=False, soft_wrap=True)
-    if manifest.problems:
+    if problems:
         raise typer.Exit(1)
 
 
@@ -96,7 +100,7 @@ def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> No
                 loaded,
                 lambda done, total: bars.update(task, completed=done, total=total),
             )
-    except FedhashError as error:
+    except (FedhashError, OSError) as error:
         _fail(error)
     if as_json:
         _print_json({"archive": str(settings.archive), "entries": counts})
@@ -127,7 +131,7 @@ def search(
 ) -> None:
     """Search the site's own archive for studies like an example."""
     from fedhash.data.modalities import MODALITIES
-    from fedhash.index import Archive, SiteSearcher
+    from fedhash.index import Archive, SiteSearcher, check_limits
     from fedhash.index.encoding import check_example, encode_example
     from fedhash.registry.release import load_release
     from fedhash.search import make_query, radius_from_kappa
@@ -135,10 +139,15 @@ def search(
     from fedhash_client.archive_index import check_release
 
     try:
-        settings, agreement = _read(site)
         if (report is None) == (image is None):
             raise QueryError("give exactly one of --report and --image")
         modality, value = ("image", str(image)) if report is None else ("report", report)
+        check_example(value)
+        filters = parse_filters(where or [])
+        settings, agreement = _read(site)
+        check_limits(agreement, k=k, modality=target or modality)
+        radius = None if kappa is None else radius_from_kappa(kappa, agreement.code_bits)
+        content = MODALITIES[modality].read(value, Path.cwd()).load()
         loaded = load_release(release)
         check_release(loaded, agreement)
         if not settings.archive.is_file():
@@ -146,19 +155,23 @@ def search(
                 f"{settings.archive} is not there; make it first: "
                 f"fedhash-site index {site} --release {release}"
             )
-        check_example(value)
-        content = MODALITIES[modality].read(value, Path.cwd()).load()
         query = make_query(
             encode_example(loaded.build_model(), modality, content),
             release_id=loaded.release_id,
             modality=target or modality,
             k=k,
-            radius=None if kappa is None else radius_from_kappa(kappa, agreement.code_bits),
-            filters=parse_filters(where or []),
+            radius=radius,
+            filters=filters,
         )
         with Archive(settings.archive, loaded.release_id, agreement.code_bits) as archive:
+            for name in filters:
+                if name not in archive.attributes:
+                    raise QueryError(
+                        f"no study of the archive has the attribute {name!r}; "
+                        f"it knows: {', '.join(archive.attributes) or 'none'}"
+                    )
             hits = SiteSearcher(settings.name, archive, agreement).answer(query)
-    except FedhashError as error:
+    except (FedhashError, OSError) as error:
         _fail(error)
     if as_json:
         _print_json([{"handle": h.handle, "distance": h.distance, "score": h.score} for h in hits])
@@ -178,6 +191,8 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def _fail(error: FedhashError) -> NoReturn:
+def _fail(error: FedhashError | OSError) -> NoReturn:
+    if isinstance(error, OSError):
+        error = StorageError(error)
     _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from error

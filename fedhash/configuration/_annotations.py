@@ -48,13 +48,17 @@ def is_union(types: Types) -> bool:
 
 
 def labelled(types: Types, label: str | int) -> Types:
-    """The members that a label may mean: a discriminator's tag, a class name, or "list[int]"."""
+    """The members that a label may mean: a discriminator's tag, a class name, or "list[int]".
+
+    Settings with a validator of their own have the label "function-after[check(), Settings]".
+    """
     return [kind for kind in types if _has_label(kind, label)] or types
 
 
 def _has_label(kind: Any, label: str | int) -> bool:
     name = (get_origin(kind) or kind).__name__
-    if label == name or str(label).startswith(f"{name}["):
+    text = str(label)
+    if text == name or text.startswith(f"{name}[") or text.rstrip("]").endswith(f", {name}"):
         return True
     fields = kind.model_fields.values() if _is_settings(kind) else []
     return any(label in options(alternatives(field.annotation)) for field in fields)

@@ -34,7 +34,9 @@ def split_of_patient(patient_id: str, fractions: Mapping[str, float], seed: int)
         DataError: A share is negative, or they do not sum to 1.
     """
     if not fractions or min(fractions.values()) < 0 or not math.isclose(sum(fractions.values()), 1):
-        raise DataError(f"the split's shares are {dict(fractions)}; make them sum to 1")
+        raise DataError(
+            f"the split's shares are {dict(fractions)}; make each 0 to 1 and their sum 1"
+        )
     place = stream_seed(seed, "split", patient_id) / 2**63  # uniform in 0..1
     bounds = list(accumulate(fractions.values()))
     return list(fractions)[bisect_right(bounds[:-1], place)]

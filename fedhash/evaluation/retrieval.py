@@ -169,7 +169,7 @@ def _discounted_gain(
 def _checked_depth(depth: int | None, items_QG: Int64[np.ndarray, "Q G"]) -> int:
     if depth is not None and depth < 1:
         raise DataError(f"a depth of {depth} ranks was asked for; give 1 or more, or none for all")
-    size = int(items_QG.sum(axis=1).max())
+    size = int(items_QG.sum(axis=1).max(initial=0))
     return size if depth is None else min(depth, size)
 
 

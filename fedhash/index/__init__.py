@@ -5,6 +5,14 @@ from __future__ import annotations
 from fedhash.index._store import replace_archive
 from fedhash.index.archive import Archive, Match
 from fedhash.index.entry import Entry, site_handle
-from fedhash.index.searcher import SiteSearcher
+from fedhash.index.searcher import SiteSearcher, check_limits
 
-__all__ = ["Archive", "Entry", "Match", "SiteSearcher", "replace_archive", "site_handle"]
+__all__ = [
+    "Archive",
+    "Entry",
+    "Match",
+    "SiteSearcher",
+    "check_limits",
+    "replace_archive",
+    "site_handle",
+]

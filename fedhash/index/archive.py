@@ -99,6 +99,12 @@ class Archive:
         shelves = self._contents.shelves
         return sum(len(shelves[name]) for name in shelves if modality in (None, name))
 
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes that any entry has, sorted."""
+        descriptions = self._contents.descriptions.values()
+        return tuple(sorted({name for each in descriptions for name in each.attributes}))
+
     def add(self, entries: Sequence[Entry]) -> None:
         """Store a batch; larger batches cost less an entry (10,000 and more are quick).
 

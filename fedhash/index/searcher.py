@@ -6,6 +6,9 @@ The rules, all checked before any work:
 2. It searches a modality of the agreement, with the agreement's code length.
 3. It is of the release that the archive holds.
 
+A filter by an attribute that no study of the site has finds nothing and is no error: sites of one
+consortium may keep different attributes.
+
 An answer names the site and, a hit, the opaque handle, the distance and the score; attributes and
 patients stay where they are.
 
@@ -23,7 +26,29 @@ from fedhash.index.archive import Archive
 from fedhash.search.hit import Hit
 from fedhash.search.query import Query
 
-__all__ = ["SiteSearcher"]
+__all__ = ["SiteSearcher", "check_limits"]
+
+
+def check_limits(agreement: Agreement, *, k: int, modality: str) -> None:
+    """Refuse what the agreement allows no query.
+
+    Args:
+        agreement: What the consortium agreed upon.
+        k: Hits wanted.
+        modality: The modality to search in.
+
+    Raises:
+        QueryError: `k` or `modality` lies outside the agreement.
+    """
+    if k > agreement.largest_k:
+        raise QueryError(
+            f"the query asks for {k} hits, the agreement allows {agreement.largest_k}; lower k"
+        )
+    if modality not in agreement.modalities:
+        raise QueryError(
+            f"the query searches {modality!r}; the agreement knows "
+            f"{', '.join(agreement.modalities)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +71,7 @@ class SiteSearcher:
         Raises:
             QueryError: The query breaks a rule above.
         """
-        if query.k > self.agreement.largest_k:
-            raise QueryError(
-                f"the query asks for {query.k} hits, the agreement allows "
-                f"{self.agreement.largest_k}; lower k"
-            )
-        if query.modality not in self.agreement.modalities:
-            raise QueryError(
-                f"the query searches {query.modality!r}; the agreement knows "
-                f"{', '.join(self.agreement.modalities)}"
-            )
+        check_limits(self.agreement, k=query.k, modality=query.modality)
         return [
             Hit(self.site, match.handle, match.distance, match.score)
             for match in self.archive.search(query)

@@ -36,7 +36,7 @@ class ImageConvnetOptions(Settings):
     """
 
     image_size_px: int = Field(default=64, ge=32, le=1024)
-    width: int = Field(default=16, ge=8, multiple_of=8)
+    width: int = Field(default=16, ge=8, le=256, multiple_of=8)
 
 
 @register_tower

@@ -29,6 +29,9 @@ from fedhash.models.tower import Tower, register_tower
 __all__ = ["ImageHog", "ImageHogOptions", "oriented_gradients"]
 
 
+_MOST_FEATURES = 65_536  # each option may be large, not all of them together
+
+
 class ImageHogOptions(Settings):
     """Options of the tower; the defaults give 8 x 8 cells of 18 orientations, 1152 features.
 
@@ -42,17 +45,27 @@ class ImageHogOptions(Settings):
 
     image_size_px: int = Field(default=64, ge=16, le=1024)
     orientations: int = Field(default=18, ge=2, le=72)
-    cell_px: int = Field(default=8, ge=4)
-    hidden: int = Field(default=256, ge=1)
+    cell_px: int = Field(default=8, ge=4, le=1024)
+    hidden: int = Field(default=256, ge=1, le=1024)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _cells_tile_the_image(self) -> ImageHogOptions:
+    def _cells_tile_the_image_and_are_not_too_many(self) -> ImageHogOptions:
         if self.image_size_px % self.cell_px:
             raise ValueError(
                 f"cells of {self.cell_px} px do not tile {self.image_size_px} px; choose a divisor"
             )
+        if self.features > _MOST_FEATURES:
+            raise ValueError(
+                f"{self.features} features of an image are more than {_MOST_FEATURES}; "
+                "choose larger cells or fewer orientations"
+            )
         return self
+
+    @property
+    def features(self) -> int:
+        """Length F of an image's features."""
+        return (self.image_size_px // self.cell_px) ** 2 * self.orientations
 
 
 @register_tower
@@ -66,12 +79,11 @@ class ImageHog(Tower):
     def __init__(self, options: ImageHogOptions, code_bits: int) -> None:
         super().__init__(options, code_bits)
         self.options = options
-        features = (options.image_size_px // options.cell_px) ** 2 * options.orientations
-        self.prepared_shape = (features,)
+        self.prepared_shape = (options.features,)
         # No normalisation of the hidden layer: it cost a point of mAP over uneven sites.
         self.body = nn.Sequential(
-            nn.LayerNorm(features),
-            nn.Linear(features, options.hidden),
+            nn.LayerNorm(options.features),
+            nn.Linear(options.features, options.hidden),
             nn.ReLU(),
             nn.Dropout(options.dropout),
             nn.Linear(options.hidden, code_bits),

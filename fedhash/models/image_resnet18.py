@@ -34,7 +34,7 @@ class ImageResnet18Options(Settings):
     """
 
     image_size_px: int = Field(default=224, ge=32, le=1024)
-    width: int = Field(default=64, ge=8, multiple_of=8)
+    width: int = Field(default=64, ge=8, le=128, multiple_of=8)
 
 
 @register_tower

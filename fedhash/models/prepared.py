@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -64,29 +63,6 @@ class PreparedStudies:
             inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
             present={name: tensor[rows] for name, tensor in self.present.items()},
             attributes=tuple(self.attributes[i] for i in places),
-        )
-
-    @classmethod
-    def concat(cls, parts: Sequence[PreparedStudies]) -> PreparedStudies:
-        """All studies of `parts`, one after another.
-
-        Raises:
-            DataError: There is no part, or the parts have different modalities.
-        """
-        modalities = {tuple(sorted(part.inputs)) for part in parts}
-        if len(modalities) != 1:
-            raise DataError(
-                f"{len(parts)} parts with the modalities {sorted(modalities)} cannot be joined; "
-                "prepare all of them with the same model"
-            )
-        names = modalities.pop()
-        return cls(
-            study_ids=tuple(chain.from_iterable(part.study_ids for part in parts)),
-            patient_ids=tuple(chain.from_iterable(part.patient_ids for part in parts)),
-            labels=torch.cat([part.labels for part in parts]),
-            inputs={name: torch.cat([part.inputs[name] for part in parts]) for name in names},
-            present={name: torch.cat([part.present[name] for part in parts]) for name in names},
-            attributes=tuple(chain.from_iterable(part.attributes for part in parts)),
         )
 
     def save(self, path: Path) -> None:

@@ -35,9 +35,9 @@ class ReportNgramsOptions(Settings):
         hidden: Units of the hidden layer.
     """
 
-    word_features: int = Field(default=2048, ge=1)
-    character_features: int = Field(default=2048, ge=1)
-    hidden: int = Field(default=128, ge=1)
+    word_features: int = Field(default=2048, ge=1, le=32_768)
+    character_features: int = Field(default=2048, ge=1, le=32_768)
+    hidden: int = Field(default=128, ge=1, le=1024)
 
 
 @register_tower

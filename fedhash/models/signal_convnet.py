@@ -38,9 +38,9 @@ class SignalConvnetOptions(Settings):
         width: Channels of the first block; they double twice.
     """
 
-    channels: int = Field(default=1, ge=1)
-    samples: int = Field(default=600, ge=64)
-    width: int = Field(default=16, ge=8, multiple_of=8)
+    channels: int = Field(default=1, ge=1, le=256)
+    samples: int = Field(default=600, ge=64, le=16_384)
+    width: int = Field(default=16, ge=8, le=256, multiple_of=8)
 
 
 @register_tower

@@ -6,6 +6,9 @@ Shape suffixes: N contents, B batch, b bits; `...` is the tower's `prepared_shap
 2. `forward` treats every row by itself (GroupNorm or LayerNorm, never BatchNorm): statistics of a
    batch or of a site would flip bits between sites.
 3. A tower learns nothing from local data but its parameters: no vocabulary, no dictionary.
+4. Every number among a tower's options has an upper bound, and within the bounds a model stays
+   below 90 million parameters (360 MB, which Flower was seen to carry): the options come with the
+   coordinator's round file, and that must not fill a site's memory.
 
     >>> @register_tower
     ... class Mine(Tower):

@@ -1,8 +1,11 @@
 """What a site carries between rounds (control variate, moments), by the round that made it.
 
-A coordinator may lose a round that a site has already trained (a crash, a late reply), so the site
-keeps two states: that of the last round that counted and that of the last round it trained. A
-crash between two writes leaves one state more, never one less.
+1. A coordinator may lose a round that a site has already trained (a crash, a late reply), so the
+   site keeps two states of a run: that of the last round that counted and that of the last round it
+   trained. A crash between two writes leaves one state more, never one less.
+2. Nobody tells a site that a run has ended, so `FileSiteState` keeps the eight runs that were
+   trained last and deletes the others. A paused run is lost only when eight others train meanwhile;
+   where it carried something, the site then refuses it (``state_lost``).
 
 The arrays are those of `fedhash.learning.local_training`; here they are only stored.
 
@@ -13,6 +16,7 @@ The arrays are those of `fedhash.learning.local_training`; here they are only st
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,6 +27,8 @@ from fedhash.rounds._files import read_stored, write_stored
 from fedhash.rounds.messages import Message
 
 __all__ = ["FileSiteState", "MemorySiteState", "SiteState"]
+
+_KEPT_RUNS = 8
 
 
 @runtime_checkable  # the test suite checks types at run time
@@ -111,6 +117,10 @@ class FileSiteState:
         for number, earlier in self._rounds(run_id).items():
             if number not in (round_number, counted_round):
                 earlier.unlink()
+        others = {state.parent for state in self._folder.glob("*/round-*.state")} - {path.parent}
+        by_last_round = sorted(others, key=lambda run: run.stat().st_mtime_ns, reverse=True)
+        for ended in by_last_round[_KEPT_RUNS - 1 :]:
+            shutil.rmtree(ended)
 
     def _rounds(self, run_id: str) -> dict[int, Path]:
         paths = (self._folder / run_id).glob("round-*.state")

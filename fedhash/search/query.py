@@ -160,7 +160,15 @@ def abstains(
     """Whether the example lies too close between two findings to be searched for.
 
     True where the best anchor's cosine leads the second by less than `abstention_margin`.
+
+    Raises:
+        QueryError: The margin is outside 0..2, which no lead can be.
     """
+    if not 0 <= abstention_margin <= 2:  # "not <=" catches NaN as well
+        raise QueryError(
+            f"the abstention margin is {abstention_margin}; expected 0 (always ask) to 2, "
+            "the largest lead that one cosine can have over another"
+        )
     cosines_K = anchors_Kb.astype(np.float64) @ outputs_b / math.sqrt(len(outputs_b))
     second, best = np.sort(cosines_K)[-2:]
     return bool(best - second < abstention_margin)

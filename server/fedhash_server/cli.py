@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import ConfigurationError, FedhashError, Problem
+from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
 
 __all__ = ["app"]
 
@@ -76,9 +77,28 @@ def check(
             }
             if problems := check_round(settings, terms):
                 raise ConfigurationError([Problem(round_file, None, each) for each in problems])
-    except FedhashError as error:
+    except (FedhashError, OSError) as error:
         _fail(error)
     _show(facts, as_json=as_json)
+
+
+@app.command()
+def bundle(
+    agreement: Annotated[Path, typer.Option(help="The agreement's file.")],
+    round_file: Annotated[Path, typer.Option("--round", help="The round file.")],
+    run: Annotated[Path, typer.Option(help="The run file: which sites train.")],
+    out: Annotated[Path, typer.Option(help="The app's folder; new, empty or an earlier app.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a run's three files and write the Flower app that starts it, without any code."""
+    from fedhash_server.flower import write_app_folder
+
+    try:
+        write_app_folder(out, agreement, round_file, run)
+    except (FedhashError, OSError) as error:
+        _fail(error)
+    start = ["flwr", "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
+    _show({"app": str(out), "start": shlex.join(start)}, as_json=as_json)
 
 
 @app.command()
@@ -90,7 +110,7 @@ def release(
 
     try:
         loaded = load_release(folder)
-    except FedhashError as error:
+    except (FedhashError, OSError) as error:
         _fail(error)
     _show(loaded.describe(), as_json=as_json)
 
@@ -103,6 +123,8 @@ def _show(facts: dict[str, object], *, as_json: bool) -> None:
         _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False, soft_wrap=True)
 
 
-def _fail(error: FedhashError) -> NoReturn:
+def _fail(error: FedhashError | OSError) -> NoReturn:
+    if isinstance(error, OSError):
+        error = StorageError(error)
     _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from error

@@ -12,23 +12,23 @@ after each round; a run that is started again goes on from the last one.
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from flwr.app import Context
-from flwr.common.config import get_project_dir
+from flwr.common.config import get_project_dir  # not public, but no public name tells the folder
 from flwr.serverapp import Grid, ServerApp
 
 import fedhash
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
+from fedhash.errors import ConfigurationError, Problem, StorageError
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
 from fedhash.rounds.engine import Engine
 from fedhash.rounds.run import run_rounds
-from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.settings import RoundSettings, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash_server.flower_engine import FlowerEngine
 from fedhash_server.settings import RunSettings
@@ -37,16 +37,18 @@ __all__ = ["BUNDLE_NAMES", "app", "train_run", "write_app_folder"]
 
 logger = logging.getLogger(__name__)
 
+_METADATA = "pyproject.toml"
 _AGREEMENT = "configs/agreement.yaml"
 _ROUND = "configs/round.yaml"
 _RUN = "configs/run.yaml"
 
 # All that a bundle may hold; Flower adds the first two.
-BUNDLE_NAMES = frozenset({"pyproject.toml", ".info/CONTENT", _AGREEMENT, _ROUND, _RUN})
+BUNDLE_NAMES = frozenset({_METADATA, ".info/CONTENT", _AGREEMENT, _ROUND, _RUN})
 
+_NAME = b'name = "fedhash-app"'  # tells an app that was written here
 _PYPROJECT = f"""\
 [project]
-name = "fedhash-app"
+{_NAME.decode()}
 version = "{fedhash.__version__}"
 description = "Configuration of one fedhash run; the code is the installed fedhash wheel."
 license = "Apache-2.0"
@@ -69,21 +71,59 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
     """Write the Flower app of one run: metadata and copies of its three files.
 
     Args:
-        folder: The app's folder, made if need be; `flwr run` and `flwr build` take it.
+        folder: The app's folder, made if need be; `flwr run` and `flwr build` take it. An app that
+            stands there already is replaced.
         agreement: The consortium's agreement.
         rounds: The round file.
         run: The run file.
 
     Raises:
-        ConfigurationError: A file is wrong.
+        ConfigurationError: A file is wrong, they do not fit each other, or the folder holds
+            anything else than an app.
+        ModelError: The model cannot be built.
+        StorageError: The folder cannot be written.
     """
-    read_settings(agreement, Agreement)
-    read_settings(rounds, RoundSettings)
-    read_settings(run, RunSettings)
-    (folder / "configs").mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
-    for source, name in ((agreement, _AGREEMENT), (rounds, _ROUND), (run, _RUN)):
-        shutil.copyfile(source, folder / name)
+    terms, settings, roster = _read_run(agreement, rounds, run)
+    build_model(settings.model, terms.code_bits, roster.seed)  # fails here, not on the SuperLink
+    try:
+        _check_folder(folder)
+        sources = {_AGREEMENT: agreement, _ROUND: rounds, _RUN: run}
+        contents = {name: source.read_bytes() for name, source in sources.items()}
+        (folder / "configs").mkdir(parents=True, exist_ok=True)
+        (folder / _METADATA).write_text(_PYPROJECT, encoding="utf-8")
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise StorageError(error, folder) from error
+
+
+def _read_run(
+    agreement: Path, rounds: Path, run: Path
+) -> tuple[Agreement, RoundSettings, RunSettings]:
+    """The three files of a run, if they fit each other."""
+    terms = read_settings(agreement, Agreement)
+    settings = read_settings(rounds, RoundSettings)
+    roster = read_settings(run, RunSettings)
+    problems = [Problem(rounds, None, each) for each in check_round(settings, terms)]
+    if len(roster.sites) < terms.smallest_cohort:
+        message = (
+            f"sites names {len(roster.sites)}, the agreement's smallest_cohort is "
+            f"{terms.smallest_cohort}: no round could be finished; enrol more sites"
+        )
+        problems.append(Problem(run, None, message))
+    if problems:
+        raise ConfigurationError(problems)
+    return terms, settings, roster
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything else than an app of this module."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    app = {_METADATA, "configs", _AGREEMENT, _ROUND, _RUN}
+    named = _METADATA in found and _NAME in (folder / _METADATA).read_bytes()
+    if found and not (named and found <= app):
+        message = "is neither empty nor an app that was written here; name a new or empty folder"
+        raise ConfigurationError([Problem(folder, None, message)])
 
 
 def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
@@ -98,13 +138,11 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
         The folder of the checkpoints.
 
     Raises:
-        ConfigurationError: A file of the bundle is wrong.
+        ConfigurationError: A file of the bundle is wrong, or they do not fit each other.
         CheckpointError: The folder holds another run of this name.
         ProtocolError: Three rounds in a row failed.
     """
-    agreement = read_settings(bundle / _AGREEMENT, Agreement)
-    settings = read_settings(bundle / _ROUND, RoundSettings)
-    run = read_settings(bundle / _RUN, RunSettings)
+    agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
     model = build_model(settings.model, agreement.code_bits, run.seed)
     layout = Layout.of(model)
     plan = RunPlan(

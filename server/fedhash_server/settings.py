@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedhash.configuration import Settings
+from fedhash.rounds.training_messages import SiteName
 
 __all__ = ["RunSettings"]
 
@@ -17,11 +18,18 @@ class RunSettings(Settings):
     """The run file: which sites train, and from which first model.
 
     Attributes:
-        run_id: Names the run, here and at the sites.
+        run_id: Names the run, here and at the sites; also a folder, hence the narrow pattern.
         sites: Names of the sites that take part.
         seed: Of the first model.
     """
 
-    run_id: str
-    sites: tuple[str, ...] = Field(min_length=1)
+    run_id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")  # as in RunPlan
+    sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
     seed: int = Field(ge=0)
+
+    @field_validator("sites")
+    @classmethod
+    def _named_once(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({site for site in sites if sites.count(site) > 1}):
+            raise ValueError(f"listed more than once: {', '.join(twice)}; keep one of each")
+        return sites

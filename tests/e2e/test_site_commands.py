@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import shlex
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from fedhash.errors import StorageError
+from fedhash_client.archive_index import read_handle_key
 from fedhash_client.cli import app as site_app
 from fedhash_server.cli import app as coordinator_app
 from fedhash_sim.cli import app as sim_app
@@ -128,6 +133,83 @@ def test_searching_needs_one_example_and_an_index(site: Path, release: Path) -> 
     assert "missing.png" in call(site_app, *wanted, "--image", "missing.png", code=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-k", 101], "the agreement allows 100; lower k"),
+        (["--target", "video"], "'video'; the agreement knows image, report"),
+        (["--kappa", "nan"], "kappa is nan; expected -1 to 1"),
+        (["--where", "sex"], "'sex' is not NAME=VALUE"),
+        (["--image", "missing.png"], "exactly one"),
+    ],
+)
+def test_arguments_are_checked_before_release_and_archive(
+    site: Path, arguments: list[object], message: str
+) -> None:
+    (site.parent / "archive.sqlite").write_bytes(b"no archive")
+    wanted = ("search", site, "--release", site.parent / "nowhere", "--report", "Effusion.")
+    assert message in call(site_app, *wanted, *arguments, code=1)
+
+
+def test_filtering_by_an_attribute_that_no_study_has_is_told(site: Path, release: Path) -> None:
+    call(site_app, "index", site, "--release", release)
+    wanted = ("search", site, "--release", release, "--report", "Effusion.")
+    assert json.loads(call(site_app, *wanted, "--where", "sex=nobody", "--json")) == []
+    message = call(site_app, *wanted, "--where", "gender=female", code=1)
+    assert re.search("no study .* attribute 'gender'; it knows: .*scanner.*, sex, ", message)
+
+
+@pytest.mark.parametrize("consent", [None, "no"])
+def test_a_manifest_without_a_usable_study_fails_the_check(site: Path, consent: str | None) -> None:
+    manifest = site.parent / "phantom" / "site-0" / "manifest.csv"
+    header, row = manifest.read_text().splitlines()[:2]
+    rows = [] if consent is None else [row.replace(",yes,", f",{consent},")]
+    manifest.write_text("\n".join([header, *rows]) + "\n")
+    message = call(site_app, "check", site, code=1)
+    assert f"{manifest}: no row is a usable study with consent" in message
+    shown = CliRunner().invoke(site_app, ["check", str(site), "--json"])
+    assert shown.exit_code == 1
+    assert json.loads(shown.stdout)["problems"][0]["line"] is None
+
+
+def test_indexing_removes_what_a_killed_one_left_and_nothing_else(
+    site: Path, release: Path
+) -> None:
+    leftovers = [site.parent / f"archive.sqlite.new{end}" for end in ("", "-wal", "-journal")]
+    others = [site.parent / f"archive.sqlite.new{end}" for end in ("est", ".bak", "-walk")]
+    for path in leftovers + others:
+        path.write_bytes(b"something")
+    call(site_app, "index", site, "--release", release)
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.read_bytes() == b"something" for path in others)
+
+
+def test_what_the_operating_system_refuses_is_told_with_its_path(site: Path, release: Path) -> None:
+    whole = site.read_text()
+    site.write_text(whole.replace("archive.sqlite", "site.yaml/archive.sqlite"))
+    message = call(site_app, "index", site, "--release", release, code=1)
+    assert f"{site} cannot be used (File exists); check rights and disk space" in message
+    site.write_text(whole.replace("handle.key", "nowhere/handle.key"))
+    message = call(site_app, "index", site, "--release", release, code=1)
+    assert f"{site.parent / 'nowhere' / 'handle.key'} cannot be used (No such file" in message
+    site.write_text(whole.replace("archive.sqlite", "a" * 300))
+    wanted = ("search", site, "--release", release, "--report", "Effusion.")
+    assert "cannot be used (File name too long)" in call(site_app, *wanted, code=1)
+
+
+def test_a_full_disk_leaves_no_part_of_a_handle_key(tmp_path: Path) -> None:
+    key = tmp_path / "handle.key"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"{key} cannot be used .*File too large"):
+            read_handle_key(key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not key.exists()
+    assert read_handle_key(key) == read_handle_key(key)
+
+
 def test_the_coordinator_checks_agreement_round_and_release(release: Path) -> None:
     agreement = ROOT / "configs" / "agreement" / "phantom.yaml"
     round_file = ROOT / "configs" / "round" / "phantom.yaml"
@@ -147,3 +229,25 @@ def test_a_round_that_the_agreement_forbids_is_told_at_once(tmp_path: Path) -> N
     message = call(coordinator_app, "check", agreement, "--round", wrong, code=1)
     assert "largest_local_steps is 1000" in message
     assert "'image'" in message
+
+
+def test_a_bundle_is_written_with_the_command_that_starts_it(tmp_path: Path) -> None:
+    configs = ROOT / "configs"
+    out = tmp_path / "an app"
+    arguments = (
+        *("bundle", "--agreement", configs / "agreement" / "phantom.yaml"),
+        *("--round", configs / "round" / "phantom.yaml"),
+        *("--run", configs / "run" / "example.yaml", "--out", out, "--json"),
+    )
+    facts = json.loads(call(coordinator_app, *arguments))
+    assert shlex.split(facts["start"])[:3] == ["flwr", "run", str(out)]
+    assert json.loads(call(coordinator_app, *arguments)) == facts, "its own folder may be replaced"
+    assert (out / "configs" / "run.yaml").read_bytes() == (
+        configs / "run" / "example.yaml"
+    ).read_bytes()
+    (out / "notes.txt").write_text("mine")
+    assert "neither empty nor an app" in call(coordinator_app, *arguments, code=1)
+    assert (out / "notes.txt").read_text() == "mine"
+    in_a_file = [tmp_path / "file" / "app" if each == out else each for each in arguments]
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'}" in call(coordinator_app, *in_a_file, code=1)

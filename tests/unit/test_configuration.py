@@ -299,9 +299,21 @@ def test_a_wrong_key_of_a_mapping_is_named(write):
 Seconds = NewType("Seconds", float)
 
 
+class Shares(Settings):
+    val: float = Field(default=0.1, ge=0)
+    test: float = Field(default=0.2, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Shares:
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must stay below 1")
+        return self
+
+
 class Unions(Settings):
     many: dict[str, Tower] | tuple[Tower, ...] | Literal["none"] = "none"
     wait_s: Seconds | None = None
+    splits: Literal["published"] | Shares = "published"
 
 
 @pytest.mark.parametrize(
@@ -316,6 +328,11 @@ class Unions(Settings):
         ),
         ("wait_s: long", "1: \"wait_s\" must be a valid number; found text 'long'"),
         ('"\\ud800": 1', '1: unknown key "\\ud800"; valid here: many, wait_s'),
+        ("splits:\n  val: nan", "2: \"splits.val\" must be a number; found text 'nan'"),
+        ("splits:\n  val: 1e999", '2: "splits.val" must be a finite number; found inf'),
+        ("splits:\n  vall: 1", '2: unknown key "splits.vall"; did you mean "val"?'),
+        ("splits: {val: 0.9}", '1: "splits": val + test must stay below 1'),
+        ("splits: publish", "1: \"splits\" must be 'published' or a mapping of keys to values; "),
     ],
 )
 def test_mistakes_in_a_union_of_containers(write, text, expected):

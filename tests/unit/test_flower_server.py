@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from io import BytesIO
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhash.errors import ConfigurationError, ProtocolError
+from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash_client.flower import relay_app
@@ -309,9 +310,11 @@ rounds: 1
 RUN = "{run_id: trial, sites: [a, b], seed: 1}\n"
 
 
-def write_configs(folder: Path, run: str = RUN) -> tuple[Path, Path, Path]:
+def write_configs(
+    folder: Path, *, agreement: str = AGREEMENT, rounds: str = ROUND, run: str = RUN
+) -> tuple[Path, Path, Path]:
     paths = (folder / "agreement.yaml", folder / "round.yaml", folder / "run.yaml")
-    for path, text in zip(paths, (AGREEMENT, ROUND, run), strict=True):
+    for path, text in zip(paths, (agreement, rounds, run), strict=True):
         path.write_text(text)
     return paths
 
@@ -329,8 +332,43 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
     assert len(bundle) < 4000
 
 
-def test_app_folder_of_a_wrong_file_is_not_written(tmp_path: Path) -> None:
-    paths = write_configs(tmp_path, run="{run_id: trial, sites: [a], sed: 1}\n")
-    with pytest.raises(ConfigurationError, match="sed"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": "{run_id: trial, sites: [a], sed: 1}"}, "run.yaml:1: unknown key"),
+        ({"run": "{run_id: ../trial, sites: [a], seed: 1}"}, '"run_id" must match pattern'),
+        ({"run": "{run_id: trial, sites: [a, b, a], seed: 1}"}, "more than once: a; keep one"),
+        (
+            {"agreement": AGREEMENT.replace("smallest_cohort: 1", "smallest_cohort: 3")},
+            "run.yaml: sites names 2, the agreement's smallest_cohort is 3",
+        ),
+        ({"rounds": ROUND.replace("local_steps: 1", "local_steps: 5000")}, "local_steps is 5000"),
+        ({"rounds": ROUND.replace("image_convnet", "image_convent")}, "it has: image_convnet"),
+    ],
+)
+def test_app_folder_of_files_that_cannot_train_is_not_written(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    paths = write_configs(tmp_path, **changes)
+    with pytest.raises(FedhashError, match=re.escape(message)):
         write_app_folder(tmp_path / "app", *paths)
     assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "pyproject.toml", "configs/round.yaml"])
+def test_folder_of_somebody_else_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "app" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"neither empty nor an app .* name a new"):
+        write_app_folder(tmp_path / "app", *write_configs(tmp_path))
+    assert [path for path in (tmp_path / "app").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == "mine"
+
+
+def test_app_folder_is_replaced_by_the_next_app(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    write_app_folder(tmp_path / "app", *write_configs(tmp_path))
+    paths = write_configs(tmp_path, run=RUN.replace("trial", "second"))
+    write_app_folder(tmp_path / "app", *paths)
+    assert "second" in (tmp_path / "app" / "configs" / "run.yaml").read_text()

@@ -358,6 +358,18 @@ def test_a_site_refuses_what_the_agreement_does_not_allow(
         SiteSearcher("site-1", archive, AGREEMENT).answer(query(**changes))
 
 
+def test_a_filter_by_an_unknown_attribute_finds_nothing_and_the_archive_tells_its_own(
+    archive: Archive,
+) -> None:
+    assert archive.attributes == ()
+    archive.add([entry(0, attributes={"sex": "f", "scanner": "B"}), entry(2)])
+    searcher = SiteSearcher("site-1", archive, AGREEMENT)
+    assert searcher.answer(query(0, k=5, filters={"age": "60"})) == []
+    assert archive.attributes == ("scanner", "sex")
+    archive.remove_patient("patient-0")
+    assert archive.attributes == ("sex",)
+
+
 def test_a_file_in_the_place_of_the_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="check folder and rights"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from annotated_types import Le
 from skimage.feature import hog
 
 from fedhash.errors import DataError, ModelError
@@ -230,6 +231,35 @@ def test_a_tower_that_cannot_be_built_is_explained(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         build_model(ModelSettings(towers={modality: tower}), BITS, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name in CASES for option in TOWERS[name].Options.model_fields],
+)
+def test_every_option_has_an_upper_bound(name: str, option: str) -> None:
+    with pytest.raises(ModelError, match=f"option {option} of tower {name}: .* less than"):
+        model_of(name, **{option: 10**12})
+
+
+def test_options_that_are_large_together_are_refused() -> None:
+    with pytest.raises(ModelError, match="4718592 features of an image are more than 65536"):
+        model_of("image_hog", image_size_px=1024, cell_px=4, orientations=72)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_largest_model_that_options_allow_can_be_sent(name: str) -> None:
+    kind = TOWERS[name]
+    bounds = {
+        option: next(each.le for each in field.metadata if isinstance(each, Le))
+        for option, field in kind.Options.model_fields.items()
+        if field.annotation is int
+    }
+    if name == "image_hog":
+        bounds |= {"cell_px": 32, "orientations": 64}  # 65536 features
+    with torch.device("meta"):  # shapes without memory
+        tower = kind(kind.Options(**bounds), 256)
+    assert sum(parameter.numel() for parameter in tower.parameters()) < 90e6
 
 
 def test_an_invalid_code_length_is_refused() -> None:

@@ -93,26 +93,8 @@ def test_a_modality_that_no_study_has_is_prepared_as_absent(model: HashModel) ->
     assert len(prepare_studies(model, [], FINDINGS)) == 0
 
 
-def test_parts_join_to_the_whole(prepared: PreparedStudies) -> None:
-    parts = [prepared.select([0, 1, 2]), prepared.select([]), prepared.select(range(3, 10))]
-    assert same(PreparedStudies.concat(parts), prepared)
+def test_studies_are_selected_in_the_order_asked_for(prepared: PreparedStudies) -> None:
     assert prepared.select([7, 2, 2]).study_ids == ("s7", "s2", "s2")
-
-
-def test_parts_of_other_modalities_do_not_join(prepared: PreparedStudies) -> None:
-    images = {"image": prepared.inputs["image"]}
-    other = PreparedStudies(
-        prepared.study_ids,
-        prepared.patient_ids,
-        prepared.labels,
-        images,
-        {"image": prepared.present["image"]},
-        prepared.attributes,
-    )
-    with pytest.raises(DataError, match="2 parts with the modalities"):
-        PreparedStudies.concat([prepared, other])
-    with pytest.raises(DataError, match="0 parts"):
-        PreparedStudies.concat([])
 
 
 def test_a_file_gives_back_what_was_saved(prepared: PreparedStudies, tmp_path: Path) -> None:

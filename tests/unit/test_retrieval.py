@@ -156,6 +156,13 @@ def test_blocks_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (whole.sum(axis=(1, 2)) == 29).all()
 
 
+def test_no_queries_have_no_figures() -> None:
+    nobody = np.zeros((0, 17, 2), np.int64)
+    for depth in (None, 5):
+        assert average_precision(nobody, depth).shape == ndcg(nobody, depth).shape == (0,)
+    assert [figures.shape for figures in by_radius(nobody)] == [(0, 17)] * 3
+
+
 def test_nothing_to_evaluate_and_no_depth_are_refused() -> None:
     codes, labels = pack_signs(code(0)), np.ones((1, 1), np.int8)
     with pytest.raises(DataError, match="1 queries and 0 database items"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedhash.codes import pack_signs
+from fedhash.errors import DataError
 from fedhash.evaluation.direction import MetricRow, evaluate_direction
 from fedhash.evaluation.retrieval import average_precision, count_pairs, shuffled
 
@@ -90,6 +91,15 @@ def test_perfect_codes_reach_one_and_chance_stays_below() -> None:
 
 def test_row_reads_as_one_line() -> None:
     assert str(MetricRow("map", "sex=F", 0.51234, 12)) == "map sex=F 0.5123 (n=12)"
+
+
+@pytest.mark.parametrize(("queries", "items"), [(0, 2), (2, 0), (0, 0)])
+def test_no_query_or_no_database_item_is_refused(queries: int, items: int) -> None:
+    codes, labels = pack_signs(np.ones((2, 16))), np.ones((2, 1), np.int8)
+    with pytest.raises(DataError, match=f"{queries} queries and {items} database items"):
+        evaluate_direction(
+            codes[:queries], labels[:queries], codes[:items], labels[:items], findings=("a",)
+        )
 
 
 def test_figures_without_any_query_have_no_row() -> None:

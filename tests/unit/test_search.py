@@ -105,6 +105,13 @@ def test_abstaining_compares_the_two_best_anchors() -> None:
     assert not abstains(between, anchors, 0.0)
 
 
+@pytest.mark.parametrize("margin", [float("nan"), -0.1, 2.1])
+def test_an_abstention_margin_out_of_range_is_refused(margin: float) -> None:
+    anchors = np.eye(2, 4, dtype=np.int8)
+    with pytest.raises(QueryError, match=r"expected 0 .* to 2"):
+        abstains(np.zeros(4), anchors, margin)
+
+
 hits = st.builds(
     Hit,
     st.sampled_from(["a", "b"]),

@@ -67,7 +67,9 @@ def test_a_share_of_nothing_gets_nobody() -> None:
 
 @pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.2, "b": -0.2}, {"a": float("nan")}])
 def test_shares_that_do_not_sum_to_one_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(DataError, match=r"the split's shares are .*; make them sum to 1"):
+    with pytest.raises(
+        DataError, match=r"the split's shares are .*; make each 0 to 1 and their sum 1"
+    ):
         split_of_patient("p1", shares, seed=0)
 
 
