@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/fedhash-sim run configs/study/demo.yaml --out $(DEMO) --replace
+	$(BIN)/fedhash-sim run configs/study/demo.yaml --workers 2 --out $(DEMO) --replace
 	$(BIN)/fedhash-sim search $(DEMO) --target image --report \
 	  "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
 	$(BIN)/fedhash-sim search $(DEMO) --target report --example image
