@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from fedhash.codes import pack_signs
+from fedhash.errors import CheckpointError
 from fedhash.evaluation.direction import MetricRow, evaluate_direction
 from fedhash.models.hash_model import HashModel, build_model, encode_studies
 from fedhash.models.layout import Layout
@@ -152,16 +153,7 @@ class _Evaluator:
         self._evaluate(rounds_total, model)
         figures = {}
         for path in sorted(self._folder.glob("evaluation-*.csv")):
-            with path.open(newline="", encoding="utf-8") as file:
-                figures[int(path.stem.removeprefix("evaluation-"))] = [
-                    (
-                        Direction(query=row["query"], target=row["target"]),
-                        MetricRow(
-                            row["metric"], row["group"], float(row["value"]), int(row["count"])
-                        ),
-                    )
-                    for row in csv.DictReader(file)
-                ]
+            figures[int(path.stem.removeprefix("evaluation-"))] = _read_figures(path)
         return figures
 
     def _evaluate(self, number: int, vector: np.ndarray) -> None:
@@ -177,6 +169,7 @@ class _Evaluator:
             study.directions,
             study.agreement.findings,
             study.settings.evaluation.groups,
+            study.settings.evaluation.depth,
         )
         write_table(
             path,
@@ -192,6 +185,7 @@ def evaluate_model(
     directions: Sequence[Direction],
     findings: Sequence[str],
     groups: Sequence[str],
+    depth: int | None,
 ) -> _Figures:
     """All metrics of a model in all directions; studies without a modality sit that one out."""
     query_codes = {name: _codes(model, queries, name) for name in {d.query for d in directions}}
@@ -215,10 +209,28 @@ def evaluate_model(
                 database_codes[direction.target][answers],
                 database.labels.numpy()[answers],
                 findings=findings,
+                depth=depth,
                 query_attributes=attributes,
             )
         ]
     return rows
+
+
+def _read_figures(path: Path) -> _Figures:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                (
+                    Direction(query=row["query"], target=row["target"]),
+                    MetricRow(row["metric"], row["group"], float(row["value"]), int(row["count"])),
+                )
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}); remove {path.parent} and run the study again: only "
+            "the model in it is trained anew"
+        ) from error
 
 
 def _codes(model: HashModel, studies: PreparedStudies, modality: str) -> np.ndarray:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedhash.errors import DataError, FedhashError, QueryError
@@ -35,13 +39,25 @@ RunPath = Annotated[Path, typer.Argument(help="A run folder of 'fedhash-sim run'
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def _fail(error: FedhashError) -> NoReturn:
-    _err.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+@contextmanager
+def _told(interrupted: str = "interrupted") -> Iterator[None]:
+    """End a command that cannot go on with one line and its exit code, not with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _err.print(interrupted, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from error  # 128 + SIGINT, as shells count
+    except ModuleNotFoundError as error:
+        _err.print(
+            "[bold red]error:[/] fedhash-sim needs the extra 'sim': "
+            + escape(f"pip install 'fedhash[sim]' (there is no module {error.name!r})"),
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1) from error
+    except FedhashError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -73,11 +89,11 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or go on with an unfinished run of it."""
-    from fedhash_sim.settings import read_study
-    from fedhash_sim.study_run import plan_study, run_study
-
     console = _err if as_json else _out
-    try:
+    with _told("interrupted; run the same command again, it goes on where it stopped"):
+        from fedhash_sim.settings import read_study
+        from fedhash_sim.study_run import plan_study, run_study
+
         resolved = read_study(study, changes or [])
         target = out or Path("runs") / resolved.settings.name
         if dry_run:
@@ -85,7 +101,7 @@ def run(
             if as_json:
                 _print_json(plan)
             else:
-                _print_facts(plan)
+                _print_plan(plan)
             return
         folder = run_study(
             resolved,
@@ -96,20 +112,18 @@ def run(
             console=console,
         )
         _show_results(folder.path, as_json=as_json)
-    except FedhashError as error:
-        _fail(error)
 
 
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
     """Draw the report of a finished run again and print its main table."""
-    from fedhash_sim.report import write_report
+    with _told():
+        from fedhash_sim.report import write_report
+        from fedhash_sim.run_folder import explained
 
-    try:
-        write_report(run)
-        _show_results(run, as_json=as_json)
-    except FedhashError as error:
-        _fail(error)
+        with explained(run):
+            write_report(run)
+            _show_results(run, as_json=as_json)
 
 
 @app.command()
@@ -124,24 +138,26 @@ def recipe(
     as_json: AsJson = False,
 ) -> None:
     """Write the manifest of a public data set, without copying its images."""
-    from fedhash.data.recipes import RECIPES
-    from fedhash_sim.settings import RecipeSource
-    from fedhash_sim.sources import find_recipe, recipe_folder
+    with _told():
+        from fedhash.data.recipes import RECIPES
+        from fedhash_sim.run_folder import explained
+        from fedhash_sim.settings import RecipeSource
+        from fedhash_sim.sources import find_recipe, recipe_folder
 
-    try:
         if name is None:
             listing = {each.name: list(each.findings) for each in RECIPES.values()}
             if as_json:
                 _print_json(listing)
             for key, findings in {} if as_json else listing.items():
-                _out.print(f"[bold]{key}[/]: {', '.join(findings)}")
+                _out.print(f"[bold]{key}[/]: {escape(', '.join(findings))}")
             return
         chosen = find_recipe(name)
         folder = recipe_folder(RecipeSource(kind="recipe", recipe=name, folder=source))
         target = out or Path(name)
         if (target / "manifest.csv").exists():
             raise DataError(f"{target / 'manifest.csv'} is there already; name another --out")
-        written = chosen.write(folder, target)
+        with explained(target):
+            written = chosen.write(folder, target)
         if as_json:
             _print_json({**vars(written), "manifest": str(written.manifest)})
             return
@@ -150,32 +166,52 @@ def recipe(
         )
         for reason, count in written.skipped.items():
             _out.print(f"left out: {count} {reason}")
-    except FedhashError as error:
-        _fail(error)
 
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Argument(help="The folder to make.", metavar="FOLDER")],
-    sites: Annotated[int, typer.Option(min=1)] = 5,
-    patients_per_site: Annotated[int, typer.Option(min=1)] = 300,
-    image_size_px: Annotated[int, typer.Option(min=32, max=512)] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path, typer.Argument(help="The folder to make; one folder a site in it.", metavar="FOLDER")
+    ],
+    sites: Annotated[
+        int, typer.Option(min=1, max=1000, help="Hospitals, each with its own scanner and habits.")
+    ] = 5,
+    patients_per_site: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Patients of each hospital.")
+    ] = 300,
+    image_size_px: Annotated[
+        int, typer.Option(min=32, max=512, help="Side of the square images.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other patients.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a phantom consortium: images, reports, signals and a manifest for each site."""
-    from fedhash.data.phantom import PhantomSettings, export_phantom, generate_phantom
+    with _told():
+        from fedhash.data.phantom import PhantomSettings, export_phantom, generate_phantom
+        from fedhash_sim.run_folder import explained
 
-    settings = PhantomSettings(
-        sites=sites, patients_per_site=patients_per_site, image_size_px=image_size_px
-    )
-    try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise DataError(f"{out} is there already and not empty; name another FOLDER")
+        settings = PhantomSettings(
+            sites=sites, patients_per_site=patients_per_site, image_size_px=image_size_px
+        )
         studies = generate_phantom(settings, seed)
+        counts = {}
         for site in sorted({each.attributes["site"] for each in studies}):
             own = [each for each in studies if each.attributes["site"] == site]
-            export_phantom(own, out / site)
-            _out.print(f"{out / site / 'manifest.csv'}: {len(own)} studies")
-    except FedhashError as error:
-        _fail(error)
+            with explained(out / site):
+                export_phantom(own, out / site)
+            counts[str(out / site / "manifest.csv")] = len(own)
+        if as_json:
+            _print_json({"studies": counts})
+        for manifest, count in {} if as_json else counts.items():
+            _out.print(f"{manifest}: {count} studies", markup=False, soft_wrap=True)
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # passes every bound
+        raise typer.BadParameter("nan is no number; give one within the bounds")
+    return value
 
 
 @app.command()
@@ -200,7 +236,12 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="Hits wanted.")] = 8,
     kappa: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, help="Bound the radius: towards 1 precise, towards -1 broad."),
+        typer.Option(
+            min=-1,
+            max=1,
+            callback=_number,
+            help="Bound the radius: towards 1 precise, towards -1 broad.",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -208,21 +249,27 @@ def search(
     ] = None,
     abstention_margin: Annotated[
         float,
-        typer.Option(min=0, max=2, help="Ask nobody if the best finding leads by less than this."),
+        typer.Option(
+            min=0,
+            max=2,
+            callback=_number,
+            help="Ask nobody if the best finding leads by less than this.",
+        ),
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask all sites of a run; the answer is one list in one order."""
-    from fedhash.search.filters import parse_filters
-    from fedhash_sim.search import SimulatedConsortium
+    with _told():
+        from fedhash.search.filters import parse_filters
+        from fedhash_sim.run_folder import explained
+        from fedhash_sim.search import SimulatedConsortium
 
-    try:
         filters = parse_filters(where or [])
-        with SimulatedConsortium.open(run) as consortium:
-            if [report_text, image, example].count(None) != 2:
-                raise QueryError("give exactly one of --report, --image and --example")
-            if study_id is not None and example is None:
-                raise QueryError("--study belongs to --example; name the modality that asks")
+        if [report_text, image, example].count(None) != 2:
+            raise QueryError("give exactly one of --report, --image and --example")
+        if study_id is not None and example is None:
+            raise QueryError("--study belongs to --example; name the modality that asks")
+        with explained(run), SimulatedConsortium.open(run) as consortium:
             if example is not None:
                 question = consortium.example(example, study_id, target)
             elif report_text is not None:
@@ -236,20 +283,18 @@ def search(
                 filters=filters,
                 abstention_margin=abstention_margin,
             )
-    except FedhashError as error:
-        _fail(error)
-    if as_json:
-        _print_json(answer.as_json())
-    else:
-        _print_answer(answer)
+        if as_json:
+            _print_json(answer.as_json())
+        else:
+            _print_answer(answer)
 
 
 def _print_answer(answer: Answer) -> None:
     question = answer.question
     _out.print()
-    _out.print(f"[bold]{question.modality} → {question.target}[/]  {_escaped(question.text)}")
+    _out.print(f"[bold]{question.modality} → {question.target}[/]  {escape(question.text)}")
     if question.findings:
-        _out.print(f"[dim]the study's own findings: {', '.join(question.findings)}[/]")
+        _out.print(f"[dim]the study's own findings: {escape(', '.join(question.findings))}[/]")
     if answer.abstained:
         _out.print(
             "[yellow]Abstained:[/] no finding leads by the abstention margin, so nobody was asked."
@@ -261,9 +306,9 @@ def _print_answer(answer: Answer) -> None:
     for rank, hit in enumerate(answer.hits, 1):
         table.add_row(
             str(rank),
-            _escaped(hit.site),
+            escape(hit.site),
             str(hit.distance),
-            ", ".join(hit.findings),
+            escape(", ".join(hit.findings)),
             f"[dim]{hit.handle}[/]",
         )
     _out.print(table)
@@ -286,7 +331,7 @@ def _show_results(run: Path, *, as_json: bool) -> None:
                         {
                             "query": row.query,
                             "target": row.target,
-                            "chance": row.chance.mean,
+                            "chance": row.chance.as_json()["mean"],
                             **{name: each.as_json() for name, each in row.methods.items()},
                         }
                         for row in rows
@@ -313,13 +358,41 @@ def _show_results(run: Path, *, as_json: bool) -> None:
     _out.print(f"run folder: {run} (results.csv, rounds.csv, plots/)", highlight=False)
 
 
-def _print_facts(plan: dict[str, object]) -> None:
-    for name, value in plan.items():
-        if isinstance(value, dict):
-            _print_facts(value)
-        else:
-            _out.print(f"[dim]{name}:[/] {_escaped(str(value))}", highlight=False, soft_wrap=True)
+def _print_plan(plan: dict[str, Any]) -> None:
+    seeds = plan["seeds"]
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="dim")
+    facts.add_row("cells", f"{plan['cells']} ({len(plan['methods'])} methods, {len(seeds)} seeds)")
+    facts.add_row("rounds", ", ".join(f"{name}: {n}" for name, n in plan["rounds"].items()))
+    facts.add_row("model", f"{plan['model parameters']:,} parameters")
+    facts.add_row(
+        "queries", ", ".join(f"{each['queries']} (seed {each['seed']})" for each in seeds)
+    )
+    _out.print(f"[bold]{escape(plan['study'])}[/]")
+    _out.print(facts)
+    table = Table(title="Training studies", title_justify="left", title_style="bold")
+    table.add_column("site")
+    for each in seeds:
+        table.add_column(f"seed {each['seed']}", justify="right")
+    for site in sorted({site for each in seeds for site in each["training studies"]}):
+        table.add_row(escape(site), *(_held(each, site, plan) for each in seeds))
+    _out.print(table)
+    notes = [f"seed {each['seed']}: {note}" for each in seeds for note in each["notes"]]
+    for line in [*notes, *plan["rows with problems"]]:
+        _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if plan["studies without consent"]:
+        _out.print(f"{plan['studies without consent']} studies are left out for want of consent")
+    _out.print("Nothing was trained: leave out --dry-run to start.")
+
+
+def _held(seed: dict[str, Any], site: str, plan: dict[str, Any]) -> str:
+    """What a site holds under a seed, for the table of a dry run."""
+    if site not in seed["training studies"]:
+        return "-"
+    held_out = f" + {seed['database studies'][site]} held out" if plan["held-out database"] else ""
+    return f"{seed['training studies'][site]}{held_out}"
 
 
 def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()  # a reader that has gone is noticed here, where the command ends quietly

@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from fedhash.configuration import did_you_mean
 from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
-from fedhash.errors import DataError
+from fedhash.errors import CheckpointError, DataError
 from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.randomness import stream_seed
+from fedhash_sim.input_files import INPUT_FILES, write_stamps
 from fedhash_sim.partitions import partition_patients
+from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy, SplitFractions
 from fedhash_sim.sources import Pool, load_pool
 
@@ -44,11 +48,13 @@ class Roles:
         training: Site to the studies it trains on.
         database: Site to the studies it can be searched for.
         queries: Studies that ask.
+        notes: Sites that the splits left without training patients or without a database.
     """
 
     training: Mapping[str, tuple[str, ...]]
     database: Mapping[str, tuple[str, ...]]
     queries: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,15 @@ class Consortium:
                     {site: tuple(ids) for site, ids in roles["training"].items()},
                     {site: tuple(ids) for site, ids in roles["database"].items()},
                     tuple(roles["queries"]),
+                    tuple(roles["notes"]),
                 ),
                 PreparedStudies.load(folder / about["prepared"]),
                 tuple(about["problems"]),
                 int(about["without_consent"]),
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{folder} does not hold prepared studies ({error}); "
+                f"{folder} does not hold prepared studies ({error!r}); "
                 "remove the folder and run again"
             ) from error
 
@@ -126,22 +133,26 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     Raises:
         DataError: The data cannot be had, or cannot be split or dealt as asked.
         ModelError: The model's settings are wrong.
+        CheckpointError: The data has changed since another seed was prepared.
     """
-    if (folder / _ABOUT).is_file():
-        return Consortium.load(folder)
     shared = folder if isinstance(study.settings.data, PhantomSource) else folder.parent
+    prepared = shared / "prepared.safetensors"
+    if (folder / _ABOUT).is_file() and prepared.is_file():
+        return Consortium.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pool = load_pool(study, seed, shared)
     roles = assign_roles(study, pool, seed)
+    if pool.files and not (shared / INPUT_FILES).is_file():  # stamped before the last reading
+        write_stamps(shared / INPUT_FILES, pool.files)
     consortium = Consortium(
         roles,
-        _prepared(study, pool, shared / "prepared.safetensors"),
+        _prepared(study, pool, prepared),
         pool.problems,
         pool.without_consent,
     )
     about = {
         "roles": asdict(roles),
-        "prepared": "prepared.safetensors" if shared == folder else "../prepared.safetensors",
+        "prepared": prepared.name if shared == folder else f"../{prepared.name}",
         "problems": pool.problems,
         "without_consent": pool.without_consent,
     }
@@ -155,11 +166,16 @@ def _prepared(study: ResolvedStudy, pool: Pool, path: Path) -> PreparedStudies:
     """All studies of the pool, from `path` where another seed prepared the same ones."""
     if path.is_file():
         prepared = PreparedStudies.load(path)
-        if prepared.study_ids == tuple(each.study_id for each in pool.studies):
-            return prepared
+        if prepared.study_ids != tuple(each.study_id for each in pool.studies):
+            raise CheckpointError(
+                f"{path} holds other studies than the data has now; choose another --out, or "
+                "--replace to start anew"
+            )
+        return prepared
     model = build_model(study.round.model, study.agreement.code_bits, seed=0)
     prepared = prepare_studies(model, pool.studies, study.agreement.findings)
-    prepared.save(path)
+    with explained(path):
+        prepared.save(path)
     return prepared
 
 
@@ -167,9 +183,26 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     """Split the patients and deal the training patients to sites.
 
     Raises:
-        DataError: The published split lacks a part, a site has nobody to train on, or the
-            partition is impossible.
+        DataError: The published split lacks a part, a site has nobody to train on, the partition
+            is impossible, a direction has nothing to ask or to search, or no study has an
+            attribute that is reported by.
     """
+    known = {name for each in pool.studies for name in each.attributes}
+    for name in study.settings.evaluation.groups:
+        if name not in known:
+            raise DataError(
+                f"evaluation.groups names {name!r}, an attribute that no study of the data has; "
+                f"{did_you_mean(name, sorted(known))}"
+            )
+    try:
+        roles = _roles(study, pool, seed)
+        _check_directions(study, pool, roles)
+    except DataError as error:
+        raise DataError(f"seed {seed}: {error}") from error
+    return roles
+
+
+def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     settings = study.settings
     if isinstance(settings.splits, SplitFractions):
         fractions = {"val": settings.splits.val, "test": settings.splits.test}
@@ -187,6 +220,9 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     sites = partition_patients(splits["train"], settings.partition, seed)
     held_out = settings.evaluation.held_out_database
     training, database = {}, {}
+    notes = []
+    if settings.partition.scheme == "natural":
+        notes += _without_training(pool.studies, splits["train"])
     for site, studies in sites.items():
         parts: Mapping[str, Sequence[Study]] = {"train": studies, "database": studies}
         if held_out:
@@ -203,8 +239,40 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
             )
         training[site] = tuple(each.study_id for each in parts["train"])
         database[site] = tuple(each.study_id for each in parts["database"])
+        if not parts["database"]:
+            notes.append(f"site {site!r} keeps no study for the database: nothing is found there")
     queries = tuple(each.study_id for each in splits[settings.evaluation.queries])
-    return Roles(training, database, queries)
+    return Roles(training, database, queries, tuple(notes))
+
+
+def _without_training(studies: Sequence[Study], training: Sequence[Study]) -> list[str]:
+    """A note for each natural site whose patients all stand in other splits."""
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for study in studies:
+        patients[study.attributes.get("site", "")].add(study.patient_id)
+    gone = patients.keys() - {study.attributes.get("site", "") for study in training} - {""}
+    return [
+        f"site {site!r} takes no part: none of its {len(patients[site])} patients is in the "
+        "training split"
+        for site in sorted(gone)
+    ]
+
+
+def _check_directions(study: ResolvedStudy, pool: Pool, roles: Roles) -> None:
+    """Refuse, before any training, what could not be evaluated after it."""
+    contents = {each.study_id: each.contents.keys() for each in pool.studies}
+    database = [each for studies in roles.database.values() for each in studies]
+    for direction in study.directions:
+        for role, modality, studies in (
+            ("query", direction.query, roles.queries),
+            ("database", direction.target, database),
+        ):
+            if not any(modality in contents[each] for each in studies):
+                raise DataError(
+                    f"{direction.query} -> {direction.target} cannot be evaluated: no {role} study "
+                    f"has {modality!r}; name other evaluation.directions, or another split or "
+                    "held_out_database"
+                )
 
 
 def write_partition(

@@ -29,6 +29,7 @@ from fedhash.rounds.site_state import FileSiteState
 from fedhash.rounds.trainer import SiteTrainer
 from fedhash.rounds.training_messages import RunPlan
 from fedhash_sim.engines.inprocess import InProcessEngine
+from fedhash_sim.run_folder import file_name
 
 __all__ = ["Federation", "Outcome", "train_federation"]
 
@@ -64,7 +65,8 @@ class Federation:
         trainer = SiteTrainer(
             name, self.agreement, self.settings.model, self.studies[name], self.seed
         )
-        return SiteAgent(name, self.agreement, trainer, FileSiteState(state_folder / name))
+        state = FileSiteState(state_folder / file_name(name))
+        return SiteAgent(name, self.agreement, trainer, state)
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
+from pydantic import TypeAdapter, ValidationError
 
 from fedhash.data.study import Study
 from fedhash.errors import DataError
 from fedhash.randomness import stream_seed
+from fedhash.rounds.training_messages import SiteName
 from fedhash_sim.settings import Partition
 
 __all__ = ["POOLED_SITE", "partition_patients"]
 
 POOLED_SITE = "(small sites)"
+_MOST_SITES = 1000  # of one round
+_SITE_NAME: TypeAdapter[str] = TypeAdapter(SiteName)
 _DRAWS = 1000  # Dirichlet draws before a smallest site of the asked size is called impossible
 
 
@@ -42,8 +46,8 @@ def partition_patients(
         Site name to its studies, sites in name order, studies in their given order.
 
     Raises:
-        DataError: A study has no site under `natural`, or the scheme cannot give every site its
-            smallest number of patients.
+        DataError: A study has no site under `natural`, or one that no round can name, or there are
+            too many; or the scheme cannot give every site its smallest number of patients.
     """
     if partition.scheme == "natural":
         return _natural(studies, partition.smallest_site_patients)
@@ -76,7 +80,20 @@ def _natural(studies: Sequence[Study], smallest_site_patients: int) -> dict[str,
                 "follows; add a column attr.site or choose the scheme iid or dirichlet"
             )
         patients[study.attributes["site"]].add(study.patient_id)
+    for site in patients:
+        try:
+            _SITE_NAME.validate_python(site)
+        except ValidationError as error:
+            raise DataError(
+                f"{site[:60]!r} cannot be a site's name; give attr.site 1 to 200 characters, "
+                "none of them a control character"
+            ) from error
     small = {site for site, who in patients.items() if len(who) < smallest_site_patients}
+    if len(patients) - len(small) >= _MOST_SITES:
+        raise DataError(
+            f"the data has {len(patients)} sites, a round takes {_MOST_SITES}; raise "
+            "partition.smallest_site_patients, which pools the small ones"
+        )
     return _grouped(
         (POOLED_SITE if study.attributes["site"] in small else study.attributes["site"], study)
         for study in studies

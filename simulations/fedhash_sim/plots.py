@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedhash_sim.results import final_round, main_table
+from fedhash_sim.run_folder import file_name
 
 __all__ = ["METHOD_COLOURS", "draw_plots"]
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 METHOD_COLOURS = {"local": "#E69F00", "federated": "#0072B2", "central": "#009E73"}
 _CHANCE_COLOUR = "#6b7280"
+_LONGEST_SHOWN = 40
 _STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,6 +37,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.titleweight": "bold",
     "figure.dpi": 130,
     "legend.frameon": False,
+    "text.parse_math": False,  # a site's name is no formula
 }
 
 
@@ -67,11 +71,15 @@ def draw_plots(
     if (results["group"].str.startswith("site_model=")).any():
         drawings["site_models"] = lambda: _group_bars(results, "site_model")
     files = {}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # scripts that the font lacks become boxes in the picture; the tables have the names
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for name, draw in drawings.items():
             figure = draw()
             if figure is not None:
-                files[name] = folder / f"{name}.png"
+                attribute = name.removeprefix("group_")
+                safe = name if attribute == name else f"group_{file_name(attribute)}"
+                files[name] = folder / f"{safe}.png"
                 figure.savefig(files[name], bbox_inches="tight")
     return files
 
@@ -95,6 +103,11 @@ def _panels(
 
 def _of(results: pd.DataFrame, query: str, target: str) -> pd.DataFrame:
     return results[(results["query"] == query) & (results["target"] == target)]
+
+
+def _shown(name: str) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
 
 def _methods(table: pd.DataFrame) -> list[str]:
@@ -138,7 +151,7 @@ def _map_bars(results: pd.DataFrame) -> Figure:
 
 def _map_by_round(results: pd.DataFrame) -> Figure | None:
     table = results[(results["metric"] == "map") & (results["group"] == "all")]
-    if table.groupby("method")["round"].nunique().max() < 2:
+    if not (table.groupby("method")["round"].nunique() > 1).any():
         return None
     figure, panels = _panels(table)
     for axis, query, target in panels:
@@ -183,14 +196,16 @@ def _loss_curves(rounds: pd.DataFrame) -> Figure | None:
 def _precision_recall(results: pd.DataFrame) -> Figure | None:
     table = final_round(results)
     table = table[table["metric"].isin(["precision_in_radius", "recall_in_radius"])]
-    if table.empty:
+    if not (table["metric"] == "recall_in_radius").any():
         return None
     figure, panels = _panels(table)
     for axis, query, target in panels:
         direction = _of(table, query, target)
         for method in _methods(direction):
-            curve = direction[direction["method"] == method].pivot_table(
-                index="group", columns="metric", values="value", aggfunc="mean"
+            curve = (
+                direction[direction["method"] == method]
+                .pivot_table(index="group", columns="metric", values="value", aggfunc="mean")
+                .reindex(columns=["recall_in_radius", "precision_in_radius"])
             )
             order = curve.index.str.removeprefix("radius=").astype(int).argsort()
             curve = curve.iloc[order]
@@ -239,7 +254,7 @@ def _group_bars(results: pd.DataFrame, attribute: str) -> Figure | None:
         chance = direction[direction["metric"] == "chance_map"].groupby("group")["value"].mean()
         for index, level in enumerate(chance.reindex(names)):
             axis.vlines(level, index - 0.45, index + 0.45, color=_CHANCE_COLOUR, linestyle="--")
-        axis.set_yticks(range(len(names)), [name.split("=", 1)[1] for name in names])
+        axis.set_yticks(range(len(names)), [_shown(name.split("=", 1)[1]) for name in names])
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_xlabel("mAP (dashed: chance)")
@@ -271,8 +286,8 @@ def _partition(partition: pd.DataFrame) -> Figure:
                     fontsize=7,
                     color="white" if np.sqrt(value) > dark else "#1f2937",
                 )
-    axis.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
-    axis.set_yticks(range(table.shape[0]), table.index)
+    axis.set_xticks(range(table.shape[1]), map(_shown, table.columns), rotation=40, ha="right")
+    axis.set_yticks(range(table.shape[0]), map(_shown, table.index))
     axis.grid(visible=False)
     axis.set_title("training patients by site and finding")
     return figure

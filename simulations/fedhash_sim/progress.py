@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -58,7 +59,7 @@ def live_progress(cells: Sequence[str], console: Console) -> Iterator[Show]:
                 tasks[progress.cell],
                 completed=progress.done,
                 total=progress.total,
-                note=progress.note,
+                note=escape(progress.note),  # names of sites stand in it as they are
             )
 
         yield show
@@ -72,7 +73,8 @@ def _plain(console: Console) -> Show:
         if shown.get(progress.cell) != tenth:
             shown[progress.cell] = tenth
             console.print(
-                f"{progress.cell}: {progress.done}/{progress.total} {progress.note}".rstrip()
+                f"{progress.cell}: {progress.done}/{progress.total} {progress.note}".rstrip(),
+                markup=False,
             )
 
     return show

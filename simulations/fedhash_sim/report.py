@@ -11,17 +11,26 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 
+from fedhash.errors import DataError
 from fedhash_sim.plots import METHOD_COLOURS, draw_plots
-from fedhash_sim.results import final_round, main_table, read_results, read_rounds, spread
+from fedhash_sim.results import (
+    final_round,
+    main_table,
+    read_partition,
+    read_results,
+    read_rounds,
+    spread,
+)
 
 __all__ = ["write_report"]
 
 _PLOT_TITLES = {
-    "map": ("Retrieval quality", "Tie-aware mAP over the whole database; bars: sd over seeds."),
+    "map": ("Retrieval quality", "Tie-aware mAP; bars: sd over seeds."),
     "map_by_round": ("Learning curve", "mAP of the model after each evaluated round."),
     "loss": ("Training loss", "What the sites report after their local steps, before averaging."),
     "precision_recall": (
@@ -50,21 +59,14 @@ def write_report(run: Path) -> Path:
         The page.
 
     Raises:
-        DataError: The run has no results yet.
+        DataError: The run has no results yet, or a file of it is damaged.
     """
     results, rounds = read_results(run), read_rounds(run)
-    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    partition = pd.read_csv(run / "partition.csv")
-    plots = draw_plots(run, results, rounds, partition)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedhash_sim"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    about = _read_about(run / "run.json")
+    plots = draw_plots(run, results, rounds, read_partition(run))
     methods = [method for method in METHOD_COLOURS if (results["method"] == method).any()]
-    page = environment.get_template("report.html.j2").render(
+    page = _rendered(
+        run,
         about=about,
         methods=methods,
         colours=METHOD_COLOURS,
@@ -88,6 +90,33 @@ def write_report(run: Path) -> Path:
     target = run / "report.html"
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def _rendered(run: Path, **facts: object) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fedhash_sim"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    try:
+        return environment.get_template("report.html.j2").render(facts)
+    except jinja2.UndefinedError as error:
+        raise DataError(
+            f"{run / 'run.json'} is of another version ({error}); run the study again: the file is "
+            "written anew"
+        ) from error
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(
+            f"{path} is gone or damaged ({error}); run the study again: the file is written anew"
+        ) from error
+    return about
 
 
 def _ball(results: pd.DataFrame) -> list[dict[str, str]]:

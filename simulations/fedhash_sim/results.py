@@ -4,6 +4,7 @@ Columns of `results.csv`: method, seed, round, query, target, metric, group, val
 `query` and `target` are modalities; `count` is the number of queries (or findings, or site models)
 that the value is a mean over. `rounds.csv` has one row a round and site; `model_of` names the site
 whose own model was trained (method `local`), mean_loss and seconds are those of the round.
+`partition.csv` has the training patients by seed, site and finding.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -21,12 +22,14 @@ import pandas as pd
 from fedhash.errors import DataError
 
 __all__ = [
+    "PARTITION_COLUMNS",
     "RESULT_COLUMNS",
     "ROUND_COLUMNS",
     "MainRow",
     "Spread",
     "final_round",
     "main_table",
+    "read_partition",
     "read_results",
     "read_rounds",
     "spread",
@@ -55,6 +58,16 @@ ROUND_COLUMNS = (
     "weight",
     "seconds",
 )
+PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
+_NUMBERS = {
+    "seed": int,
+    "round": int,
+    "value": float,
+    "count": int,
+    "mean_loss": float,
+    "seconds": float,
+    "patients": int,
+}  # everything else is text: a site may be called 007 or NA
 
 
 @dataclass(frozen=True)
@@ -62,9 +75,9 @@ class Spread:
     """Mean and sample standard deviation over seeds.
 
     Attributes:
-        mean: Mean over the seeds.
+        mean: Mean over the seeds; NaN where no seed has a figure.
         sd: Sample standard deviation; NaN for one seed, which has no spread.
-        seeds: How many seeds.
+        seeds: How many seeds have a figure.
     """
 
     mean: float
@@ -72,14 +85,16 @@ class Spread:
     seeds: int
 
     def as_json(self) -> dict[str, float | int | None]:
-        """JSON-able form; one seed has no spread, which is null."""
+        """JSON-able form; what there is none of is null."""
         return {
-            "mean": self.mean,
+            "mean": None if math.isnan(self.mean) else self.mean,
             "sd": None if math.isnan(self.sd) else self.sd,
             "seeds": self.seeds,
         }
 
     def __str__(self) -> str:
+        if self.seeds == 0:
+            return "none"
         return f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if self.seeds > 1 else "")
 
 
@@ -98,7 +113,7 @@ def read_results(run: Path) -> pd.DataFrame:
     """`results.csv` of a run folder.
 
     Raises:
-        DataError: There is none yet, or it has other columns.
+        DataError: There is none yet, or it is damaged.
     """
     return _read(run / "results.csv", RESULT_COLUMNS)
 
@@ -107,9 +122,18 @@ def read_rounds(run: Path) -> pd.DataFrame:
     """`rounds.csv` of a run folder.
 
     Raises:
-        DataError: There is none yet, or it has other columns.
+        DataError: There is none yet, or it is damaged.
     """
     return _read(run / "rounds.csv", ROUND_COLUMNS)
+
+
+def read_partition(run: Path) -> pd.DataFrame:
+    """`partition.csv` of a run folder.
+
+    Raises:
+        DataError: There is none yet, or it is damaged.
+    """
+    return _read(run / "partition.csv", PARTITION_COLUMNS)
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -118,13 +142,25 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
             f"{path} is not there; finish the run first: fedhash-sim run STUDY.yaml "
             f"--out {path.parent}"
         )
-    table = pd.read_csv(path, keep_default_na=False, na_values={"value": [""], "mean_loss": [""]})
-    if tuple(table.columns) != columns:
-        raise DataError(
-            f"{path} has the columns {', '.join(table.columns)}; expected {', '.join(columns)}. "
-            "It was written by another version: run the study again"
+    try:
+        table = pd.read_csv(
+            path,
+            dtype={name: _NUMBERS.get(name, str) for name in columns},
+            keep_default_na=False,
+            na_values={"value": [""], "mean_loss": [""]},
         )
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    if tuple(table.columns) != columns or table.empty:
+        raise _damaged(path, f"{len(table)} rows of {', '.join(table.columns)}")
     return table
+
+
+def _damaged(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path} is damaged or of another version ({found}); run the study again: the file is "
+        "written anew, finished cells are not"
+    )
 
 
 def spread(values: pd.Series) -> Spread:
@@ -142,6 +178,7 @@ def main_table(results: pd.DataFrame, metric: str = "map") -> list[MainRow]:
     """The final mAP of every direction and method, with chance; `macro_map` likewise."""
     final = final_round(results)
     final = final[final["group"] == "all"]
+    methods = list(dict.fromkeys(results["method"]))
     rows = []
     for (query, target), direction in final.groupby(["query", "target"], sort=False):
         figures = direction[direction["metric"] == metric]
@@ -153,8 +190,8 @@ def main_table(results: pd.DataFrame, metric: str = "map") -> list[MainRow]:
                 metric=metric,
                 chance=spread(chance.drop_duplicates("seed")["value"]),
                 methods={
-                    str(method): spread(values["value"])
-                    for method, values in figures.groupby("method", sort=False)
+                    method: spread(figures[figures["method"] == method]["value"])
+                    for method in methods
                 },
             )
         )

@@ -4,6 +4,7 @@
       study.yaml agreement.yaml round.yaml   the configuration as it ran, overrides applied
       inputs.json                            version, and the manifest's hash
       run.json                               version, command, sizes: what the report says of itself
+      data/input_files.json                  stamps of the files that the studies were read from
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
       results.csv rounds.csv partition.csv   all cells together, tidy
@@ -11,9 +12,10 @@
       plots/ report.html
 
 1. A finished cell is never run twice; an unfinished one goes on from its last round.
-2. A folder belongs to one resolved configuration; another one is refused, not mixed in.
+2. A folder belongs to one resolved configuration and to unchanged input files; anything else is
+   refused, not mixed in.
 3. `replace` moves an earlier run with results aside to `<folder>.previous`, in place of the one
-   before it.
+   before it; a folder that a process works in stays where it is.
 
     >>> folder = RunFolder.open(Path("runs/demo"), study, replace=False)
     >>> folder.cell("federated", 0).is_done
@@ -33,13 +35,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fedhash import __version__
 from fedhash.configuration import resolved
 from fedhash.errors import CheckpointError
+from fedhash_sim.input_files import INPUT_FILES, changed_files
 from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
-__all__ = ["CellFolder", "RunFolder", "write_table"]
+__all__ = ["CellFolder", "RunFolder", "explained", "file_name", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class RunFolder:
         """Make the folder, or go on in it.
 
         Raises:
-            CheckpointError: It holds another study's run, or something that is no run.
+            CheckpointError: It holds another study's run, or something that is no run, or the
+                files that its studies were read from have changed.
         """
         try:
             return cls._open(path, study, replace=replace)
@@ -78,25 +84,33 @@ class RunFolder:
     def _open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
         files = _configuration(study, path.resolve())
         if path.exists() and replace:
-            _move_aside(path)
+            _move_aside(cls(path))
         if path.exists() and any(path.iterdir()):
             for name, text in files.items():
                 stored = path / name
                 if not stored.is_file() or stored.read_text(encoding="utf-8") != text:
                     raise CheckpointError(
                         f"{path} holds another run: its {name} differs from what is asked now. "
-                        "Choose another --out, or --replace to move the earlier run to "
-                        f"{path}.previous"
+                        f"{_remedy(path)}"
                     )
+            if changed := changed_files(path / "data" / INPUT_FILES):
+                raise CheckpointError(
+                    f"{path} was prepared from other data: {changed[0]} has changed or is gone, "
+                    f"{len(changed)} files in all. {_remedy(path)}"
+                )
             return cls(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        for name, text in files.items():
-            (unfinished / name).write_text(text, encoding="utf-8")
-        unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
-        if path.exists():
-            path.rmdir()
-        unfinished.rename(path)
+        try:
+            for name, text in files.items():
+                (unfinished / name).write_text(text, encoding="utf-8")
+            unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
+            if path.exists():
+                path.rmdir()
+            unfinished.rename(path)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         return cls(path)
 
     @contextmanager
@@ -140,32 +154,80 @@ class RunFolder:
         return CellFolder(self.path / "cells" / f"{method}-seed-{seed}")
 
     def archive(self, site: str) -> Path:
-        """A site's index; sites may have any name, files may not."""
-        safe = "".join(each if each.isalnum() or each in "-_" else "_" for each in site)[:40]
-        digest = hashlib.sha256(site.encode()).hexdigest()[:8]  # "a b" and "a.b" are two sites
-        return self.path / "archives" / f"{safe}-{digest}.sqlite"
+        """A site's index."""
+        return self.path / "archives" / f"{file_name(site)}.sqlite"
 
     def collect(self, methods: Sequence[str], seeds: Sequence[int]) -> None:
-        """Join the cells' tables into the run's, in the order of methods and seeds."""
+        """Join the cells' tables into the run's, in the order of methods and seeds.
+
+        Raises:
+            CheckpointError: A cell's table is damaged.
+        """
         for name, columns in (("results.csv", RESULT_COLUMNS), ("rounds.csv", ROUND_COLUMNS)):
             rows: list[Sequence[Any]] = []
             for method in methods:
                 for seed in seeds:
-                    with (self.cell(method, seed).path / name).open(
-                        newline="", encoding="utf-8"
-                    ) as file:
-                        rows.extend(list(csv.reader(file))[1:])
+                    rows += _cell_rows(self.cell(method, seed).path / name, columns)
             write_table(self.path / name, columns, rows)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file that is whole or absent."""
     unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with explained(path), unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
     unfinished.replace(path)
+
+
+def file_name(name: str) -> str:
+    """A file's name for a site or an attribute; those may have any name, files may not."""
+    safe = "".join(each if each.isalnum() or each in "-_" else "_" for each in name)[:40]
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # "a b" and "a.b" are two sites
+    return f"{safe}-{digest}"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system refuses under `path` into an error that says what to do.
+
+    Raises:
+        CheckpointError: For an OSError, and for what safetensors makes of one.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads our output any more; no file is at fault
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{getattr(error, 'filename', None) or path} cannot be used "
+            f"({getattr(error, 'strerror', None) or error}); check rights and disk space, then run "
+            "the same command again: what is done stays"
+        ) from error
+
+
+def _cell_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """The rows of a cell's table, without the header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+    except (FileNotFoundError, ValueError, csv.Error) as error:
+        raise _damaged(path, str(error)) from error
+    if header != list(columns) or any(len(row) != len(columns) for row in rows):
+        raise _damaged(path, "it has other columns")
+    return rows
+
+
+def _damaged(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged ({found}); remove {path.parent / 'results.csv'} and run the study "
+        "again: the cell's tables are written anew, nothing is trained twice"
+    )
+
+
+def _remedy(path: Path) -> str:
+    return f"Choose another --out, or --replace to move the earlier run to {path}.previous"
 
 
 def _configuration(study: ResolvedStudy, path: Path) -> dict[str, str]:
@@ -190,15 +252,23 @@ def _inputs(study: ResolvedStudy) -> str:
     return json.dumps(inputs, indent=2) + "\n"
 
 
-def _move_aside(path: Path) -> None:
+def _move_aside(folder: RunFolder) -> None:
     """Only a run folder is moved, so that a mistyped --out moves nobody's files."""
-    if not (path / "study.yaml").is_file() and any(path.iterdir()):
+    path = folder.path
+    if not any(path.iterdir()):
+        return
+    if not (path / "study.yaml").is_file():
         raise CheckpointError(
             f"{path} is no run folder, so it is not replaced; choose another --out"
         )
-    if not (path / "results.csv").is_file():
-        shutil.rmtree(path)  # it has found nothing yet, and must not push out a run that has
-        return
+    with folder.locked():
+        if not (path / "results.csv").is_file():
+            shutil.rmtree(path)  # it has found nothing yet, and must not push out a run that has
+            return
+        _rename_to_previous(path)
+
+
+def _rename_to_previous(path: Path) -> None:
     previous = path.with_name(f"{path.name}.previous")
     if previous.exists():
         if not (previous / "study.yaml").is_file():

@@ -1,6 +1,6 @@
 """Asking all sites of a finished run, as a consortium would: encode, ask, merge.
 
-Each site's archive is filled with the released model's codes when the consortium is first opened.
+Each site's archive is filled with the released model's codes when the consortium is first asked.
 A simulation knows what a real asker would not, so the answers here also show the findings of the
 hits; the sites themselves answer with opaque handles only.
 
@@ -11,7 +11,7 @@ hits; the sites themselves answer with opaque handles only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 
 from fedhash.data.modalities import MODALITIES
 from fedhash.errors import QueryError
-from fedhash.index import Archive, SiteSearcher, site_handle
+from fedhash.index import Archive, SiteSearcher, check_limits, site_handle
 from fedhash.index.encoding import check_example, encode_entries, encode_example
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, encode_studies
@@ -99,23 +99,20 @@ class Answer:
 
 
 class SimulatedConsortium:
-    """The sites of one run, their archives open."""
+    """The sites of one run; their archives are opened for the first question that can be asked."""
 
     def __init__(
-        self,
-        consortium: Consortium,
-        release: Release,
-        searchers: Sequence[SiteSearcher],
-        labels_of: Mapping[str, tuple[str, ...]],
-        stack: ExitStack,
+        self, folder: RunFolder, seed: int, consortium: Consortium, release: Release
     ) -> None:
+        self._folder = folder
+        self._seed = seed
         self._consortium = consortium
         self._release = release
         self._model: HashModel = release.build_model()
         self._anchors = Anchors.build(release.agreement)
-        self._searchers = searchers
-        self._labels_of = labels_of
-        self._stack = stack
+        self._searchers: list[SiteSearcher] = []
+        self._labels_of: dict[str, tuple[str, ...]] = {}
+        self._archives = ExitStack()
 
     @classmethod
     def open(cls, run: Path) -> Self:
@@ -124,35 +121,37 @@ class SimulatedConsortium:
         Raises:
             CheckpointError: The folder is no run.
             ReleaseError: The run has no federated release yet.
-            ArchiveError: An archive is damaged.
+            DataError: The prepared studies are damaged.
         """
         folder, study = RunFolder.existing(run)
         seed = study.settings.seeds[0]
         release = load_release(folder.cell("federated", seed).path / "release")
-        consortium = Consortium.load(folder.data(seed))
-        model = release.build_model()
-        labels_of: dict[str, tuple[str, ...]] = {}
+        return cls(folder, seed, Consortium.load(folder.data(seed)), release)
+
+    def _open_archives(self) -> list[SiteSearcher]:
+        release = self._release
         searchers = []
-        with ExitStack() as stack:
-            for site in consortium.sites:
-                studies = consortium.database(site)
-                handles = simulated_handles(seed, site, studies)
-                labels_of |= zip(handles, _findings(studies, release), strict=True)
-                path = folder.archive(site)
-                path.parent.mkdir(exist_ok=True)
-                archive = stack.enter_context(
-                    Archive(path, release.release_id, release.agreement.code_bits)
+        with ExitStack() as archives:
+            for site in self._consortium.sites:
+                studies = self._consortium.database(site)
+                handles = simulated_handles(self._seed, site, studies)
+                self._labels_of |= zip(handles, _findings(studies, release), strict=True)
+                archive = archives.enter_context(
+                    Archive(
+                        self._folder.archive(site), release.release_id, release.agreement.code_bits
+                    )
                 )
                 if archive.count() == 0:
-                    archive.add(encode_entries(model, studies, handles))
+                    archive.add(encode_entries(self._model, studies, handles))
                 searchers.append(SiteSearcher(site, archive, release.agreement))
-            return cls(consortium, release, searchers, labels_of, stack.pop_all())
+            self._archives = archives.pop_all()
+        return searchers
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._archives.close()
 
     def question(self, modality: str, value: str, target: str | None) -> Question:
         """Encode a report text, or an image or signal named as in a manifest.
@@ -229,12 +228,22 @@ class SimulatedConsortium:
             k: Hits wanted.
             kappa: Bounds the radius, see `radius_from_kappa`; None: no bound.
             filters: Attribute to the value that a hit must have.
-            abstention_margin: Ask nobody where the best finding's anchor leads the second by less;
-                0 always asks.
+            abstention_margin: Ask nobody where the best finding's anchor leads the second by less,
+                up to 2; 0 always asks.
 
         Raises:
-            QueryError: A site refuses the query; it says which of its limits.
+            QueryError: A limit of the agreement or a range is broken, or no study has an attribute
+                of the filters.
+            ArchiveError: An archive is damaged or in use.
         """
+        check_limits(self._release.agreement, k=k, modality=question.target)
+        known = {name for each in self._consortium.prepared.attributes for name in each}
+        for name in filters or {}:
+            if name not in known:
+                raise QueryError(
+                    f"no study has the attribute {name!r}; "
+                    f"there are {', '.join(sorted(known)) or 'none'}"
+                )
         code_bits = self._release.agreement.code_bits
         query = make_query(
             question.outputs,
@@ -245,6 +254,8 @@ class SimulatedConsortium:
             filters=filters,
         )
         abstained = abstains(question.outputs, self._anchors.matrix, abstention_margin)
+        if not abstained and not self._searchers:
+            self._searchers = self._open_archives()
         asked = [] if abstained else self._searchers
         hits = merge([searcher.answer(query) for searcher in asked], k)
         return Answer(

@@ -129,6 +129,9 @@ class EvaluationSettings(Settings):
         default=(), description="default: every ordered pair of the agreement's modalities"
     )
     groups: tuple[str, ...] = Field(default=(), description="attributes to report by")
+    depth: int | None = Field(
+        default=None, ge=1, description="ranks that count, R of mAP@R; default: the whole ranking"
+    )
     every_rounds: int | None = Field(default=None, ge=1, description="default: the end only")
 
 

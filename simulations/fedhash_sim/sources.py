@@ -14,7 +14,7 @@ from pathlib import Path
 from fedhash.data.manifest import read_manifest
 from fedhash.data.phantom import generate_phantom
 from fedhash.data.recipes import RECIPES, Recipe
-from fedhash.data.study import Study
+from fedhash.data.study import Content, Study
 from fedhash.errors import DataError
 from fedhash_sim.settings import PhantomSource, RecipeSource, ResolvedStudy
 
@@ -29,11 +29,13 @@ class Pool:
         studies: Usable studies whose patients consent.
         problems: Rows that could not be used, with the reason.
         without_consent: Usable studies that were left out for want of consent.
+        files: What the studies are read from, beside a manifest; none for the phantom.
     """
 
     studies: tuple[Study, ...]
     problems: tuple[str, ...] = ()
     without_consent: int = 0
+    files: tuple[Path, ...] = ()
 
 
 def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
@@ -49,13 +51,16 @@ def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
     """
     source = study.settings.data
     skipped: Mapping[str, int]
+    files: set[Path]
     if isinstance(source, PhantomSource):
         return Pool(generate_phantom(source, seed))
     if isinstance(source, RecipeSource):
-        written = find_recipe(source.recipe).write(recipe_folder(source), scratch)
+        folder = recipe_folder(source)
+        written = find_recipe(source.recipe).write(folder, scratch)
         manifest_path, skipped = written.manifest, written.skipped
+        files = {each.resolve() for each in folder.rglob("*") if each.is_file()}
     else:
-        manifest_path, skipped = source.manifest, {}
+        manifest_path, skipped, files = source.manifest, {}, set()
     manifest = read_manifest(
         manifest_path, study.agreement.findings, tuple(study.round.model.towers)
     )
@@ -65,6 +70,9 @@ def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
             f"{manifest_path} holds no usable study ({len(manifest.problems)} rows with problems); "
             f"the first: {manifest.problems[0] if manifest.problems else 'no rows at all'}"
         )
+    files |= {
+        file for each in consenting for content in each.contents.values() for file in _file(content)
+    }
     return Pool(
         consenting,
         (
@@ -72,7 +80,14 @@ def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
             *(f"{count} rows of the set: {reason}" for reason, count in skipped.items()),
         ),
         len(manifest.studies) - len(consenting),
+        tuple(sorted(files)),
     )
+
+
+def _file(content: Content) -> list[Path]:
+    """The file behind a content; none where the manifest's cell holds the content itself."""
+    path = getattr(getattr(content, "reference", content), "path", None)
+    return [path] if isinstance(path, Path) else []
 
 
 def find_recipe(name: str) -> Recipe:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -33,8 +35,8 @@ from fedhash_sim.consortium import (
 )
 from fedhash_sim.progress import Progress, Show, live_progress
 from fedhash_sim.report import write_report
-from fedhash_sim.run_folder import RunFolder
-from fedhash_sim.settings import ResolvedStudy
+from fedhash_sim.run_folder import RunFolder, explained
+from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import load_pool
 
 __all__ = ["describe", "plan_study", "run_study"]
@@ -66,7 +68,7 @@ def run_study(
         FedhashError: The study cannot be run; what is finished stays and is not run again.
     """
     folder = RunFolder.open(path, study, replace=replace)
-    with folder.locked():
+    with explained(path), folder.locked():
         _run_in(folder, study, workers, command, console)
     return folder
 
@@ -79,7 +81,7 @@ def _run_in(
     for seed in settings.seeds:
         with console.status(f"preparing the studies of seed {seed}"):
             consortia[seed] = build_consortium(study, seed, folder.data(seed))
-    for line in _data_problems(consortia[settings.seeds[0]]):
+    for line in _data_problems(consortia):
         console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
     about = describe(study, consortia) | {"command": command}
@@ -97,36 +99,57 @@ def _run_in(
         write_report(folder.path)
 
 
-def _data_problems(consortium: Consortium) -> list[str]:
-    """The first rows that could not be used; all of them stand in run.json and in the report."""
-    lines = list(consortium.problems[:_SHOWN_PROBLEMS])
-    if len(consortium.problems) > _SHOWN_PROBLEMS:
-        lines.append(f"... and {len(consortium.problems) - _SHOWN_PROBLEMS} more, see run.json")
-    if consortium.without_consent:
-        lines.append(f"{consortium.without_consent} studies are left out for want of consent")
+def _data_problems(consortia: Mapping[int, Consortium]) -> list[str]:
+    """The first of what was left out; all of it stands in run.json and in the report."""
+    first = next(iter(consortia.values()))
+    lines: list[str] = []
+    for each in (first.problems, _notes(consortia)):
+        lines += each[:_SHOWN_PROBLEMS]
+        if len(each) > _SHOWN_PROBLEMS:
+            lines.append(f"... and {len(each) - _SHOWN_PROBLEMS} more, see run.json")
+    if first.without_consent:
+        lines.append(f"{first.without_consent} studies are left out for want of consent")
     return lines
+
+
+def _notes(consortia: Mapping[int, Consortium]) -> list[str]:
+    return [f"seed {seed}: {note}" for seed, each in consortia.items() for note in each.roles.notes]
 
 
 def plan_study(study: ResolvedStudy) -> dict[str, Any]:
     """What a run would do: the data is loaded, split and dealt, nothing is prepared or trained.
 
+    Returns:
+        JSON-able facts, and under `seeds` one entry for each seed with its sites.
+
     Raises:
-        FedhashError: The study cannot be run.
+        FedhashError: The study cannot be run with one of its seeds.
     """
     settings = study.settings
+    seeds: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
-        pool = load_pool(study, settings.seeds[0], Path(scratch))
-    roles = assign_roles(study, pool, settings.seeds[0])
+        for seed in settings.seeds:
+            if not seeds or isinstance(settings.data, PhantomSource):
+                pool = load_pool(study, seed, Path(scratch))
+            roles = assign_roles(study, pool, seed)
+            seeds.append(
+                {
+                    "seed": seed,
+                    "training studies": {site: len(ids) for site, ids in roles.training.items()},
+                    "database studies": {site: len(ids) for site, ids in roles.database.items()},
+                    "queries": len(roles.queries),
+                    "notes": list(roles.notes),
+                }
+            )
     model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
     return {
         "study": settings.name,
-        "seeds": list(settings.seeds),
         "methods": list(settings.methods),
         "cells": len(settings.seeds) * len(settings.methods),
         "rounds": {method: each.rounds for method, each in study.round_of.items()},
         "model parameters": Layout.of(model).size,
-        "training studies": {site: len(ids) for site, ids in roles.training.items()},
-        "queries": len(roles.queries),
+        "held-out database": settings.evaluation.held_out_database,
+        "seeds": seeds,
         "rows with problems": list(pool.problems),
         "studies without consent": pool.without_consent,
     }
@@ -163,7 +186,11 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "database": f"held out, {held_out:.0%} of the training patients"
         if held_out
         else "the studies that were trained on",
+        "ranking": "the whole ranking counts"
+        if settings.evaluation.depth is None
+        else f"the first {settings.evaluation.depth} ranks count",
         "problems": list(first.problems),
+        "notes": _notes(consortia),
         "without_consent": first.without_consent,
     }
 
@@ -181,12 +208,27 @@ def _run_cells(run: Path, cells: Sequence[tuple[str, int]], workers: int, consol
             min(workers, len(cells)), context, initializer=_start_worker, initargs=(news,)
         ) as pool:
             try:
-                _follow([pool.submit(_work, run, *cell) for cell in cells], news, show)
+                with _ctrl_c_held_back():
+                    futures = [pool.submit(_work, run, *cell) for cell in cells]
+                _follow(futures, news, show)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
                     process.terminate()
                 raise
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which a terminal sends to all: we end them.
+
+    A signal mask outlives the start of a program, so it holds from a worker's first moment.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow(futures: Sequence[Future[str | None]], news: SimpleQueue[Progress], show: Show) -> None:
@@ -214,7 +256,7 @@ _news: SimpleQueue[Progress] | None = None
 def _start_worker(news: SimpleQueue[Progress]) -> None:
     global _news  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _news = news
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"  # it prints pages when we end a worker
     parent = multiprocessing.parent_process()
     if parent is None:
         raise ProtocolError("a worker needs a parent process to work for")

@@ -10,34 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from sim_command import of_manifest, phantom_manifest, run, run_all, study_of
 
 from fedhash.index import Archive
 from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import encode_studies
 from fedhash.registry.release import load_release
 from fedhash.search import make_query
-from fedhash_sim.cli import app
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.results import RESULT_COLUMNS, read_results, read_rounds
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
-
-
-def run(*arguments: object, ok: bool = True) -> str:
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert (result.exit_code == 0) == ok, result.output + result.stderr
-    return result.stdout if ok else result.stderr.replace("\n", " ")
-
-
-def run_all(study_file: Path, out: Path, *more: object) -> None:
-    run("run", study_file, "--out", out, "--workers", 1, *more)
-
-
-def study_of(run_folder: Path) -> Path:
-    return run_folder.parent / "study" / "study.yaml"
 
 
 def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) -> None:
@@ -119,8 +103,30 @@ def test_a_moved_run_folder_still_answers(finished: Path, tmp_path: Path) -> Non
 def test_a_dry_run_trains_nothing(study_file: Path, tmp_path: Path) -> None:
     plan = json.loads(run("run", study_file, "--out", tmp_path / "run", "--dry-run", "--json"))
     assert plan["cells"] == 6
-    assert set(plan["training studies"]) == {"site-0", "site-1", "site-2"}
+    for seed in plan["seeds"]:
+        assert set(seed["training studies"]) == {"site-0", "site-1", "site-2"}
+        assert seed["training studies"] == seed["database studies"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_is_a_table_of_sites_and_seeds(study_file: Path) -> None:
+    held_out = ("--set", "evaluation.held_out_database=0.2")
+    seeds = json.loads(run("run", study_file, "--dry-run", "--json", *held_out))["seeds"]
+    printed = run("run", study_file, "--dry-run", *held_out)
+    assert "seed 0" in printed
+    assert "seed 1" in printed
+    for site in ("site-0", "site-1", "site-2"):
+        (line,) = (line for line in printed.splitlines() if site in line)
+        for each in seeds:
+            trained, database = each["training studies"][site], each["database studies"][site]
+            assert f"{trained} + {database} held out" in line
+
+
+def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> None:
+    changes = ("--set", "data.patients_per_site=5", "--set", "evaluation.held_out_database=0.5")
+    run("run", study_file, "--dry-run", *changes, "--set", "seeds=[2,3]")
+    message = run("run", study_file, "--dry-run", *changes, "--set", "seeds=[2,3,4]", ok=False)
+    assert "seed 4: site site-1 has 1 studies and none is left to train on" in message
 
 
 @pytest.mark.parametrize(
@@ -200,6 +206,8 @@ def test_filters_and_radius_reach_the_sites(finished: Path) -> None:
     near = hits("--kappa", "0.5")
     assert near == [hit for hit in hits() if int(str(hit["distance"])) <= 8][: len(near)]
     assert len(near) < len(hits())
+    unknown = run("search", finished, "--report", "x", "--where", "sexx=female", ok=False)
+    assert "no study has the attribute 'sexx'; there are age_band, scanner, sex, site" in unknown
     assert "not NAME=VALUE" in run("search", finished, "--report", "x", "--where", "sex", ok=False)
     assert "exactly one" in run("search", finished, ok=False)
     assert "allows 100" in run("search", finished, "--report", "x", "-k", 101, ok=False)
@@ -229,18 +237,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(study_file: Path, tmp_path: Path
 def test_a_study_of_a_manifest_reports_the_rows_it_could_not_use(
     study_file: Path, tmp_path: Path
 ) -> None:
-    run("phantom", tmp_path / "phantom", "--sites", 1, "--patients-per-site", 40)
-    manifest = tmp_path / "phantom" / "site-0" / "manifest.csv"
-    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-    table.loc[3, "positive"] = "gout"
-    table.to_csv(manifest, index=False)
-    out = tmp_path / "run"
-    run_all(
-        study_file,
-        out,
-        *("--set", f"data={{kind: manifest, manifest: {manifest}}}"),
-        *("--set", "partition={scheme: iid, sites: 3}", "--set", "seeds=[0]"),
+    manifest = phantom_manifest(
+        tmp_path / "phantom", lambda number, row: number == 3 and row.update(positive="gout")
     )
+    out = tmp_path / "run"
+    run_all(study_file, out, *of_manifest(manifest))
     about = json.loads((out / "run.json").read_text())
     (problem,) = about["problems"]
     assert "manifest.csv:5" in problem
@@ -259,13 +260,8 @@ def test_flowers_simulation_gives_the_same_figures(study_file: Path, tmp_path: P
 
 
 def test_a_changed_manifest_is_another_run(study_file: Path, tmp_path: Path) -> None:
-    run("phantom", tmp_path / "phantom", "--sites", 1, "--patients-per-site", 40)
-    manifest = tmp_path / "phantom" / "site-0" / "manifest.csv"
-    arguments = (
-        *("run", study_file, "--out", tmp_path / "run", "--workers", 1),
-        *("--set", f"data={{kind: manifest, manifest: {manifest}}}", "--set", "seeds=[0]"),
-        *("--set", "partition={scheme: iid, sites: 3}", "--set", "methods=[central]"),
-    )
+    manifest = phantom_manifest(tmp_path / "phantom")
+    arguments = ("run", study_file, "--out", tmp_path / "run", *of_manifest(manifest))
     run(*arguments)
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join(lines[:-1]) + "\n")

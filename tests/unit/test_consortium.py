@@ -39,6 +39,13 @@ def study_with(**changes: object) -> ResolvedStudy:
     return ResolvedStudy(settings, agreement, rounds, {})
 
 
+def study_of(patient: int, **attributes: str) -> Study:
+    contents = {"report": InMemory("x")}
+    return Study(
+        f"study-{patient}", f"patient-{patient}", contents, frozenset("a"), attributes=attributes
+    )
+
+
 def pool_of(patients: int, **attributes: str) -> Pool:
     return Pool(
         tuple(
@@ -101,3 +108,53 @@ def test_a_site_without_anybody_to_train_on_is_told() -> None:
     )
     with pytest.raises(DataError, match="none is left to train on; lower evaluation"):
         assign_roles(study, pool_of(30), seed=0)
+
+
+def test_an_attribute_to_report_by_that_no_study_has_gets_the_nearest_name() -> None:
+    study = study_with(evaluation=EvaluationSettings(groups=("sexx",)))
+    with pytest.raises(
+        DataError, match=r"names 'sexx', an attribute that no.*did you mean \"sex\""
+    ):
+        assign_roles(study, pool_of(60, sex="female"), seed=0)
+    assign_roles(
+        study_with(evaluation=EvaluationSettings(groups=("sex",))), pool_of(60, sex="female"), 0
+    )
+
+
+def test_a_site_that_keeps_nothing_for_the_database_is_noted() -> None:
+    study = study_with(partition=Partition(), evaluation=EvaluationSettings(held_out_database=0.3))
+    many = pool_of(100, site="large").studies
+    for seed in range(20):
+        roles = assign_roles(study, Pool((*many, study_of(1000, site="lone"))), seed)
+        if "lone" in roles.training:
+            break
+    assert roles.database["lone"] == ()
+    assert roles.notes == ("site 'lone' keeps no study for the database: nothing is found there",)
+
+
+def test_an_empty_database_is_refused() -> None:
+    study = study_with(
+        partition=Partition(scheme="iid", sites=2),
+        evaluation=EvaluationSettings(held_out_database=0.001),
+    )
+    message = r"seed 4: report -> report cannot be evaluated: no database study has 'report'"
+    with pytest.raises(DataError, match=message):
+        assign_roles(study, pool_of(40), seed=4)
+
+
+def test_a_natural_site_that_the_split_leaves_without_training_patients_is_noted() -> None:
+    training = pool_of(20, site="large", split="train").studies
+    asking = [study_of(n, site="lone", split="test") for n in (50, 51)]
+    study = study_with(partition=Partition(), splits="published")
+    roles = assign_roles(study, Pool((*training, *asking)), seed=0)
+    assert set(roles.training) == {"large"}
+    (note,) = roles.notes
+    assert note == ("site 'lone' takes no part: none of its 2 patients is in the training split")
+
+
+def test_a_direction_without_a_query_is_refused_before_any_training() -> None:
+    training = pool_of(20, split="train").studies
+    asking = Study("q", "p", {"image": InMemory("x")}, frozenset("a"), attributes={"split": "test"})
+    message = r"report -> report cannot be evaluated: no query study has 'report'"
+    with pytest.raises(DataError, match=message):
+        assign_roles(study_with(splits="published"), Pool((*training, asking)), seed=0)

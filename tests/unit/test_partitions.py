@@ -96,6 +96,23 @@ def test_a_study_without_a_site_is_named() -> None:
         partition_patients(studies, Partition(), 0)
 
 
+@pytest.mark.parametrize("name", ["line\nbreak", "x" * 201])
+def test_a_site_that_no_round_can_name_is_told(name: str) -> None:
+    study = Study("s", "p", {}, frozenset({"edema"}), attributes={"site": name})
+    with pytest.raises(DataError, match=r"cannot be a site's name; give attr\.site 1 to 200"):
+        partition_patients([study], Partition(), 0)
+
+
+def test_more_sites_than_a_round_takes_are_refused() -> None:
+    studies = [
+        Study(f"s{i}", f"p{i}", {}, frozenset({"edema"}), attributes={"site": f"site-{i}"})
+        for i in range(1001)
+    ]
+    with pytest.raises(DataError, match=r"has 1001 sites.*raise partition\.smallest_site_patients"):
+        partition_patients(studies, Partition(), 0)
+    assert len(partition_patients(studies, Partition(smallest_site_patients=2), 0)) == 1
+
+
 def test_too_few_patients_are_refused_before_any_draw() -> None:
     partition = Partition(scheme="iid", sites=10, smallest_site_patients=5)
     with pytest.raises(DataError, match="need 50 patients, and there are 20"):
