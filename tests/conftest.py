@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import settings
 settings.register_profile("fedhash", deadline=None)  # no test asserts a time
 settings.load_profile("fedhash")
 torch.set_num_threads(1)  # the suite runs one worker a core
+# A suite that runs in the background inherits that Ctrl-C is ignored, and so would the programs
+# whose answer to Ctrl-C it tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
