@@ -19,8 +19,9 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.configuration import Settings, did_you_mean
+from fedhash.secagg.terms import SecureAggregationTerms
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "SiteName"]
 
 _LEAST_BITS, _MOST_BITS = CODE_BITS_RANGE
 _NAME_PATTERN = "[a-z][a-z0-9_]*"
@@ -50,6 +51,8 @@ _Names = Annotated[
     AfterValidator(_check_distinct),
     Field(json_schema_extra={"uniqueItems": True}),
 ]
+SiteName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+_PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Cosines lie in [-1, 1], so no code can keep a margin above 2.
 _Margin = Annotated[float, Field(ge=0, le=2)]
 
@@ -71,6 +74,9 @@ class Agreement(Settings):
         margin_range: Lowest and highest margin that a site accepts.
         largest_k: Most hits that one query may ask of a site.
         largest_local_steps: Most optimiser steps that one round may ask of a site.
+        sites: The roster: each site's name and the Ed25519 public key of its identity, 64 hex
+            digits. Secure aggregation takes no keys but those signed by an identity of this list.
+        secure_aggregation: The terms of secure aggregation.
     """
 
     name: str = Field(min_length=1)
@@ -85,6 +91,8 @@ class Agreement(Settings):
     margin_range: tuple[_Margin, _Margin] = (0.05, 0.6)
     largest_k: int = Field(default=100, ge=1)
     largest_local_steps: int = Field(default=1000, ge=1)
+    sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)
+    secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""

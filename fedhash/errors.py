@@ -10,7 +10,8 @@ A message says what was found, what was expected and what to do.
     ├── ProtocolError          a message or a reply of a peer
     │   ├── MessageError       bytes that are not a message of this protocol
     │   ├── RefusedError       the site's own rules forbid the request
-    │   └── CohortError        too few sites answered
+    │   ├── CohortError        too few sites answered
+    │   └── AggregationError   a masked sum that cannot be opened
     ├── CheckpointError        a stored state that cannot be resumed
     ├── ReleaseError           a released model that does not verify
     ├── ArchiveError           the site's binary index
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "AggregationError",
     "ArchiveError",
     "CheckpointError",
     "CohortError",
@@ -107,6 +109,10 @@ class RefusedError(ProtocolError):
 
 class CohortError(ProtocolError):
     """Fewer sites answered than the agreement's smallest cohort."""
+
+
+class AggregationError(ProtocolError):
+    """A masked sum cannot be opened, so the round has no result and nothing was revealed."""
 
 
 class CheckpointError(FedhashError):

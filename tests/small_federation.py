@@ -7,7 +7,7 @@ halfway to its site's target, so the right answer can be computed by hand.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,20 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
 from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
-from fedhash.rounds.run import run_rounds
+from fedhash.rounds.engine import Answer, SiteFailure
+from fedhash.rounds.messages import Message
+from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState, MemorySiteState
 from fedhash.rounds.trainer import SiteTrainer
 from fedhash.rounds.training_messages import RunPlan, TrainRequest
+from fedhash.secagg.identity import SiteIdentity
+from fedhash.secagg.opened_rounds import MemoryOpenedRounds
+from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
 
 SITES = ("site-0", "site-1", "site-2")
@@ -51,12 +57,19 @@ MODEL = ModelSettings(
         )
     }
 )
+IDENTITIES = {site: SiteIdentity.from_seed(site.encode().ljust(32)) for site in SITES}
+SECURE_AGREEMENT = AGREEMENT.model_copy(
+    update={
+        "smallest_cohort": 3,
+        "sites": {site: identity.public_hex for site, identity in IDENTITIES.items()},
+    }
+)
 _REPORTS = {"no_finding": "Clear lungs.", "effusion": "Effusion, left.", "nodule": "A nodule."}
 
 
 def round_settings(*, learning: dict[str, Any] | None = None, **changes: Any) -> RoundSettings:
     steps = {"local_steps": 2, "batch_patients": 2, "learning_rate": 0.05} | (learning or {})
-    changes = {"rounds": 4} | changes
+    changes = {"rounds": 4, "aggregation": "plain"} | changes
     return RoundSettings(model=MODEL, learning=LearningSettings(**steps), **changes)
 
 
@@ -66,10 +79,14 @@ def model_and_layout() -> tuple[np.ndarray, Layout]:
     return layout.flatten(model), layout
 
 
+def agreement_of(settings: RoundSettings) -> Agreement:
+    return SECURE_AGREEMENT if settings.aggregation == "secure" else AGREEMENT
+
+
 def run_plan(settings: RoundSettings, sites: Sequence[str] = SITES) -> RunPlan:
     return RunPlan(
         run_id="run-1",
-        agreement_digest=AGREEMENT.digest(),
+        agreement_digest=agreement_of(settings).digest(),
         layout_digest=model_and_layout()[1].digest(),
         sites=tuple(sites),
         settings=settings,
@@ -78,8 +95,14 @@ def run_plan(settings: RoundSettings, sites: Sequence[str] = SITES) -> RunPlan:
 
 def new_coordinator(settings: RoundSettings, sites: Sequence[str] = SITES) -> RoundCoordinator:
     plan = run_plan(settings, sites)
-    state = CoordinatorState.start(plan, AGREEMENT, model_and_layout()[0])
-    return RoundCoordinator(plan, AGREEMENT, state)
+    agreement = agreement_of(settings)
+    state = CoordinatorState.start(plan, agreement, model_and_layout()[0])
+    return coordinator_of(plan, agreement, state)
+
+
+def outcomes(answers: Iterable[Answer]) -> dict[str, Message | SiteFailure]:
+    """Site to what came of asking it."""
+    return {answer.site: answer.outcome for answer in answers}
 
 
 def site_studies(site: str) -> list[Study]:
@@ -105,7 +128,14 @@ def site_agent(
     prepared = prepare_studies(model, site_studies(site), agreement.findings)
     state = MemorySiteState() if folder is None else FileSiteState(folder / site)
     trainer = SiteTrainer(site, agreement, MODEL, prepared, seed=7)
-    return SiteAgent(site, agreement, trainer, state)
+    aggregation = PlainSiteAggregation() if agreement.smallest_cohort < 3 else secure_half(site)
+    return SiteAgent(site, agreement, trainer, state, aggregation)
+
+
+def secure_half(site: str) -> SecureSiteAggregation:
+    return SecureSiteAggregation(
+        site, SECURE_AGREEMENT, IDENTITIES[site], MemoryOpenedRounds(), seed=7
+    )
 
 
 def run_small_federation(folder: Path) -> np.ndarray:

@@ -84,6 +84,30 @@ def check(site: SiteFile, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def identity(
+    key: Annotated[Path, typer.Argument(help="The private key's file.", metavar="KEY.pem")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the site's identity where there is none, and print its public key for the agreement.
+
+    The private key never leaves the site; only its owner may read the file.
+    """
+    from fedhash.secagg.identity import SiteIdentity
+
+    try:
+        made = not key.exists()
+        if made:
+            SiteIdentity.generate().save(key)
+        public = SiteIdentity.load(key).public_hex
+    except (FedhashError, OSError) as error:
+        _fail(error)
+    if as_json:
+        _print_json({"key": str(key), "made": made, "public_key": public})
+    else:
+        sys.stdout.write(f"{public}\n")
+
+
+@app.command()
 def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
     """Encode the archive with a released model; the old index answers until the new is whole."""
     from fedhash.registry.release import load_release

@@ -11,8 +11,8 @@ Rules of every aggregation:
 2. What one site did wrong leaves that site out, with the reason, and never ends the round.
 3. The same contributions give the same sum, whatever the order in which they arrived.
 
-`PlainAggregation` shows every site's update to the coordinator: for simulations, and for a
-consortium whose agreement accepts that.
+`PlainAggregation` shows every site's update to the coordinator: for comparisons, and for a single
+site that trains alone. `fedhash.secagg` holds the form that shows the sum only.
 
 Shape suffix: D length of a reply's vector.
 
@@ -23,15 +23,15 @@ Shape suffix: D length of a reply's vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from fedhash.errors import MessageError, ProtocolError, RefusedError
-from fedhash.rounds.engine import SiteFailure
+from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest, reply_blocks
 
@@ -47,7 +47,7 @@ __all__ = [
     "answered",
 ]
 
-Answers: TypeAlias = Mapping[str, Message | SiteFailure]
+Answers: TypeAlias = Iterable[Answer]  # one for each asked site, in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,15 @@ class Aggregate:
         total: Sum of weight x vector over the counted sites.
         weight: Sum of the weights.
         left_out: Site name to the reason why it does not count.
+        facts: How the sum was made, for the round's record.
+        notes: Site name to what went wrong with it although it counts.
     """
 
     total: Float64[np.ndarray, " D"]
     weight: float
     left_out: Mapping[str, str]
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,9 +133,11 @@ class PlainAggregation:
         length = sum(reply_blocks(request.plan, request.model.size).values())
         total, weight = np.zeros(length), 0.0
         left_out: dict[str, str] = {}
+        by_site = {answer.site: answer for answer in answers}
         for site in sorted(request.cohort):
             try:
-                reply = TrainReply.from_message(answered(answers, site), request)
+                answer = by_site.get(site, Answer(site, SiteFailure("no_answer", "none came")))
+                reply = TrainReply.from_message(answered(answer), request)
             except MessageError as error:
                 left_out[site] = f"nonsense: {error}"
             except ProtocolError as error:
@@ -159,17 +165,17 @@ class PlainSiteAggregation:
         return reply.to_message()
 
 
-def answered(answers: Answers, site: str) -> Message:
-    """The message with which `site` answered, whatever it says.
+def answered(answer: Answer) -> Message:
+    """The message that an answer holds, whatever it says.
 
     Raises:
         RefusedError: The site refused.
         ProtocolError: The engine has no message of that site.
     """
-    answer = answers.get(site, SiteFailure("no_answer", "the engine returned nothing"))
-    if isinstance(answer, SiteFailure):
-        raise ProtocolError(f"{answer.reason}: {answer.detail}")
-    if answer.kind == "refusal":
-        refusal = Refusal.from_message(answer)
+    outcome = answer.outcome
+    if isinstance(outcome, SiteFailure):
+        raise ProtocolError(f"{outcome.reason}: {outcome.detail}")
+    if outcome.kind == "refusal":
+        refusal = Refusal.from_message(outcome)
         raise RefusedError(refusal.reason, f"refused: {refusal.reason}: {refusal.detail}")
-    return answer
+    return outcome

@@ -14,7 +14,8 @@ Rules:
 
 Shape suffixes: d model parameters, K findings.
 
-    >>> coordinator = RoundCoordinator(plan, agreement, CoordinatorState.start(plan, agreement, v))
+    >>> state = CoordinatorState.start(plan, agreement, vector)
+    >>> coordinator = RoundCoordinator(plan, agreement, state, SecureAggregation(agreement))
     >>> steps = coordinator.round(engine.sites)
     >>> stage = next(steps)          # send stage.requests, resume with the answers
 """
@@ -22,7 +23,7 @@ Shape suffixes: d model parameters, K findings.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,10 +33,33 @@ from fedhash.agreement import Agreement
 from fedhash.errors import CohortError, ProtocolError
 from fedhash.learning.coordinator_optimisers import coordinator_optimiser
 from fedhash.learning.loss import Margins
-from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, PlainAggregation, Stage
+from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage
+from fedhash.rounds.engine import Answer
+from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import RunPlan, TrainRequest, reply_blocks
 
-__all__ = ["CoordinatorState", "RoundCoordinator", "RoundRecord"]
+__all__ = ["CoordinatorState", "Exchange", "RoundCoordinator", "RoundRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request to one site, for the record.
+
+    Attributes:
+        stage: Name of the protocol's stage.
+        site: Who was asked.
+        outcome: Kind of the reply, or the reason why there is none.
+        seconds: Until the reply, as the engine measured it.
+        request_bytes: Size of the request.
+        reply_bytes: Size of the reply.
+    """
+
+    stage: str
+    site: str
+    outcome: str
+    seconds: float
+    request_bytes: int
+    reply_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +73,9 @@ class RoundRecord:
         weight: Sum of the counted sites' weights.
         mean_loss: Weighted mean of the sites' training losses; None for a failed round.
         seconds: Wall time of the round.
+        aggregation: How the sum was made: graph, threshold, who shared, who survived.
+        notes: What went wrong with sites that count nevertheless.
+        exchanges: Each request with its outcome, size and time, in the order of the answers.
     """
 
     round_number: int
@@ -57,6 +84,9 @@ class RoundRecord:
     weight: float
     mean_loss: float | None
     seconds: float
+    aggregation: Mapping[str, str | int] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    exchanges: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,13 +134,18 @@ class RoundCoordinator:
         plan: RunPlan,
         agreement: Agreement,
         state: CoordinatorState,
-        aggregation: Aggregation | None = None,
+        aggregation: Aggregation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if aggregation.name != plan.settings.aggregation:
+            raise ProtocolError(
+                f"the plan asks for {plan.settings.aggregation!r} aggregation, this coordinator "
+                f"was given {aggregation.name!r}"
+            )
         self.plan = plan
         self.state = state
         self._smallest_cohort = agreement.smallest_cohort
-        self._aggregation = aggregation or PlainAggregation()
+        self._aggregation = aggregation
         self._optimiser = coordinator_optimiser(plan.settings.coordinator_optimiser)
         self._clock = clock
 
@@ -135,21 +170,70 @@ class RoundCoordinator:
         cohort = tuple(sorted(set(reachable) & set(self.plan.sites)))
         sites = {site: "ok" if site in cohort else "not reachable" for site in self.plan.sites}
         number = self.state.round_number + 1
+        exchanges: list[Exchange] = []
         try:
             self._check_cohort(cohort, sites)
-            aggregate = yield from self._aggregation.aggregate(self._request(cohort))
+            aggregate = yield from self._noted(
+                self._aggregation.aggregate(self._request(cohort)), exchanges
+            )
             sites |= aggregate.left_out
             counted = [site for site in cohort if sites[site] == "ok"]
             self._check_cohort(counted, sites)
             following, mean_loss = self._following(aggregate, counted)
         except ProtocolError as error:
-            seconds = self._clock() - started
-            self._end(self.state, RoundRecord(number, str(error), sites, 0.0, None, seconds))
+            record = RoundRecord(
+                number,
+                str(error),
+                sites,
+                0.0,
+                None,
+                self._clock() - started,
+                exchanges=tuple(exchanges),
+            )
+            self._end(self.state, record)
             raise
-        seconds = self._clock() - started
-        record = RoundRecord(number, None, sites, aggregate.weight, mean_loss, seconds)
+        record = RoundRecord(
+            number,
+            None,
+            sites,
+            aggregate.weight,
+            mean_loss,
+            self._clock() - started,
+            aggregate.facts,
+            aggregate.notes,
+            tuple(exchanges),
+        )
         self._end(following, record)
         return record
+
+    @staticmethod
+    def _noted(
+        steps: Generator[Stage, Answers, Aggregate], exchanges: list[Exchange]
+    ) -> Generator[Stage, Answers, Aggregate]:
+        """The same steps; each answer is noted when it is consumed."""
+
+        def noted(stage: str, answers: Answers) -> Iterator[Answer]:
+            for answer in answers:
+                outcome = answer.outcome
+                exchanges.append(
+                    Exchange(
+                        stage,
+                        answer.site,
+                        outcome.kind if isinstance(outcome, Message) else outcome.reason,
+                        answer.seconds,
+                        answer.request_bytes,
+                        answer.reply_bytes,
+                    )
+                )
+                yield answer
+
+        try:
+            stage = next(steps)
+            while True:
+                stage = steps.send(noted(stage.name, (yield stage)))
+        except StopIteration as done:
+            aggregate: Aggregate = done.value
+            return aggregate
 
     def _request(self, cohort: tuple[str, ...]) -> TrainRequest:
         state = self.state

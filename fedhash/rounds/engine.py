@@ -3,25 +3,26 @@
 A protocol of any number of stages runs over this one method, so the same state machines work in
 process, in Flower's simulation and over the network. Rules of every engine:
 
-1. Each asked site has exactly one entry in the answer: its reply, or a SiteFailure. An engine never
-   raises for what a site did, and never waits longer than `timeout_s` for a late one.
-2. Peers share no mutable memory: what a site receives is a copy.
-3. An engine delivers; it does not look into messages. What a reply is worth, the coordinator says.
+1. Each asked site has exactly one answer: its reply, or a SiteFailure. An engine never raises for
+   what a site did, and never waits longer than `timeout_s` for a late one.
+2. Answers come one by one, in any order, so nobody has to hold all of them at once.
+3. Peers share no mutable memory: what a site receives is a copy.
+4. An engine delivers; it does not look into messages. What a reply is worth, the coordinator says.
 
-    >>> answers = engine.ask("train", {"hospital-a": request}, timeout_s=600)
-    >>> answers["hospital-a"]
-    SiteFailure(reason='late', detail='no answer within 600 s')
+    >>> for answer in engine.ask("train", {"hospital-a": request}, timeout_s=600):
+    ...     answer.site, answer.outcome
+    ('hospital-a', SiteFailure(reason='late', detail='no answer within 600 s'))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from fedhash.rounds.messages import Message
 
-__all__ = ["Engine", "SiteFailure"]
+__all__ = ["Answer", "Engine", "SiteFailure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,25 @@ class SiteFailure:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of asking one site.
+
+    Attributes:
+        site: Its name.
+        outcome: Its reply, or why there is none.
+        seconds: From sending the request to having the reply, or to giving up.
+        request_bytes: Size of the request, 0 if it was not sent.
+        reply_bytes: Size of the reply, 0 for none.
+    """
+
+    site: str
+    outcome: Message | SiteFailure
+    seconds: float = 0.0
+    request_bytes: int = 0
+    reply_bytes: int = 0
+
+
 @runtime_checkable  # the test suite checks types at run time
 class Engine(Protocol):
     """Carries messages to sites and brings their replies back."""
@@ -48,8 +68,8 @@ class Engine(Protocol):
 
     def ask(
         self, stage: str, requests: Mapping[str, Message], timeout_s: float
-    ) -> Mapping[str, Message | SiteFailure]:
-        """Send each site its request and collect the replies.
+    ) -> Iterator[Answer]:
+        """Send each site its request and bring the replies as they come.
 
         Args:
             stage: Name of the protocol stage, such as ``train``; for logs and routing.
@@ -57,6 +77,6 @@ class Engine(Protocol):
             timeout_s: A site that has not answered after so many seconds is a failure ``late``.
 
         Returns:
-            One entry for each asked site.
+            One answer for each asked site; what is not consumed need not be waited for.
         """
         ...

@@ -19,6 +19,7 @@ given kind must hold is checked one layer up (fedhash.rounds.training_messages).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ class Message:
         data = save(arrays, {_METADATA_KEY: text})
         _header_text(data)
         return data
+
+    def digest(self) -> bytes:
+        """SHA-256 over kind, header and arrays: equal for equal messages only."""
+        state = hashlib.sha256(canonical_json({"header": self.header, "kind": self.kind}).encode())
+        for name, array in sorted(self.arrays.items()):
+            about = canonical_json([name, array.dtype.str, list(array.shape)])
+            state.update(hashlib.sha256(about.encode()).digest())
+            state.update(np.ascontiguousarray(array).data)
+        return state.digest()
 
     @staticmethod
     def decode(data: bytes, *, max_bytes: int) -> Message:

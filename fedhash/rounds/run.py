@@ -1,6 +1,6 @@
 """A whole run: round after round over an engine, with a checkpoint after each.
 
->>> coordinator = RoundCoordinator(plan, agreement, state)
+>>> coordinator = coordinator_of(plan, agreement, state)
 >>> vector = run_rounds(coordinator, InProcessEngine(agents), Checkpoints(folder))
 """
 
@@ -11,16 +11,31 @@ from collections.abc import Callable, Generator
 import numpy as np
 from jaxtyping import Float32
 
+from fedhash.agreement import Agreement
 from fedhash.errors import ProtocolError
-from fedhash.rounds.aggregation import Answers, Stage
+from fedhash.rounds.aggregation import Aggregation, Answers, PlainAggregation, Stage
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.coordinator import RoundCoordinator, RoundRecord
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
 from fedhash.rounds.engine import Engine
+from fedhash.rounds.training_messages import RunPlan
+from fedhash.secagg.coordinator import SecureAggregation
 
-__all__ = ["run_round", "run_rounds"]
+__all__ = ["coordinator_of", "run_round", "run_rounds"]
 
 # One failed round is a bad moment of the network; three in a row need a person.
 _FAILED_ROUNDS_IN_A_ROW = 3
+
+
+def coordinator_of(
+    plan: RunPlan, agreement: Agreement, state: CoordinatorState
+) -> RoundCoordinator:
+    """The coordinator of a run, with the aggregation that its round file names."""
+    aggregation: Aggregation = (
+        SecureAggregation(agreement)
+        if plan.settings.aggregation == "secure"
+        else PlainAggregation()
+    )
+    return RoundCoordinator(plan, agreement, state, aggregation)
 
 
 def run_rounds(

@@ -19,6 +19,7 @@ from fedhash.configuration import Settings
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.settings import ModelSettings
+from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
 __all__ = ["RoundSettings", "check_round"]
 
@@ -30,8 +31,10 @@ class RoundSettings(Settings):
     learning: LearningSettings
     loss: LossSettings = LossSettings()
     rounds: int = Field(ge=1, le=100_000)
-    aggregation: Literal["plain"] = Field(
-        default="plain", description="plain: the coordinator sees each site's update"
+    aggregation: Literal["secure", "plain"] = Field(
+        default="secure",
+        description="secure: the coordinator sees the sum alone; "
+        "plain, for comparisons: it sees each site's update",
     )
     weighting: Literal["uniform", "patients"] = Field(
         default="patients",
@@ -55,6 +58,12 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[str]:
         for modality in settings.model.towers
         if modality not in agreement.modalities
     ]
+    if settings.aggregation == "secure" and agreement.smallest_cohort < SMALLEST_SECURE_COHORT:
+        problems.append(
+            f"aggregation is secure, and the agreement's smallest_cohort is "
+            f"{agreement.smallest_cohort}; a sum over fewer than {SMALLEST_SECURE_COHORT} sites "
+            "shows each of two sites the other's update"
+        )
     low, high = agreement.margin_range
     margin = settings.loss.margin
     if not low <= margin <= high:

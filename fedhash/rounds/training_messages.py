@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import Field, ValidationError, model_validator
 
+from fedhash.agreement import SiteName
 from fedhash.configuration import Settings
 from fedhash.errors import MessageError
 from fedhash.learning.loss import Margins
@@ -38,16 +39,16 @@ from fedhash.rounds.settings import RoundSettings
 
 __all__ = [
     "Refusal",
+    "RunId",
     "RunPlan",
-    "SiteName",
     "TrainReply",
     "TrainRequest",
     "largest_message_bytes",
+    "read_header",
     "reply_blocks",
 ]
 
-SiteName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-_RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # also a folder's name
+RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # also a folder's name
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _H = TypeVar("_H", bound=Settings)
 _LONGEST_TEXT = 500
@@ -64,7 +65,7 @@ class RunPlan(Settings):
         settings: The round file.
     """
 
-    run_id: _RunId
+    run_id: RunId
     agreement_digest: _Digest
     layout_digest: _Digest
     sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
@@ -85,7 +86,7 @@ class _RequestHeader(Settings):
 
 
 class _ReplyHeader(Settings):
-    run_id: _RunId
+    run_id: RunId
     round_number: int = Field(ge=1)
 
 
@@ -144,7 +145,7 @@ class TrainRequest:
         Raises:
             MessageError: It is not a well-formed train request.
         """
-        header = _read_header(message, "train", _RequestHeader)
+        header = read_header(message, "train", _RequestHeader)
         names = {"model", "margin", "margin_weight"}
         if header.plan.settings.learning.control_variates:
             names.add("control")
@@ -196,7 +197,7 @@ class TrainReply:
         Raises:
             MessageError: It is not a well-formed reply to this very request.
         """
-        header = _read_header(message, "train_reply", _ReplyHeader)
+        header = read_header(message, "train_reply", _ReplyHeader)
         asked = (request.plan.run_id, request.round_number)
         if (header.run_id, header.round_number) != asked:
             raise MessageError(
@@ -244,7 +245,7 @@ class Refusal:
         Raises:
             MessageError: It is not a well-formed refusal.
         """
-        header = _read_header(message, "refusal", _RefusalHeader)
+        header = read_header(message, "refusal", _RefusalHeader)
         _read_vectors(message, set())
         return cls(header.reason, header.detail)
 
@@ -259,10 +260,17 @@ def reply_blocks(plan: RunPlan, model_size: int) -> dict[str, int]:
 
 def largest_message_bytes(model_size: int) -> int:
     """No message of a round over a model of `model_size` parameters is longer."""
-    return 2 * model_size * 4 + (2 << 20)  # two float32 vectors; header and margins are small
+    # two float32 vectors, or a masked vector of their length; the rest is header, margins and the
+    # sealed shares of up to a thousand sites
+    return 2 * model_size * 4 + (16 << 20)
 
 
-def _read_header(message: Message, kind: str, header: type[_H]) -> _H:
+def read_header(message: Message, kind: str, header: type[_H]) -> _H:
+    """The typed header of a message that a peer sent.
+
+    Raises:
+        MessageError: It is of another kind, or its header does not fit.
+    """
     if message.kind != kind:
         raise MessageError(f"expected a message of kind {kind!r}, found {message.kind!r}")
     try:

@@ -25,9 +25,9 @@ from fedhash.errors import ConfigurationError, Problem, StorageError
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
+from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.engine import Engine
-from fedhash.rounds.run import run_rounds
+from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash_server.flower_engine import FlowerEngine
@@ -111,6 +111,13 @@ def _read_run(
             f"{terms.smallest_cohort}: no round could be finished; enrol more sites"
         )
         problems.append(Problem(run, None, message))
+    strangers = [site for site in roster.sites if site not in terms.sites]
+    if settings.aggregation == "secure" and strangers:
+        message = (
+            f"sites has no identity of {', '.join(strangers)}; aggregation is secure and takes "
+            "keys from sites of the agreement only: add their public keys"
+        )
+        problems.append(Problem(agreement, None, message))
     if problems:
         raise ConfigurationError(problems)
     return terms, settings, roster
@@ -154,7 +161,7 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
     )
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
     state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
-    run_rounds(RoundCoordinator(plan, agreement, state), engine, checkpoints, _log_round)
+    run_rounds(coordinator_of(plan, agreement, state), engine, checkpoints, _log_round)
     return folder / run.run_id / "checkpoints"
 
 

@@ -10,8 +10,8 @@ Rules:
 4. A message is one opaque byte array, because Flower sends arrays in chunks and shares equal ones.
 
     >>> engine = FlowerEngine(grid, ["hospital-a", "hospital-b"])
-    >>> engine.ask("train", {"hospital-a": request}, timeout_s=600)["hospital-a"].kind
-    'train_reply'
+    >>> [answer.outcome for answer in engine.ask("train", {"hospital-a": request}, timeout_s=600)]
+    [Message(kind='train_reply', ...)]
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
 from fedhash.errors import MessageError
-from fedhash.rounds.engine import SiteFailure
+from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 
 __all__ = ["FlowerEngine"]
@@ -87,37 +87,34 @@ class FlowerEngine:
 
     def ask(
         self, stage: str, requests: Mapping[str, Message], timeout_s: float
-    ) -> Mapping[str, Message | SiteFailure]:
-        """Send each site its request and collect the replies (see Engine.ask)."""
-        # sites that get the same message share one encoded copy
-        contents = {id(message): _pack(message) for message in requests.values()}
+    ) -> Iterator[Answer]:
+        """Send each site its request and bring the replies as they come (see Engine.ask)."""
         self._identify_nodes()
-        answers: dict[str, Message | SiteFailure] = {}
         asked: dict[int, str] = {}
         for site in requests:
             nodes = self._nodes_of(site)
             if len(nodes) == 1:
                 asked[nodes[0]] = site
             elif nodes:
-                answers[site] = SiteFailure(
+                failure = SiteFailure(
                     "duplicate_name",
                     f"{len(nodes)} nodes call themselves {site!r}; stop all but the site's own",
                 )
+                yield Answer(site, failure)
             else:
-                answers[site] = SiteFailure("unreachable", "no node of this site is online")
-        replies = self._exchange(
-            "query.relay",
-            stage,
-            {node: contents[id(requests[site])] for node, site in asked.items()},
-            timeout_s,
-        )
-        for node, reply in replies.items():
-            answers[asked[node]] = (
-                reply
-                if isinstance(reply, SiteFailure)
-                else _unpack(reply, max_bytes=self._max_reply_bytes)
-            )
-        return {site: answers[site] for site in requests}
+                yield Answer(site, SiteFailure("unreachable", "no node of this site is online"))
+        # sites that get the same message share one encoded copy
+        packed = {id(message): _pack(message) for message in requests.values()}
+        contents = {node: packed[id(requests[site])] for node, site in asked.items()}
+        started = time.monotonic()
+        for node, reply in self._exchange("query.relay", stage, contents, timeout_s):
+            seconds = time.monotonic() - started
+            sent = _size(contents[node])
+            if isinstance(reply, SiteFailure):
+                yield Answer(asked[node], reply, seconds, sent)
+            else:
+                outcome = _unpack(reply, max_bytes=self._max_reply_bytes)
+                yield Answer(asked[node], outcome, seconds, sent, _size(reply))
 
     def _nodes_of(self, site: str) -> list[int]:
         return [node for node, name in self._names.items() if name == site]
@@ -130,7 +127,7 @@ class FlowerEngine:
             tried |= new
             for node, reply in self._exchange(
                 "query.identify", "identify", dict.fromkeys(new, RecordDict()), _IDENTIFY_TIMEOUT_S
-            ).items():
+            ):
                 if isinstance(reply, SiteFailure):
                     logger.warning("node %d does not name its site: %s", node, reply.detail)
                 else:
@@ -151,10 +148,9 @@ class FlowerEngine:
 
     def _exchange(
         self, message_type: str, stage: str, contents: Mapping[int, RecordDict], timeout_s: float
-    ) -> dict[int, RecordDict | SiteFailure]:
-        """One request and one reply for each node, until `timeout_s` is over."""
+    ) -> Iterator[tuple[int, RecordDict | SiteFailure]]:
+        """One request and one reply for each node, as they come, until `timeout_s` is over."""
         deadline = time.monotonic() + timeout_s
-        answers: dict[int, RecordDict | SiteFailure] = {}
         waiting: dict[str, int] = {}
         for node, content in contents.items():
             request = FlowerMessage(
@@ -162,27 +158,32 @@ class FlowerEngine:
             )
             message_id = next(iter(self._grid.push_messages([request])), None)
             if message_id is None:
-                answers[node] = SiteFailure("unreachable", "Flower did not accept the message")
+                yield node, SiteFailure("unreachable", "Flower did not accept the message")
             else:
                 waiting[message_id] = node
         poll_s = _SHORTEST_POLL_S
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id)
-                answers[node] = reply.content if reply.has_content() else _failure(reply)
+                yield node, reply.content if reply.has_content() else _failure(reply)
             if not waiting or time.monotonic() >= deadline:
                 break
             self._pause(poll_s)
             poll_s = min(1.5 * poll_s, _LONGEST_POLL_S)
         for node in waiting.values():
-            answers[node] = SiteFailure("late", f"no answer within {timeout_s:g} s")
-        return answers
+            yield node, SiteFailure("late", f"no answer within {timeout_s:g} s")
 
 
 def _pack(message: Message) -> RecordDict:
     data = message.encode()
     array = Array("uint8", (len(data),), "fedhash", data)
     return RecordDict({"message": ArrayRecord({"bytes": array})})
+
+
+def _size(content: RecordDict) -> int:
+    """Bytes of the message in a record of `_pack`'s form, 0 for any other."""
+    record = content.array_records.get("message")
+    return sum(len(array.data) for array in record.values()) if record is not None else 0
 
 
 def _unpack(content: RecordDict, *, max_bytes: int) -> Message | SiteFailure:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from fedhash.agreement import SiteName
 from fedhash.configuration import Settings
-from fedhash.rounds.training_messages import SiteName
+from fedhash.rounds.training_messages import RunId
 
 __all__ = ["RunSettings"]
 
@@ -18,12 +19,12 @@ class RunSettings(Settings):
     """The run file: which sites train, and from which first model.
 
     Attributes:
-        run_id: Names the run, here and at the sites; also a folder, hence the narrow pattern.
+        run_id: Names the run, here and at the sites; also a folder.
         sites: Names of the sites that take part.
         seed: Of the first model.
     """
 
-    run_id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")  # as in RunPlan
+    run_id: RunId
     sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
     seed: int = Field(ge=0)
 

@@ -29,9 +29,9 @@ from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.rounds.coordinator import RoundRecord
 from fedhash_sim.consortium import Consortium
-from fedhash_sim.federation import Federation, train_federation
+from fedhash_sim.federation import Federation, simulated_identity, train_federation
 from fedhash_sim.progress import Progress, Show
-from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
+from fedhash_sim.results import RESULT_COLUMNS, SUM_FACTS, TABLES
 from fedhash_sim.run_folder import RunFolder, write_table
 from fedhash_sim.settings import Direction, ResolvedStudy
 
@@ -66,7 +66,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
     federations = federations_of(study, consortium, method, seed)
     rounds_total = study.round_of[method].rounds
     figures: dict[str, dict[int, _Figures]] = {}
-    round_rows = []
+    tables: dict[str, list[Sequence[object]]] = {name: [] for name in _ROUND_TABLES}
     for place, federation in enumerate(federations):
         work = cell.path / "models" / str(place)
         evaluator = _Evaluator(study, consortium, work, seed)
@@ -91,7 +91,12 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 
         outcome = train_federation(federation, study.settings.engine, work, on_round)
         figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
-        round_rows += _round_rows(method, seed, federation, outcome.records)
+        for name, rows_of in _ROUND_TABLES.items():
+            tables[name] += [
+                (method, seed, federation.model_of, record.round_number, *row)
+                for record in outcome.records
+                for row in rows_of(record)
+            ]
         if method != "local":
             final = figures[federation.model_of][rounds_total]
             metrics = {
@@ -99,8 +104,9 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 for direction, row in final
                 if (row.metric, row.group) == ("map", "all")
             }
-            outcome.save_release(cell.path / "release", metrics)
-    write_table(cell.path / "rounds.csv", ROUND_COLUMNS, round_rows)
+            outcome.save_release(cell.path / "release", study.agreement, metrics)
+    for name, rows in tables.items():
+        write_table(cell.path / name, TABLES[name], rows)
     write_table(
         cell.path / "results.csv",
         RESULT_COLUMNS,
@@ -124,8 +130,12 @@ def federations_of(
     else:
         holdings = [(site, {site: consortium.training(site)}) for site in sites]
     agreement = study.agreement
-    if method != "federated":  # one party alone has no cohort to hide in, and nobody to hide from
+    if method == "federated":
+        roster = {site: simulated_identity(seed, site).public_hex for site in sites}
+        agreement = agreement.model_copy(update={"sites": roster})
+    else:  # one party alone has no cohort to hide in, and nobody to hide from
         agreement = agreement.model_copy(update={"smallest_cohort": 1})
+        settings = settings.model_copy(update={"aggregation": "plain"})
     return [
         Federation(model_of, f"{method}-seed-{seed}", agreement, settings, studies, seed)
         for model_of, studies in holdings
@@ -264,22 +274,42 @@ def _values(row: MetricRow) -> tuple[str, str, str, int]:
     return (row.metric, row.group, f"{row.value:.6f}", row.count)
 
 
-def _round_rows(
-    method: str, seed: int, federation: Federation, records: Sequence[RoundRecord]
-) -> list[Sequence[object]]:
+def _site_rows(record: RoundRecord) -> list[Sequence[object]]:
     return [
         (
-            method,
-            seed,
-            federation.model_of,
-            record.round_number,
             site,
             status,
             record.failure or "",
             "" if record.mean_loss is None else f"{record.mean_loss:.6f}",
             record.weight,
             f"{record.seconds:.4f}",
+            record.notes.get(site, ""),
         )
-        for record in records
         for site, status in sorted(record.sites.items())
     ]
+
+
+def _exchange_rows(record: RoundRecord) -> list[Sequence[object]]:
+    return [
+        (
+            each.stage,
+            each.site,
+            each.outcome,
+            f"{each.seconds:.4f}",
+            each.request_bytes,
+            each.reply_bytes,
+        )
+        for each in record.exchanges
+    ]
+
+
+def _sum_rows(record: RoundRecord) -> list[Sequence[object]]:
+    facts = record.aggregation
+    return [[facts[name] for name in SUM_FACTS]] if facts else []
+
+
+_ROUND_TABLES = {
+    "rounds.csv": _site_rows,
+    "exchanges.csv": _exchange_rows,
+    "sums.csv": _sum_rows,
+}

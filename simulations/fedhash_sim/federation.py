@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,19 +20,29 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.registry.release import Release, save_release
+from fedhash.rounds.aggregation import PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
+from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.engine import Engine
-from fedhash.rounds.run import run_rounds
+from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
 from fedhash.rounds.trainer import SiteTrainer
 from fedhash.rounds.training_messages import RunPlan
+from fedhash.secagg.identity import SiteIdentity
+from fedhash.secagg.opened_rounds import FileOpenedRounds
+from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
 from fedhash_sim.run_folder import file_name
 
-__all__ = ["Federation", "Outcome", "train_federation"]
+__all__ = ["Federation", "Outcome", "simulated_identity", "train_federation"]
+
+
+def simulated_identity(seed: int, site: str) -> SiteIdentity:
+    """An identity that anyone can compute: a simulated site has nothing to prove to anyone."""
+    return SiteIdentity.from_seed(hashlib.sha256(repr((seed, "identity", site)).encode()).digest())
+
 
 OnRound = Callable[[RoundRecord, np.ndarray], None]
 
@@ -65,8 +76,19 @@ class Federation:
         trainer = SiteTrainer(
             name, self.agreement, self.settings.model, self.studies[name], self.seed
         )
-        state = FileSiteState(state_folder / file_name(name))
-        return SiteAgent(name, self.agreement, trainer, state)
+        aggregation: SiteAggregation = (
+            SecureSiteAggregation(
+                name,
+                self.agreement,
+                simulated_identity(self.seed, name),
+                FileOpenedRounds(state_folder / "opened" / file_name(name)),
+                self.seed,
+            )
+            if self.settings.aggregation == "secure"
+            else PlainSiteAggregation()
+        )
+        state = FileSiteState(state_folder / "rounds" / file_name(name))
+        return SiteAgent(name, self.agreement, trainer, state, aggregation)
 
 
 @dataclass(frozen=True)
@@ -85,15 +107,22 @@ class Outcome:
     margins: Margins
     records: tuple[RoundRecord, ...]
 
-    def save_release(self, folder: Path, metrics: Mapping[str, float]) -> Release:
+    def save_release(
+        self, folder: Path, agreement: Agreement, metrics: Mapping[str, float]
+    ) -> Release:
         """Release the model.
+
+        Args:
+            folder: Of the release.
+            agreement: The study's own, without the identities of simulated sites.
+            metrics: What the release says of itself.
 
         Raises:
             ReleaseError: The folder holds another release.
         """
         return save_release(
             folder,
-            agreement=self.federation.agreement,
+            agreement=agreement,
             model_settings=self.federation.settings.model,
             vector=self.model,
             margins=self.margins,
@@ -130,7 +159,7 @@ def train_federation(
     state = checkpoints.load(plan) or CoordinatorState.start(
         plan, federation.agreement, layout.flatten(model)
     )
-    coordinator = RoundCoordinator(plan, federation.agreement, state)
+    coordinator = coordinator_of(plan, federation.agreement, state)
 
     if state.records:  # killed after the checkpoint, perhaps before its round was evaluated
         on_round(state.records[-1], state.model)

@@ -18,10 +18,10 @@ from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
 from pydantic import TypeAdapter, ValidationError
 
+from fedhash.agreement import SiteName
 from fedhash.data.study import Study
 from fedhash.errors import DataError
 from fedhash.randomness import stream_seed
-from fedhash.rounds.training_messages import SiteName
 from fedhash_sim.settings import Partition
 
 __all__ = ["POOLED_SITE", "partition_patients"]

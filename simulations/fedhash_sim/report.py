@@ -19,11 +19,14 @@ import pandas as pd
 from fedhash.errors import DataError
 from fedhash_sim.plots import METHOD_COLOURS, draw_plots
 from fedhash_sim.results import (
+    SUM_FACTS,
     final_round,
     main_table,
+    read_exchanges,
     read_partition,
     read_results,
     read_rounds,
+    read_sums,
     spread,
 )
 
@@ -82,6 +85,9 @@ def write_report(run: Path) -> Path:
         left_out=rounds[rounds["status"] != "ok"].to_dict("records")[:100],
         left_out_count=int((rounds["status"] != "ok").sum()),
         answers=len(rounds),
+        notes=rounds[rounds["note"] != ""].to_dict("records")[:100],
+        stages=_stages(read_exchanges(run)),
+        sums=_sums(read_sums(run)),
         configuration=[
             (name, (run / name).read_text(encoding="utf-8"))
             for name in ("study.yaml", "agreement.yaml", "round.yaml")
@@ -132,6 +138,38 @@ def _ball(results: pd.DataFrame) -> list[dict[str, str]]:
         }
         rows.append({"direction": f"{query} → {target}", "method": str(method), **values})
     return rows
+
+
+def _stages(exchanges: pd.DataFrame) -> list[dict[str, str]]:
+    """What a stage costs a site, by method: answers, failures, bytes and seconds."""
+    rows = []
+    for (method, stage), cell in exchanges.groupby(["method", "stage"], sort=False):
+        good = cell[cell["reply_bytes"] > 0]
+        rows.append(
+            {
+                "method": str(method),
+                "stage": str(stage),
+                "requests": f"{len(cell):,}",
+                "replies": f"{len(good):,}",
+                "to the site, kB": f"{good['request_bytes'].mean() / 1e3:,.1f}",
+                "from the site, kB": f"{good['reply_bytes'].mean() / 1e3:,.1f}",
+                "seconds": f"{good['seconds'].mean():.3f}",
+            }
+        )
+    return rows
+
+
+def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
+    """The kinds of rounds that were summed under masks, with how often each occurred."""
+    kinds = sums.groupby(["method", *SUM_FACTS[:-1]], sort=False)
+    return [
+        {
+            **{name: str(value) for name, value in zip(("method", *SUM_FACTS), key, strict=False)},
+            "clipped_values": str(int(cell["clipped_values"].sum())),
+            "rounds": str(len(cell)),
+        }
+        for key, cell in kinds
+    ]
 
 
 def _data_url(path: Path) -> str:

@@ -5,6 +5,8 @@ Columns of `results.csv`: method, seed, round, query, target, metric, group, val
 that the value is a mean over. `rounds.csv` has one row a round and site; `model_of` names the site
 whose own model was trained (method `local`), mean_loss and seconds are those of the round.
 `partition.csv` has the training patients by seed, site and finding.
+`exchanges.csv` has one row a request: its stage, outcome, bytes and seconds. `sums.csv` has one row
+a round that was summed under masks: graph, threshold, and who took part.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -22,16 +24,22 @@ import pandas as pd
 from fedhash.errors import DataError
 
 __all__ = [
+    "EXCHANGE_COLUMNS",
     "PARTITION_COLUMNS",
     "RESULT_COLUMNS",
     "ROUND_COLUMNS",
+    "SUM_COLUMNS",
+    "SUM_FACTS",
+    "TABLES",
     "MainRow",
     "Spread",
     "final_round",
     "main_table",
+    "read_exchanges",
     "read_partition",
     "read_results",
     "read_rounds",
+    "read_sums",
     "spread",
 ]
 
@@ -57,6 +65,7 @@ ROUND_COLUMNS = (
     "mean_loss",
     "weight",
     "seconds",
+    "note",
 )
 PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
 _NUMBERS = {
@@ -67,7 +76,41 @@ _NUMBERS = {
     "mean_loss": float,
     "seconds": float,
     "patients": int,
+    "request_bytes": int,
+    "reply_bytes": int,
+    "clipped_values": int,
 }  # everything else is text: a site may be called 007 or NA
+EXCHANGE_COLUMNS = (
+    "method",
+    "seed",
+    "model_of",
+    "round",
+    "stage",
+    "site",
+    "outcome",
+    "seconds",
+    "request_bytes",
+    "reply_bytes",
+)
+SUM_FACTS = (
+    "set_up",
+    "graph",
+    "degree",
+    "threshold",
+    "sites",
+    "shared",
+    "survived",
+    "fewest_honest",
+    "ring_bits",
+    "clipped_values",
+)
+SUM_COLUMNS = ("method", "seed", "model_of", "round", *SUM_FACTS)
+TABLES = {
+    "results.csv": RESULT_COLUMNS,
+    "rounds.csv": ROUND_COLUMNS,
+    "exchanges.csv": EXCHANGE_COLUMNS,
+    "sums.csv": SUM_COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +179,25 @@ def read_partition(run: Path) -> pd.DataFrame:
     return _read(run / "partition.csv", PARTITION_COLUMNS)
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def read_exchanges(run: Path) -> pd.DataFrame:
+    """`exchanges.csv` of a run folder.
+
+    Raises:
+        DataError: There is none yet, or it has other columns.
+    """
+    return _read(run / "exchanges.csv", EXCHANGE_COLUMNS)
+
+
+def read_sums(run: Path) -> pd.DataFrame:
+    """`sums.csv` of a run folder; empty where every aggregation was plain.
+
+    Raises:
+        DataError: There is none yet, or it has other columns.
+    """
+    return _read(run / "sums.csv", SUM_COLUMNS, may_be_empty=True)
+
+
+def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(
             f"{path} is not there; finish the run first: fedhash-sim run STUDY.yaml "
@@ -151,7 +212,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         )
     except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if tuple(table.columns) != columns or table.empty:
+    if tuple(table.columns) != columns or (table.empty and not may_be_empty):
         raise _damaged(path, f"{len(table)} rows of {', '.join(table.columns)}")
     return table
 

@@ -7,7 +7,7 @@
       data/input_files.json                  stamps of the files that the studies were read from
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
-      results.csv rounds.csv partition.csv   all cells together, tidy
+      results.csv rounds.csv exchanges.csv sums.csv partition.csv   all cells together, tidy
       archives/                              each site's binary index, for `fedhash-sim search`
       plots/ report.html
 
@@ -41,7 +41,7 @@ from fedhash import __version__
 from fedhash.configuration import resolved
 from fedhash.errors import CheckpointError
 from fedhash_sim.input_files import INPUT_FILES, changed_files
-from fedhash_sim.results import RESULT_COLUMNS, ROUND_COLUMNS
+from fedhash_sim.results import TABLES
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
 __all__ = ["CellFolder", "RunFolder", "explained", "file_name", "write_table"]
@@ -163,7 +163,7 @@ class RunFolder:
         Raises:
             CheckpointError: A cell's table is damaged.
         """
-        for name, columns in (("results.csv", RESULT_COLUMNS), ("rounds.csv", ROUND_COLUMNS)):
+        for name, columns in TABLES.items():
             rows: list[Sequence[Any]] = []
             for method in methods:
                 for seed in seeds:

@@ -8,10 +8,18 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pytest
-from small_federation import AGREEMENT, SITES, new_coordinator, round_settings, site_agent
+from small_federation import (
+    AGREEMENT,
+    SECURE_AGREEMENT,
+    SITES,
+    new_coordinator,
+    outcomes,
+    round_settings,
+    site_agent,
+)
 
 from fedhash.rounds.coordinator import RoundCoordinator
-from fedhash.rounds.engine import Engine, SiteFailure
+from fedhash.rounds.engine import Answer, Engine, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.site import SiteAgent
@@ -27,6 +35,12 @@ BLUEPRINTS: Blueprints = {
     "site-0": partial(site_agent, "site-0"),
     "site-1": partial(site_agent, "site-1"),
     "site-2": partial(site_agent, "site-2", agreement=OTHER_AGREEMENT),
+}
+
+
+SECURE_SETTINGS = round_settings(rounds=3, aggregation="secure")
+SECURE_BLUEPRINTS: Blueprints = {
+    site: partial(site_agent, site, agreement=SECURE_AGREEMENT) for site in SITES
 }
 
 
@@ -51,7 +65,7 @@ def expected() -> RoundCoordinator:
         steps = coordinator.round(SITES)
         stage = next(steps)
         with pytest.raises(StopIteration):
-            steps.send({site: agents[site].handle(m) for site, m in stage.requests.items()})
+            steps.send(Answer(site, agents[site].handle(m)) for site, m in stage.requests.items())
     return coordinator
 
 
@@ -69,25 +83,49 @@ def test_an_engine_keeps_its_promises(
     with_engine(run, BLUEPRINTS)
 
 
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_the_secure_sum_is_the_same_over_every_engine(
+    with_engine: Callable[[Callable[[Engine], None], Blueprints], None],
+) -> None:
+    """By another path: the plain run, which differs by the rounding of a 32-bit ring alone."""
+    plain = new_coordinator(SETTINGS)
+    run_rounds(plain, InProcessEngine([site_agent(site) for site in SITES]))
+
+    def run(engine: Engine) -> None:
+        coordinator = new_coordinator(SECURE_SETTINGS)
+        run_rounds(coordinator, engine)
+        np.testing.assert_allclose(coordinator.state.model, plain.state.model, atol=1e-4)
+        expected = new_coordinator(SECURE_SETTINGS)
+        agents = [blueprint() for blueprint in SECURE_BLUEPRINTS.values()]
+        run_rounds(expected, InProcessEngine(agents))
+        np.testing.assert_array_equal(coordinator.state.model, expected.state.model)
+        stages = [each.stage for record in coordinator.state.records for each in record.exchanges]
+        assert stages[:: len(SITES)] == ["advertise", "share"] + 3 * ["mask", "unmask"]
+
+    with_engine(run, SECURE_BLUEPRINTS)
+
+
 def every_asked_site_has_one_answer(engine: Engine) -> None:
     request = first_request()
-    answers = engine.ask("train", dict.fromkeys([*SITES, "nowhere"], request), timeout_s=60)
+    answers = outcomes(
+        engine.ask("train", dict.fromkeys([*SITES, "nowhere"], request), timeout_s=60)
+    )
     assert set(answers) == {*SITES, "nowhere"}
     missing = answers["nowhere"]
     assert isinstance(missing, SiteFailure)
     assert missing.reason == "unreachable"
     kinds = {site: message_of(answers, site).kind for site in SITES}
     assert kinds == {"site-0": "train_reply", "site-1": "train_reply", "site-2": "refusal"}
-    assert set(engine.ask("train", {"site-1": request}, timeout_s=60)) == {"site-1"}
+    assert set(outcomes(engine.ask("train", {"site-1": request}, timeout_s=60))) == {"site-1"}
 
 
 def peers_share_no_memory(engine: Engine) -> None:
     request = first_request()
     before = request.encode()
-    first = message_of(engine.ask("train", {"site-0": request}, timeout_s=60), "site-0")
+    first = message_of(outcomes(engine.ask("train", {"site-0": request}, timeout_s=60)), "site-0")
     bytes_of_first = first.encode()
     first.arrays["vector"] += 1
-    again = message_of(engine.ask("train", {"site-0": request}, timeout_s=60), "site-0")
+    again = message_of(outcomes(engine.ask("train", {"site-0": request}, timeout_s=60)), "site-0")
     assert again.encode() == bytes_of_first
     assert request.encode() == before
 

@@ -18,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_federation import AGREEMENT, SITES, new_coordinator, round_settings, site_agent
+from small_federation import (
+    SECURE_AGREEMENT,
+    SITES,
+    new_coordinator,
+    round_settings,
+    site_agent,
+)
 
 from fedhash.configuration import resolved
 from fedhash.rounds.checkpoint import Checkpoints
@@ -30,13 +36,16 @@ from fedhash_client.site_socket import read_frame, write_frame
 from fedhash_server.flower import train_run, write_app_folder
 from fedhash_sim.engines.inprocess import InProcessEngine
 
-SETTINGS = round_settings(rounds=3)
+SETTINGS = round_settings(rounds=3, aggregation="secure")
 
 
 @pytest.fixture(scope="module")
 def released() -> np.ndarray:
     """The model that the run releases in process."""
-    return run_rounds(new_coordinator(SETTINGS), InProcessEngine([site_agent(s) for s in SITES]))
+    return run_rounds(
+        new_coordinator(SETTINGS),
+        InProcessEngine([site_agent(s, agreement=SECURE_AGREEMENT) for s in SITES]),
+    )
 
 
 def test_app_folder_in_process(
@@ -51,11 +60,11 @@ def test_app_folder_in_process(
         return handle(agent, request)
 
     monkeypatch.setattr(SiteAgent, "handle", noting)
-    engine = InProcessEngine([site_agent(site) for site in SITES])
+    engine = InProcessEngine([site_agent(site, agreement=SECURE_AGREEMENT) for site in SITES])
     train_run(engine, tmp_path / "app", tmp_path / "runs")
     np.testing.assert_array_equal(trained(tmp_path).state.model, released)
     train_run(engine, tmp_path / "app", tmp_path / "runs")  # finished: nothing is asked again
-    assert len(asked) == 9
+    assert len(asked) == 8 * len(SITES)  # two exchanges a round, and two before the first
 
 
 @pytest.mark.slow
@@ -71,7 +80,9 @@ def test_network_of_supernodes(released: np.ndarray, tmp_path: Path) -> None:
         )
         wait_until(lambda: listens(port), flower)
         for site in SITES:
-            network.enter_context(daemon(site_agent(site), tmp_path / f"{site}.sock"))
+            network.enter_context(
+                daemon(site_agent(site, agreement=SECURE_AGREEMENT), tmp_path / f"{site}.sock")
+            )
             node_config = f'site="{site}" site-socket="{tmp_path / site}.sock"'
             network.enter_context(
                 flower.runs(
@@ -97,7 +108,9 @@ def assert_clean(coordinator: RoundCoordinator) -> None:
 def app_folder(folder: Path) -> None:
     paths = (folder / "agreement.yaml", folder / "round.yaml", folder / "run.yaml")
     run = f"{{run_id: run-1, sites: [{', '.join(SITES)}], seed: 7}}"
-    for path, text in zip(paths, (resolved(AGREEMENT), resolved(SETTINGS), run), strict=True):
+    for path, text in zip(
+        paths, (resolved(SECURE_AGREEMENT), resolved(SETTINGS), run), strict=True
+    ):
         path.write_text(text)
     write_app_folder(folder / "app", *paths)
 

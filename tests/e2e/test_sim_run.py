@@ -19,7 +19,7 @@ from fedhash.models.hash_model import encode_studies
 from fedhash.registry.release import load_release
 from fedhash.search import make_query
 from fedhash_sim.consortium import Consortium
-from fedhash_sim.results import RESULT_COLUMNS, read_results, read_rounds
+from fedhash_sim.results import RESULT_COLUMNS, read_exchanges, read_results, read_rounds, read_sums
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
 
@@ -46,6 +46,29 @@ def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) 
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(list((out / "plots").glob("*.png")))
     assert "No differential privacy" in page
+
+
+def test_the_report_says_how_the_sums_were_made(study_file: Path, tmp_path: Path) -> None:
+    for aggregation in ("secure", "plain"):
+        out = tmp_path / aggregation
+        change = f"round.aggregation={aggregation}"
+        run("run", study_file, "--out", out, "--set", "seeds=[0]", "--set", change)
+    page = (tmp_path / "secure" / "report.html").read_text()
+    assert "<h2>Secure aggregation</h2>" in page
+    assert "saw every site" not in page
+    sums = read_sums(tmp_path / "secure")
+    assert set(sums["method"]) == {"federated"}
+    assert list(sums["set_up"]) == ["exchanges of its own"] + 3 * ["with the round before"]
+    assert set(sums["survived"]) == {"3"}
+    exchanges = read_exchanges(tmp_path / "secure")
+    federated = exchanges[exchanges["method"] == "federated"]
+    assert list(federated["stage"][:12]) == [
+        stage for stage in ("advertise", "share", "mask", "unmask") for _ in range(3)
+    ]
+    page = (tmp_path / "plain" / "report.html").read_text()
+    assert "<h2>Secure aggregation</h2>" not in page
+    assert "saw every site" in page
+    assert read_sums(tmp_path / "plain").empty
 
 
 def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:

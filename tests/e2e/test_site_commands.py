@@ -231,11 +231,28 @@ def test_a_round_that_the_agreement_forbids_is_told_at_once(tmp_path: Path) -> N
     assert "'image'" in message
 
 
+def public_key(path: Path) -> str:
+    return call(site_app, "identity", path).strip()
+
+
+def test_an_identity_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    key = tmp_path / "identity.pem"
+    first = json.loads(call(site_app, "identity", key, "--json"))
+    assert (first["made"], len(first["public_key"])) == (True, 64)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert public_key(key) == first["public_key"]
+    key.chmod(0o644)
+    assert "chmod 600" in call(site_app, "identity", key, code=1)
+
+
 def test_a_bundle_is_written_with_the_command_that_starts_it(tmp_path: Path) -> None:
     configs = ROOT / "configs"
+    agreement = tmp_path / "agreement.yaml"
+    roster = "".join(f"  hospital-{each}: {public_key(tmp_path / each)}\n" for each in "abc")
+    agreement.write_text((configs / "agreement" / "phantom.yaml").read_text() + f"sites:\n{roster}")
     out = tmp_path / "an app"
     arguments = (
-        *("bundle", "--agreement", configs / "agreement" / "phantom.yaml"),
+        *("bundle", "--agreement", agreement),
         *("--round", configs / "round" / "phantom.yaml"),
         *("--run", configs / "run" / "example.yaml", "--out", out, "--json"),
     )

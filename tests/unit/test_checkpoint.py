@@ -30,7 +30,7 @@ from fedhash.rounds._files import read_stored, write_stored
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
 from fedhash.rounds.messages import Message
-from fedhash.rounds.run import run_rounds
+from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
 from fedhash_sim.engines.inprocess import InProcessEngine
@@ -50,7 +50,7 @@ def resume_and_run(folder: Path) -> RoundCoordinator:
     ]
     checkpoints = Checkpoints(folder / "checkpoints")
     start = CoordinatorState.start(PLAN, AGREEMENT, model_and_layout()[0])
-    coordinator = RoundCoordinator(PLAN, AGREEMENT, checkpoints.load(PLAN) or start)
+    coordinator = coordinator_of(PLAN, AGREEMENT, checkpoints.load(PLAN) or start)
     run_rounds(coordinator, InProcessEngine(agents), checkpoints)
     return coordinator
 

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_federation import AGREEMENT, SITES, PullTrainer, new_coordinator, round_settings
+from small_federation import (
+    AGREEMENT,
+    SITES,
+    PullTrainer,
+    new_coordinator,
+    outcomes,
+    round_settings,
+)
 
 from fedhash.errors import MessageError
 from fedhash.rounds.engine import SiteFailure
@@ -19,29 +26,31 @@ def engine() -> InProcessEngine:
     )
 
 
-def test_sites_are_called_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    handle = SiteAgent.handle
-
-    def noting(agent: SiteAgent, request: Message) -> Message:
-        called.append((request.kind, agent.site))
-        return handle(agent, request)
-
-    monkeypatch.setattr(SiteAgent, "handle", noting)
+def test_sites_are_called_by_name_and_their_traffic_is_counted() -> None:
     sites = engine()
-    run_round(new_coordinator(round_settings()), sites)
+    record = run_round(new_coordinator(round_settings()), sites)
     assert sites.sites == SITES
-    assert called == [("train", site) for site in SITES]
+    assert [(each.stage, each.site, each.outcome) for each in record.exchanges] == [
+        ("train", site, "train_reply") for site in SITES
+    ]
+    request = next(new_coordinator(round_settings()).round(SITES)).requests["site-0"]
+    for exchange in record.exchanges:
+        assert exchange.request_bytes == len(request.encode())
+        assert exchange.reply_bytes > 2 * 4 * PullTrainer.model_size
 
 
 def test_what_the_byte_form_cannot_carry_fails_here_too() -> None:
     with pytest.raises(MessageError, match="'model' is float16"):
-        engine().ask("train", {"site-0": Message("train", {}, {"model": np.zeros(1, "f2")})}, 1.0)
+        outcomes(
+            engine().ask(
+                "train", {"site-0": Message("train", {}, {"model": np.zeros(1, "f2")})}, 1.0
+            )
+        )
 
 
 def test_a_message_above_the_sites_limit_is_not_delivered() -> None:
-    message = Message("train", {}, {"model": np.zeros(1 << 20)})
-    answer = engine().ask("train", {"site-0": message}, timeout_s=1.0)["site-0"]
+    message = Message("train", {}, {"model": np.zeros(1 << 22)})
+    answer = outcomes(engine().ask("train", {"site-0": message}, timeout_s=1.0))["site-0"]
     assert isinstance(answer, SiteFailure)
     assert answer.reason == "undeliverable"
     assert "the limit is" in answer.detail

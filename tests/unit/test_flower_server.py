@@ -17,6 +17,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from small_federation import outcomes
 
 from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
@@ -115,7 +116,7 @@ def requests(sites: str) -> dict[str, Message]:
 def failure_of(node: Node, **options: object) -> SiteFailure:
     """What the engine makes of a misbehaving node "a", while its neighbour is served."""
     engine = engine_over({1: node, 2: node_of(Site("b"))}, **options)
-    answers = engine.ask("train", requests("ab"), timeout_s=0.05)
+    answers = outcomes(engine.ask("train", requests("ab"), timeout_s=0.05))
     assert isinstance(answers["b"], Message)
     failure = answers["a"]
     assert isinstance(failure, SiteFailure)
@@ -124,7 +125,7 @@ def failure_of(node: Node, **options: object) -> SiteFailure:
 
 def test_each_site_gets_its_own_request_and_gives_its_own_answer() -> None:
     engine = engine_over({5: node_of(Site("b")), 3: node_of(Site("a"))})
-    answers = engine.ask("train", requests("ba"), timeout_s=5)
+    answers = outcomes(engine.ask("train", requests("ba"), timeout_s=5))
     assert engine.sites == ("a", "b")
     assert {s: (m.kind, m.header, m.arrays["x"].tolist()) for s, m in answers.items()} == {
         "a": ("answer", {"site": "a"}, [97] * 3),
@@ -134,7 +135,9 @@ def test_each_site_gets_its_own_request_and_gives_its_own_answer() -> None:
 
 def test_only_asked_sites_are_sent_anything() -> None:
     grid = LocalGrid({1: node_of(Site("a")), 2: node_of(Site("b"))})
-    answers = FlowerEngine(grid, "ab", join_timeout_s=0).ask("train", requests("b"), timeout_s=5)
+    answers = outcomes(
+        FlowerEngine(grid, "ab", join_timeout_s=0).ask("train", requests("b"), timeout_s=5)
+    )
     assert list(answers) == ["b"]
     assert [m.metadata.dst_node_id for m in grid.relayed] == [2]
     assert grid.relayed[0].metadata.group_id == "train"
@@ -215,7 +218,7 @@ def test_reply_with_neither_content_nor_error_is_a_failure() -> None:
 def test_name_that_two_nodes_claim_is_served_by_neither() -> None:
     grid = LocalGrid({n: node_of(Site(s)) for n, s in ((1, "a"), (2, "b"), (3, "a"))})
     engine = FlowerEngine(grid, "ab", join_timeout_s=0)
-    answers = engine.ask("train", requests("ab"), timeout_s=5)
+    answers = outcomes(engine.ask("train", requests("ab"), timeout_s=5))
     assert answers["a"] == SiteFailure(
         "duplicate_name", "2 nodes call themselves 'a'; stop all but the site's own"
     )
@@ -234,7 +237,7 @@ def test_name_outside_the_roster_is_refused(name: object, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert engine.sites == ("a",)
     assert f"node 2 names itself {name!r}" in caplog.text
-    engine.ask("train", requests("a"), timeout_s=5)
+    outcomes(engine.ask("train", requests("a"), timeout_s=5))
     assert [m.metadata.dst_node_id for m in grid.relayed] == [1]
 
 
@@ -255,10 +258,10 @@ def test_node_that_cannot_name_its_site_is_asked_again_later() -> None:
 def test_absent_site_is_unreachable_and_later_found() -> None:
     nodes = {1: node_of(Site("a"))}
     engine = engine_over(nodes)
-    answers = engine.ask("train", requests("ab"), timeout_s=5)
+    answers = outcomes(engine.ask("train", requests("ab"), timeout_s=5))
     assert answers["b"] == SiteFailure("unreachable", "no node of this site is online")
     nodes[2] = node_of(Site("b"))
-    assert isinstance(engine.ask("train", requests("b"), timeout_s=5)["b"], Message)
+    assert isinstance(outcomes(engine.ask("train", requests("b"), timeout_s=5))["b"], Message)
     del nodes[1]
     assert engine.sites == ("b",)
 
@@ -283,7 +286,7 @@ def test_message_that_flower_does_not_take_is_a_failure() -> None:
             return super().push_messages(messages)
 
     engine = FlowerEngine(Refusing({1: node_of(Site("a"))}), "a", join_timeout_s=0)
-    answers = engine.ask("train", requests("a"), timeout_s=5)
+    answers = outcomes(engine.ask("train", requests("a"), timeout_s=5))
     assert answers["a"] == SiteFailure("unreachable", "Flower did not accept the message")
 
 
@@ -293,7 +296,7 @@ def test_pause_may_end_the_run() -> None:
 
     engine = engine_over({1: node_that(lambda message: None, "a")}, "a", pause=pause)
     with pytest.raises(KeyboardInterrupt):
-        engine.ask("train", requests("a"), timeout_s=60)
+        outcomes(engine.ask("train", requests("a"), timeout_s=60))
 
 
 AGREEMENT = """
@@ -306,6 +309,7 @@ ROUND = """
 model: {towers: {image: {name: image_convnet}}}
 learning: {learning_rate: 1.0e-3, local_steps: 1}
 rounds: 1
+aggregation: plain
 """
 RUN = "{run_id: trial, sites: [a, b], seed: 1}\n"
 
@@ -343,6 +347,15 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
             "run.yaml: sites names 2, the agreement's smallest_cohort is 3",
         ),
         ({"rounds": ROUND.replace("local_steps: 1", "local_steps: 5000")}, "local_steps is 5000"),
+        (
+            {
+                "agreement": AGREEMENT.replace("cohort: 1", "cohort: 3"),
+                "rounds": ROUND.replace("plain", "secure"),
+                "run": RUN.replace("[a, b]", "[a, b, c]"),
+            },
+            "agreement.yaml: sites has no identity of a, b, c; aggregation is secure",
+        ),
+        ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
         ({"rounds": ROUND.replace("image_convnet", "image_convent")}, "it has: image_convnet"),
     ],
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_federation import outcomes
 
 from fedhash.errors import DataError
 from fedhash.rounds.engine import Engine, SiteFailure
@@ -90,7 +91,7 @@ def ask(engine: Engine, **kinds: str) -> dict[str, Message | SiteFailure]:
         site: Message(kinds.get(site.replace("-", "_"), "count"), {}, {}) for site in engine.sites
     }
     timeout_s = 0.5 if "sleep" in kinds.values() else 60
-    return dict(engine.ask("count", requests, timeout_s))
+    return outcomes(engine.ask("count", requests, timeout_s))
 
 
 def test_sites_keep_their_state_and_failures_stay_with_their_site() -> None:
@@ -137,7 +138,7 @@ from test_flower_simulation import Message, ask, run_in_flower, sites
 def run(engine):
     ask(engine)
     print("running", flush=True)
-    engine.ask("sleep", {"site-0": Message("sleep", {}, {})}, 3600)
+    outcomes(engine.ask("sleep", {"site-0": Message("sleep", {}, {})}, 3600))
 run_in_flower(run, sites(2))
 """
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -11,18 +10,15 @@ from small_federation import AGREEMENT, SITES, PullTrainer, new_coordinator, rou
 
 from fedhash.errors import CohortError, MessageError, ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
-from fedhash.rounds.aggregation import Aggregate, Answers, Contribution, Stage, answered
-from fedhash.rounds.coordinator import RoundCoordinator, RoundRecord
-from fedhash.rounds.engine import SiteFailure
+from fedhash.rounds.coordinator import RoundRecord
+from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_round, run_rounds
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import MemorySiteState
 from fedhash.rounds.training_messages import (
     Refusal,
-    TrainReply,
     TrainRequest,
-    reply_blocks,
 )
 
 TARGETS = {"site-0": 1.0, "site-1": 2.0, "site-2": 4.0}
@@ -43,10 +39,13 @@ class ScriptedEngine:
         self.sites: tuple[str, ...] = SITES
         self.faults = list(faults)
 
-    def ask(self, stage: str, requests: Mapping[str, Message], timeout_s: float) -> Answers:
-        answers = {site: self.agents[site].handle(requests[site]) for site in requests}
+    def ask(
+        self, stage: str, requests: Mapping[str, Message], timeout_s: float
+    ) -> Iterator[Answer]:
         faults = self.faults.pop(0) if self.faults else {}
-        return answers | {site: fault(answers[site]) for site, fault in faults.items()}
+        for site in requests:
+            answer = self.agents[site].handle(requests[site])
+            yield Answer(site, faults[site](answer) if site in faults else answer)
 
 
 def late(answer: Message) -> SiteFailure:
@@ -117,11 +116,10 @@ def test_a_site_without_an_answer_is_left_out() -> None:
     steps = coordinator.round(SITES)
     stage = next(steps)
     engine = ScriptedEngine()
-    answers = dict(engine.ask(stage.name, stage.requests, 1.0))
-    del answers["site-2"]
+    answers = list(engine.ask(stage.name, stage.requests, 1.0))
     with pytest.raises(StopIteration) as end:
-        steps.send(answers)
-    assert end.value.value.sites["site-2"] == "no_answer: the engine returned nothing"
+        steps.send(answers[:2])
+    assert end.value.value.sites["site-2"] == "no_answer: none came"
 
 
 def test_a_site_that_cannot_be_reached_is_not_asked() -> None:
@@ -165,7 +163,7 @@ def test_the_order_of_arrival_does_not_matter() -> None:
         stage = next(steps)
         answers = ScriptedEngine().ask(stage.name, stage.requests, 1.0)
         with pytest.raises(StopIteration):
-            steps.send(dict(list(answers.items())[::order]))
+            steps.send(list(answers)[::order])
         models.append(coordinator.state.model.tobytes())
     assert models[0] == models[1]
 
@@ -220,7 +218,9 @@ def test_three_failed_rounds_in_a_row_end_the_run() -> None:
 
 def test_an_engine_that_cannot_send_ends_the_run_at_once() -> None:
     class BrokenEngine(ScriptedEngine):
-        def ask(self, stage: str, requests: Mapping[str, Message], timeout_s: float) -> Answers:
+        def ask(
+            self, stage: str, requests: Mapping[str, Message], timeout_s: float
+        ) -> Iterator[Answer]:
             raise MessageError("cannot be sent")
 
     coordinator = new_coordinator(round_settings())
@@ -259,72 +259,3 @@ def test_whatever_fails_the_model_is_that_of_the_counted_sites(faults: list[dict
     np.testing.assert_allclose(coordinator.state.model, model, atol=1e-5)
     np.testing.assert_allclose(coordinator.state.control, shared, atol=1e-5)
     assert [record.round_number for record in coordinator.state.records] == [1, 2, 3, 4, 5, 6]
-
-
-class MaskedAggregation:
-    """Two stages: masked vectors, then the sum of the masks. No security, only its shape."""
-
-    name = "plain"
-
-    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
-        answers = yield Stage("train", dict.fromkeys(request.cohort, request.to_message()))
-        total, weight, left_out = 0.0, 0.0, {}
-        for site in request.cohort:
-            try:
-                reply = TrainReply.from_message(answered(answers, site), request)
-            except ProtocolError as error:
-                left_out[site] = str(error)
-                continue
-            total = total + reply.weight * reply.vector.astype(np.float64)
-            weight += reply.weight
-        alive = sorted(set(request.cohort) - set(left_out))
-        unmask = Message("unmask", {"alive": alive}, {})
-        answers = yield Stage("unmask", dict.fromkeys(alive, unmask))
-        for site in alive:
-            total = total - answered(answers, site).arrays["mask"]
-        return Aggregate(total, weight, left_out)
-
-
-class MaskedSite:
-    """The site's half: a mask on the way out, and the mask when asked for it."""
-
-    name = "plain"
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-
-    def answer(
-        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
-    ) -> Message:
-        if message.kind == "unmask":
-            return Message("unmask_reply", {}, {"mask": self.mask})
-        request = TrainRequest.from_message(message)
-        contribution = contribute(request)
-        length = sum(reply_blocks(request.plan, request.model.size).values())
-        mask = self.rng.integers(-100, 100, length).astype(np.float32)
-        self.mask = contribution.weight * mask.astype(np.float64)
-        vector = contribution.vector + mask
-        return TrainReply("run-1", request.round_number, vector, contribution.weight).to_message()
-
-
-def test_an_aggregation_of_more_stages_plugs_in() -> None:
-    plain = new_coordinator(round_settings())
-    run_rounds(plain, ScriptedEngine({"site-1": late}))
-    staged = new_coordinator(round_settings())
-    staged = RoundCoordinator(staged.plan, AGREEMENT, staged.state, MaskedAggregation())
-    engine = ScriptedEngine({"site-1": late})
-    engine.agents = {
-        site: SiteAgent(
-            site,
-            AGREEMENT,
-            PullTrainer(TARGETS[site], PATIENTS[site]),
-            MemorySiteState(),
-            MaskedSite(seed),
-        )
-        for seed, site in enumerate(SITES)
-    }
-    run_rounds(staged, engine)
-    np.testing.assert_allclose(staged.state.model, plain.state.model, atol=1e-3)
-    assert [replace(record, seconds=0.0, mean_loss=0.0) for record in staged.state.records] == [
-        replace(record, seconds=0.0, mean_loss=0.0) for record in plain.state.records
-    ]

@@ -113,8 +113,7 @@ class ArrayRow:
                 f"array {self.key!r} of {self.path} has shape {array.shape} and no row "
                 f"{self.row}; rows count from 0, correct the number after the slash"
             )
-        row: np.ndarray = array[self.row]
-        return row
+        return np.asarray(array[self.row])  # a row of a one-dimensional array is no array yet
 
 
 @lru_cache(maxsize=_OPEN_ARRAYS)

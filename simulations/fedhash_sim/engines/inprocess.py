@@ -6,15 +6,17 @@
 3. A call runs to its end: in one process no site is late, and `timeout_s` has no effect.
 
     >>> engine = InProcessEngine([SiteAgent("hospital-a", agreement, trainer, MemorySiteState())])
-    >>> answers = engine.ask("train", {"hospital-a": request}, timeout_s=600)
+    >>> [answer.reply_bytes for answer in engine.ask("train", {"hospital-a": request}, 600)]
+    [4032]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 from fedhash.errors import MessageError
-from fedhash.rounds.engine import SiteFailure
+from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
 
@@ -37,19 +39,24 @@ class InProcessEngine:
         stage: str,  # noqa: ARG002 - the port's signature
         requests: Mapping[str, Message],
         timeout_s: float,  # noqa: ARG002 - the port's signature
-    ) -> Mapping[str, Message | SiteFailure]:
+    ) -> Iterator[Answer]:
         """See :class:`fedhash.rounds.engine.Engine`."""
         # sites that get the same message share its byte form
         encoded = {id(message): message.encode() for message in requests.values()}
-        return {site: self._ask_one(site, encoded[id(requests[site])]) for site in sorted(requests)}
+        for site in sorted(requests):
+            yield self._ask_one(site, encoded[id(requests[site])])
 
-    def _ask_one(self, site: str, asked: bytes) -> Message | SiteFailure:
+    def _ask_one(self, site: str, asked: bytes) -> Answer:
         if site not in self._agents:
-            return SiteFailure("unreachable", f"there is no site {site!r} in this engine")
+            failure = SiteFailure("unreachable", f"there is no site {site!r} in this engine")
+            return Answer(site, failure)
         agent = self._agents[site]
+        started = time.perf_counter()
         try:
             delivered = Message.decode(asked, max_bytes=agent.max_message_bytes)
         except MessageError as error:
-            return SiteFailure("undeliverable", str(error))
+            return Answer(site, SiteFailure("undeliverable", str(error)))
         replied = agent.handle(delivered).encode()
-        return Message.decode(replied, max_bytes=agent.max_message_bytes)
+        seconds = time.perf_counter() - started
+        reply = Message.decode(replied, max_bytes=agent.max_message_bytes)
+        return Answer(site, reply, seconds, len(asked), len(replied))

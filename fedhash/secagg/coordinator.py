@@ -1,0 +1,401 @@
+"""The coordinator's half of secure aggregation: it learns one sum a round and nothing else.
+
+1. In steady state a round has two exchanges, `mask` and `unmask`: they carry the keys and shares of
+   the next round. The first round, and a round whose sites are not those that prepared it (a
+   joiner, a site that came back, one that is gone), has two exchanges of its own before them.
+2. A masked vector is added to the sum when it arrives; memory does not grow with the sites.
+3. Shares are checked against their owner's commitment and reconstructed secrets against what the
+   owner published, so a bad share is left out and never ends up in the sum.
+4. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
+   whatever happens, the next round starts from new keys.
+
+    >>> aggregation = SecureAggregation(agreement)
+    >>> steps = aggregation.aggregate(request)
+    >>> stage = next(steps)                    # Stage("advertise", ...) in the first round
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedhash.agreement import Agreement
+from fedhash.errors import AggregationError, CohortError, MessageError, ProtocolError
+from fedhash.rounds.aggregation import Aggregate, Answers, Stage, answered
+from fedhash.rounds.messages import Message
+from fedhash.rounds.training_messages import TrainRequest
+from fedhash.secagg.encoding import round_encoding
+from fedhash.secagg.fixed_point import FixedPoint
+from fedhash.secagg.graph import fewest_survivors, neighbours, plan_graph
+from fedhash.secagg.identity import verify_signature
+from fedhash.secagg.key_agreement import fingerprint, pair_mask_key, self_mask_key
+from fedhash.secagg.masks import add_masks
+from fedhash.secagg.messages import (
+    KEY_BYTES,
+    AdvertiseRequest,
+    KeyRoster,
+    KeysReply,
+    MaskedReply,
+    MaskRequest,
+    RoundKeys,
+    SealedShares,
+    ShareRequest,
+    SharesReply,
+    UnmaskedReply,
+    UnmaskRequest,
+)
+from fedhash.secagg.packing import Words, add_packed, word_dtype
+from fedhash.secagg.round_secrets import mask_sign
+from fedhash.secagg.shamir import combine
+from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
+
+__all__ = ["SecureAggregation"]
+
+_T = TypeVar("_T")
+_Steps = Generator[Stage, Answers, _T]
+
+
+@dataclass(frozen=True, eq=False)
+class _SetUp:
+    """Who can be summed in a round: their keys, and the shares that they sealed."""
+
+    run_id: str
+    round_number: int
+    roster: KeyRoster
+    shares: Mapping[str, SealedShares]
+
+    @property
+    def session(self) -> bytes:
+        return self.roster.session(self.run_id, self.round_number)
+
+    @property
+    def sharers(self) -> tuple[str, ...]:
+        return tuple(sorted(self.shares))
+
+
+@dataclass(eq=False)
+class _Sum:
+    """A sum under masks."""
+
+    words: Words
+    asked: bytes
+    survivors: list[str] = field(default_factory=list)
+    following: dict[str, RoundKeys] = field(default_factory=dict)
+
+
+class SecureAggregation:
+    """Runs the stages of each round; see the module's rules."""
+
+    name: ClassVar[str] = "secure"
+
+    def __init__(self, agreement: Agreement) -> None:
+        self._agreement = agreement
+        self._terms = agreement.secure_aggregation
+        self._prepared: _SetUp | None = None
+
+    def aggregate(self, request: TrainRequest) -> _Steps[Aggregate]:
+        """See :class:`fedhash.rounds.aggregation.Aggregation`."""
+        left_out: dict[str, str] = {}
+        notes: dict[str, str] = {}
+        prepared, self._prepared = self._prepared, None
+        pipelined = (
+            prepared is not None
+            and (prepared.run_id, prepared.round_number)
+            == (request.plan.run_id, request.round_number)
+            and prepared.sharers == request.cohort
+        )
+        if prepared is not None and pipelined:
+            set_up = prepared
+        else:
+            set_up = yield from self._set_up(request, left_out)
+        encoding = round_encoding(request.plan, request.model.size, self._terms)
+        masked = yield from self._masked_sum(request, set_up, encoding, left_out)
+        yield from self._unmask(request, set_up, masked, notes)
+        decoded = encoding.decode(masked.words)
+        roster = set_up.roster
+        graph = plan_graph(len(roster.sites), self._terms)
+        facts = {
+            "set_up": "with the round before" if pipelined else "exchanges of its own",
+            "graph": graph.kind,
+            "degree": graph.degree,
+            "threshold": graph.threshold,
+            "sites": len(roster.sites),
+            "shared": len(set_up.sharers),
+            "survived": len(masked.survivors),
+            "fewest_honest": graph.fewest_honest,
+            "ring_bits": encoding.ring_bits,
+            "clipped_values": decoded.clipped,
+        }
+        return Aggregate(decoded.vector, decoded.weight, left_out, facts, notes)
+
+    def _set_up(self, request: TrainRequest, left_out: dict[str, str]) -> _Steps[_SetUp]:
+        """The stages `advertise` and `share` as exchanges of their own."""
+        run_id, number = request.plan.run_id, request.round_number
+        ask = AdvertiseRequest(run_id, number).to_message()
+        answers = yield Stage("advertise", dict.fromkeys(request.cohort, ask))
+
+        def keys_of(site: str, message: Message) -> RoundKeys:
+            reply = KeysReply.from_message(message)
+            _check_round((reply.run_id, reply.round_number), (run_id, number))
+            self._verify(run_id, number, site, reply.keys)
+            return reply.keys
+
+        offers = _accepted(answers, request.cohort, "advertise", left_out, keys_of)
+        roster = self._roster(dict(offers))
+        session = roster.session(run_id, number).hex()
+        ask = ShareRequest(run_id, number, roster).to_message()
+        answers = yield Stage("share", dict.fromkeys(roster.sites, ask))
+
+        def shares_of(_: str, message: Message) -> SealedShares:
+            reply = SharesReply.from_message(message, roster.degree)
+            _check_round(
+                (reply.run_id, reply.round_number, reply.session), (run_id, number, session)
+            )
+            return reply.shares
+
+        shares = _accepted(answers, roster.sites, "share", left_out, shares_of)
+        return _SetUp(run_id, number, roster, dict(shares))
+
+    def _masked_sum(
+        self,
+        request: TrainRequest,
+        set_up: _SetUp,
+        encoding: FixedPoint,
+        left_out: dict[str, str],
+    ) -> _Steps[_Sum]:
+        """The stage `mask`: vectors are added as they arrive."""
+        self._check_enough(set_up.sharers, set_up.roster, "shared", left_out)
+        session = set_up.session.hex()
+        sealed = np.stack([set_up.shares[site].sealed for site in set_up.sharers])
+        ask = MaskRequest(request, session, set_up.sharers, encoding.digest(), sealed)
+        message = ask.to_message()
+        answers = yield Stage("mask", dict.fromkeys(set_up.sharers, message))
+        words = np.zeros(encoding.length, word_dtype(encoding.ring_bits))
+        masked = _Sum(words, message.digest())
+        this_round = (set_up.run_id, set_up.round_number, session)
+        packed_bytes = encoding.length * encoding.ring_bits // 8
+
+        def reply_of(site: str, message: Message) -> MaskedReply:
+            reply = MaskedReply.from_message(message, packed_bytes)
+            _check_round((reply.run_id, reply.round_number, reply.session), this_round)
+            expected = fingerprint(reply.masked, set_up.session, site)
+            if reply.fingerprint.tobytes() != expected.tobytes():
+                raise MessageError("the masked vector was damaged on its way")
+            return reply
+
+        for site, reply in _accepted(answers, set_up.sharers, "mask", left_out, reply_of):
+            add_packed(masked.words, reply.masked, encoding.ring_bits)
+            masked.survivors.append(site)
+            if reply.following is not None:
+                masked.following[site] = reply.following
+        masked.survivors.sort()
+        self._check_enough(masked.survivors, set_up.roster, "sent a masked vector", left_out)
+        return masked
+
+    def _unmask(
+        self, request: TrainRequest, set_up: _SetUp, masked: _Sum, notes: dict[str, str]
+    ) -> _Steps[None]:
+        """The stage `unmask`: take the masks off, and keep what prepares the next round."""
+        run_id, number, session = set_up.run_id, set_up.round_number, set_up.session.hex()
+        following = self._following_roster(request, masked, notes)
+        survivors = tuple(masked.survivors)
+        ask = UnmaskRequest(run_id, number, session, survivors, following).to_message()
+        answers = yield Stage("unmask", dict.fromkeys(survivors, ask))
+        opened = _OpenedShares(set_up, survivors)
+        next_shares: dict[str, SealedShares] = {}
+
+        def reply_of(site: str, message: Message) -> UnmaskedReply:
+            reply = UnmaskedReply.from_message(message, following.degree if following else 1)
+            _check_round(
+                (reply.run_id, reply.round_number, reply.session), (run_id, number, session)
+            )
+            opened.take(site, reply)
+            return reply
+
+        for site, reply in _accepted(answers, survivors, "unmask", notes, reply_of):
+            if reply.refusal is not None:
+                notes[site] = f"refuses the next round's keys: {reply.refusal}"
+            if reply.following is not None and following is not None:
+                next_shares[site] = reply.following
+        add_masks(masked.words, opened.masks(masked.asked))
+        if following is not None:
+            self._prepared = _SetUp(run_id, number + 1, following, next_shares)
+
+    def _roster(self, offers: Mapping[str, RoundKeys]) -> KeyRoster:
+        """The key roster of all sites that offered keys.
+
+        Raises:
+            CohortError: They are fewer than a secure sum takes.
+        """
+        floor = max(self._agreement.smallest_cohort, SMALLEST_SECURE_COHORT)
+        if len(offers) < floor:
+            raise CohortError(f"{len(offers)} sites sent round keys, {floor} are needed")
+        sites = tuple(sorted(offers))
+        graph = plan_graph(len(sites), self._terms)
+        return KeyRoster(
+            sites,
+            graph.degree,
+            graph.threshold,
+            np.stack([offers[site].keys for site in sites]),
+            np.stack([offers[site].signature for site in sites]),
+        )
+
+    def _following_roster(
+        self, request: TrainRequest, masked: _Sum, notes: dict[str, str]
+    ) -> KeyRoster | None:
+        offers: dict[str, RoundKeys] = {}
+        for site, keys in masked.following.items():
+            try:
+                self._verify(request.plan.run_id, request.round_number + 1, site, keys)
+            except ProtocolError as error:
+                notes[site] = f"keys of the next round: {error}"
+            else:
+                offers[site] = keys
+        try:
+            return self._roster(offers)
+        except CohortError:
+            return None  # the next round begins with exchanges of its own, or the run is over
+
+    def _verify(self, run_id: str, round_number: int, site: str, keys: RoundKeys) -> None:
+        identity = self._agreement.sites.get(site)
+        if identity is None:
+            raise MessageError(f"{site!r} has no identity in the agreement")
+        if keys.keys.size != KEY_BYTES:
+            raise MessageError("round keys of another size")
+        text = RoundKeys.signed_text(run_id, round_number, site, keys.keys.tobytes())
+        verify_signature(identity, keys.signature.tobytes(), text)
+
+    def _check_enough(
+        self,
+        sites: Sequence[str],
+        roster: KeyRoster,
+        what: str,
+        left_out: Mapping[str, str],
+    ) -> None:
+        floor = max(
+            fewest_survivors(len(roster.sites)),
+            self._agreement.smallest_cohort,
+            SMALLEST_SECURE_COHORT,
+        )
+        if len(sites) < floor:
+            reasons = "; ".join(f"{site}: {why}" for site, why in sorted(left_out.items()))
+            raise CohortError(
+                f"{len(sites)} of {len(roster.sites)} sites {what}, at least {floor} must, so "
+                f"nothing is opened; left out: {reasons or 'none'}"
+            )
+
+
+class _OpenedShares:
+    """Shares as they arrive, and the masks that they take off."""
+
+    def __init__(self, set_up: _SetUp, survivors: Sequence[str]) -> None:
+        self._set_up = set_up
+        self._survivors = frozenset(survivors)
+        roster = set_up.roster
+        self._neighbours = neighbours(roster.sites, roster.degree, set_up.session)
+        self._shares: defaultdict[str, dict[int, np.ndarray]] = defaultdict(dict)
+
+    def take(self, site: str, reply: UnmaskedReply) -> None:
+        """Check and keep a site's shares.
+
+        Raises:
+            MessageError: A share is not the one that its owner committed to; the good ones of the
+                same reply are kept.
+        """
+        bad = []
+        for owner, share in zip(reply.owners, reply.shares, strict=True):
+            around = self._neighbours.get(owner, ())
+            if owner not in self._set_up.shares or site not in around:
+                bad.append(owner)
+                continue
+            place = around.index(site)
+            kind = 0 if owner in self._survivors else 1
+            committed = self._set_up.shares[owner].commitments[place, kind].tobytes()
+            if hashlib.sha256(share.tobytes()).digest() == committed:
+                self._shares[owner][place + 1] = share
+            else:
+                bad.append(owner)
+        if bad:
+            raise MessageError(f"the shares of {', '.join(bad)[:200]} are not those committed to")
+
+    def masks(self, asked: bytes) -> list[tuple[bytes, int]]:
+        """Keys and signs that turn the masked sum into the sum.
+
+        Args:
+            asked: `Message.digest` of the request to mask.
+
+        Raises:
+            AggregationError: Too few shares of a secret, or an owner shared something else than
+                what it published.
+        """
+        roster, session = self._set_up.roster, self._set_up.session
+        masks = []
+        for owner in self._set_up.sharers:
+            secret = self._secret(owner)
+            if owner in self._survivors:
+                committed = self._set_up.shares[owner].seed_commitment.tobytes()
+                if hashlib.sha256(secret).digest() != committed:
+                    raise _inconsistent(owner)
+                masks.append((self_mask_key(secret, session, owner), -1))
+                continue
+            key = X25519PrivateKey.from_private_bytes(secret)
+            if key.public_key().public_bytes_raw() != roster.keys_of(owner)[KEY_BYTES // 2 :]:
+                raise _inconsistent(owner)
+            for other in self._neighbours[owner]:
+                if other in self._survivors:
+                    public = roster.keys_of(other)[KEY_BYTES // 2 :]
+                    mask = pair_mask_key(key, public, session, asked, owner, other)
+                    masks.append((mask, -mask_sign(other, owner)))
+        return masks
+
+    def _secret(self, owner: str) -> bytes:
+        shares, threshold = self._shares[owner], self._set_up.roster.threshold
+        if len(shares) < threshold:
+            raise AggregationError(
+                f"{len(shares)} shares of {owner!r} were opened, {threshold} are needed, so the "
+                "sum stays masked"
+            )
+        chosen = sorted(shares.items())[:threshold]
+        return combine([place for place, _ in chosen], np.stack([share for _, share in chosen]))
+
+
+def _inconsistent(owner: str) -> AggregationError:
+    return AggregationError(
+        f"{owner!r} shared another secret than it published, so the sum stays masked; "
+        "look into that site before it takes part again"
+    )
+
+
+def _accepted(
+    answers: Answers,
+    asked: Sequence[str],
+    stage: str,
+    reasons: dict[str, str],
+    read: Callable[[str, Message], _T],
+) -> Iterator[tuple[str, _T]]:
+    """Each asked site's first answer as `read` types it; why the others have none in `reasons`."""
+    waiting = set(asked)
+    for answer in answers:
+        if answer.site not in waiting:
+            continue
+        waiting.remove(answer.site)
+        try:
+            typed = read(answer.site, answered(answer))
+        except MessageError as error:
+            reasons[answer.site] = f"{stage}: nonsense: {error}"
+        except ProtocolError as error:
+            reasons[answer.site] = f"{stage}: {error}"
+        else:
+            yield answer.site, typed
+    reasons |= dict.fromkeys(sorted(waiting), f"{stage}: no_answer")
+
+
+def _check_round(found: tuple[str | int, ...], expected: tuple[str | int, ...]) -> None:
+    if found != expected:
+        raise MessageError("the reply belongs to another run, round or session")

@@ -1,0 +1,212 @@
+"""Fixed point: a site's weighted vector as integers of a ring, whose sum cannot wrap.
+
+1. An integer is at most Q = (2^(ring_bits-1) - 1) // sites in size, so `sites` of them cannot wrap.
+2. A value is clipped to its block's clip, and counted if it was larger. It becomes
+   value / clip * weight / largest_weight * Q, which stochastic rounding makes an integer: up with
+   the probability of its fraction, so that the mean is right and an integer stays as it is.
+3. A weight is rounded to a whole number of weight steps, at least one, before it multiplies the
+   vector: the sums of weight x value and of weights are of the same weights. The step is one
+   wherever Q >= largest_weight.
+4. The ring vector is [blocks ... | weight in steps | number of clipped values, at most Q].
+
+The rounding may come from an experiment's stream: it hides nothing.
+
+Shape suffixes: D values of all blocks, L = D + 2 ring words.
+
+    >>> ring = FixedPoint((Block("update", 3, clip=1.0),), 32, sites=2, largest_weight=100.0)
+    >>> words = ring.encode(np.array([0.5, 0, -2], np.float32), 10.0, rng)
+    >>> ring.decode(words)            # about DecodedSum([5, 0, -10], weight=10, clipped=1)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, isfinite, sqrt
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from fedhash.errors import ProtocolError
+from fedhash.secagg.packing import RingBits, Words, reduced, word_dtype
+
+__all__ = ["Block", "DecodedSum", "FixedPoint"]
+
+_CHUNK = 1 << 15  # values whose float64 temporaries stay in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of the vector with a clip of its own."""
+
+    name: str
+    length: int
+    clip: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedSum:
+    """What the sum of ring vectors says.
+
+    Attributes:
+        vector: Sum of weight x value.
+        weight: Sum of the weights.
+        clipped: How many values were clipped, at all sites together.
+    """
+
+    vector: Float64[np.ndarray, " D"]
+    weight: float
+    clipped: int
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The scales and the layout of a round's ring vectors; the same at every site.
+
+    Attributes:
+        blocks: In the order of the vector.
+        ring_bits: Width of the ring's words.
+        sites: Most ring vectors in one sum.
+        largest_weight: No site weighs more.
+
+    Raises:
+        ProtocolError: A clip, a length, `sites` or `largest_weight` is out of range.
+    """
+
+    blocks: tuple[Block, ...]
+    ring_bits: RingBits
+    sites: int
+    largest_weight: float
+
+    def __post_init__(self) -> None:
+        for block in self.blocks:
+            if block.length < 1 or not 0 < block.clip < np.inf:
+                raise ProtocolError(f"{block}: expected a length from 1 and a finite clip above 0")
+        if not (self.sites >= 1 and self.largest >= 1 and 1 <= self.largest_weight < np.inf):
+            raise ProtocolError(
+                f"{self.sites} sites of weight {self.largest_weight} in {self.ring_bits} bits: "
+                "expected a finite largest weight from 1, and fewer sites or a wider ring"
+            )
+
+    @property
+    def largest(self) -> int:
+        """Q, the size of the largest integer of one site."""
+        return ((1 << (self.ring_bits - 1)) - 1) // self.sites
+
+    @property
+    def length(self) -> int:
+        """L, the number of words of a ring vector."""
+        return sum(block.length for block in self.blocks) + 2
+
+    @property
+    def weight_step(self) -> int:
+        """Weights are multiples of this."""
+        return ceil(self.largest_weight / self.largest)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over blocks, ring, sites and largest weight."""
+        blocks = [(block.name, block.length, block.clip) for block in self.blocks]
+        everything = (blocks, self.ring_bits, self.sites, self.largest_weight)
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+
+    def encode(
+        self, vector: Float32[np.ndarray, " D"], weight: float, rng: np.random.Generator
+    ) -> Words:
+        """One site's ring vector.
+
+        Args:
+            vector: All blocks, not yet multiplied by the weight.
+            weight: Above 0, at most `largest_weight`.
+            rng: Draws one number a value.
+
+        Raises:
+            ProtocolError: The vector has another length or is not finite, or the weight is out of
+                range.
+        """
+        if vector.shape != (self.length - 2,):
+            raise ProtocolError(
+                f"a vector of shape {vector.shape}, expected {self.length - 2} values; "
+                "the site's model has another layout"
+            )
+        if not 0 < weight <= self.largest_weight:
+            raise ProtocolError(
+                f"a weight of {weight}, expected one above 0 and up to the agreement's "
+                f"{self.largest_weight}; cap the weight before it is encoded"
+            )
+        steps = min(max(1, round(weight / self.weight_step)), self._largest_steps)
+        limit = self.largest * (steps * self.weight_step / self.largest_weight)
+        words = np.empty(self.length, word_dtype(self.ring_bits))
+        integers = words.view(f"<i{words.itemsize}")  # two's complement
+        clipped = 0
+        for name, clip, part in self._parts():
+            scaled = vector[part] / np.float64(clip)
+            largest = max(scaled.max(), -scaled.min())
+            if not isfinite(largest):
+                raise ProtocolError(
+                    f"the block {name!r} holds values that are not finite; training diverged, "
+                    "lower the learning rate"
+                )
+            if largest > 1:
+                clipped += int(np.count_nonzero(np.abs(scaled) > 1))
+                np.clip(scaled, -1, 1, out=scaled)
+            scaled *= limit
+            whole = np.floor(scaled)
+            scaled -= whole
+            whole += rng.random(len(scaled)) < scaled
+            integers[part] = whole
+        integers[-2:] = steps, min(clipped, self.largest)
+        return words
+
+    def decode(self, total: Words) -> DecodedSum:
+        """What the sum of up to `sites` ring vectors, with all masks removed, says.
+
+        Raises:
+            ProtocolError: The sum has another length, or cannot be one of ring vectors.
+        """
+        if total.shape != (self.length,):
+            raise ProtocolError(f"a sum of shape {total.shape}, expected {self.length} words")
+        integers = reduced(total, self.ring_bits)
+        steps, clipped = int(integers[-2]), int(integers[-1])
+        if not (0 < steps <= self.sites * self._largest_steps and clipped >= 0):
+            raise ProtocolError(
+                f"a sum of weight {steps} steps with {clipped} clipped values is none of up to "
+                f"{self.sites} sites: a mask was left in it; the round's sum is lost"
+            )
+        vector = np.empty(self.length - 2)
+        for _, clip, part in self._parts():
+            np.multiply(integers[part], self._unit(clip), out=vector[part])
+        return DecodedSum(vector, float(steps * self.weight_step), clipped)
+
+    def rounding_sd(self, total_weight: float, sites: int) -> dict[str, float]:
+        """Most that rounding adds to a value of the weighted mean, as a standard deviation.
+
+        Rounding to integers has a variance of at most 1/4 at each site, and an integer of the sum
+        stands for clip * largest_weight / Q.
+
+        Args:
+            total_weight: Sum of the weights.
+            sites: How many ring vectors were added.
+
+        Returns:
+            Block name to standard deviation, in the unit of the block's values.
+        """
+        share = sqrt(sites) / 2 / total_weight
+        return {block.name: self._unit(block.clip) * share for block in self.blocks}
+
+    @property
+    def _largest_steps(self) -> int:
+        return int(self.largest_weight // self.weight_step)
+
+    def _unit(self, clip: float) -> float:
+        """What an integer stands for in the sum of weight x value."""
+        return clip * self.largest_weight / self.largest
+
+    def _parts(self) -> Iterator[tuple[str, float, slice]]:
+        """Name, clip and place of cache-sized parts, of one block each."""
+        end = 0
+        for block in self.blocks:
+            start, end = end, end + block.length
+            for position in range(start, end, _CHUNK):
+                yield block.name, block.clip, slice(position, min(position + _CHUNK, end))
