@@ -2,8 +2,10 @@
 #
 #   make demo            train five phantom sites, search across them, write runs/demo/
 #   make test            the whole test suite
+#   make test-protocol   the long profile of the secure sum's generated runs
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
+#   make bench-secagg    secure aggregation beside Flower's and beside none
 #   make bench-search    the index beside bare FAISS
 #   make bench-demo      seconds and peak memory of the demo
 #   make bench-docs      write the tables of README.md and docs/benchmarks.md from build/bench/*.csv
@@ -22,7 +24,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick lint format schemas bench-quality bench-search bench-demo bench-docs clean
+.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-search bench-secagg bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +52,10 @@ test: install
 test-quick: install
 	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow'
 
+# ten thousand generated runs of the protocol, without type checks at run time; about half an hour
+test-protocol: install
+	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -71,6 +77,9 @@ bench-quality: install
 
 bench-search: install
 	$(BIN)/python -m benchmarks.bench_search
+
+bench-secagg: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_secagg
 
 bench-demo: install
 	$(BIN)/python -m benchmarks.bench_demo

@@ -1,5 +1,7 @@
 """Retrieval figures of docs/benchmarks.md: local, federated and central beside chance.
 
+Sums are plain: make bench-secagg shows that secure ones give the same figures.
+
 Runs the studies below, prints their tables and the goals, and writes build/bench/quality.csv, or
 quality-part.csv where studies are left out or failed, with the columns case, contender, figure,
 unit, value, sd, seeds. Each study has a run folder in build/bench/quality/: an interrupted bench
@@ -55,7 +57,7 @@ def main() -> None:
     for name in chosen.only:
         console.rule(name)
         try:
-            study = read_study(Path("configs/study") / f"{name}.yaml")
+            study = read_study(Path("configs/study") / f"{name}.yaml", ["round.aggregation=plain"])
             if isinstance(study.settings.data, RecipeSource):
                 try:
                     recipe_folder(study.settings.data)

@@ -13,7 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DEMO_GOALS", "QUALITY_GOALS", "Goal"]
+__all__ = [
+    "DEMO_GOALS",
+    "QUALITY_GOALS",
+    "SECAGG_CASE",
+    "SECAGG_FEW_SITES",
+    "SECAGG_GOALS",
+    "Goal",
+]
 
 
 @dataclass(frozen=True)
@@ -72,3 +79,13 @@ QUALITY_GOALS = (
 
 DEMO_GOALS = {"wall time": 180.0, "peak memory": 2.0}
 """The largest value of each figure that meets its goal, in seconds and GB (10^9 bytes)."""
+
+SECAGG_CASE = "11,700,000 parameters, 20 sites"
+SECAGG_FEW_SITES = "11,700,000 parameters, 5 sites"
+SECAGG_GOALS = {
+    "all CPU": ("at most a fifth of Flower's", 0.2),
+    "bytes a parameter, 32 bits": ("at most 4", 4.0),
+    "bytes a parameter, 24 bits": ("at most 3", 3.0),
+    "coordinator memory, 20 sites by 5": ("does not grow with the sites", 1.1),
+}
+"""Figure to its goal and to the largest value that meets it; one accumulator is 46.8 MB."""

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from benchmarks.figures import F, Figure, SeededFigure
-from benchmarks.goals import DEMO_GOALS, QUALITY_GOALS
+from benchmarks.goals import (
+    DEMO_GOALS,
+    QUALITY_GOALS,
+    SECAGG_CASE,
+    SECAGG_FEW_SITES,
+    SECAGG_GOALS,
+)
 from fedhash_sim.results import Spread
 
 __all__ = [
@@ -22,6 +28,9 @@ __all__ = [
     "plain_rows",
     "quality_rows",
     "search_rows",
+    "secagg_goal_rows",
+    "secagg_rows",
+    "secagg_study_rows",
 ]
 
 Rows = list[tuple[str, ...]]
@@ -118,6 +127,75 @@ def demo_rows(figures: Sequence[Figure]) -> Rows:
         else:
             verdict = "met" if each.value <= most else "missed"
             rows.append((each.figure, shown, f"at most {most:g} {each.unit}", verdict))
+    return rows
+
+
+def secagg_rows(figures: Sequence[Figure]) -> Rows:
+    """A row for each contender in each case; its CPU as a share of Flower's."""
+    by_name = _by_name(figures)
+    columns = {
+        "client CPU, s": "client CPU",
+        "coordinator CPU, s": "coordinator CPU",
+        "all CPU, s": "all CPU",
+        "bytes a parameter": "sent by a client",
+        "client memory, MB": "client memory",
+        "coordinator memory, MB": "coordinator memory",
+    }
+    rows: Rows = [("case", "contender", *columns, "all CPU / Flower's")]
+    for case, contender in dict.fromkeys((each.case, each.contender) for each in figures):
+        found = [by_name.get((case, name, contender)) for name in columns.values()]
+        if all(found):
+            own = by_name[case, "all CPU", contender].value
+            flower = by_name.get((case, "all CPU", "Flower SecAgg+"))
+            share = f"{own / flower.value:.2f}" if flower else ""
+            cells = [three_digits(each.value) for each in found if each]
+            rows.append((case, contender, *cells, share))
+    return rows
+
+
+def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
+    """What the protocol is held to, and the keystream limit of the machine."""
+    by_name = {name: each.value for name, each in _by_name(figures).items()}
+    case, wide, narrow = SECAGG_CASE, "secure, 32 bits", "secure, 24 bits"
+
+    def value(figure: str, contender: str, of: str = case) -> float | None:
+        return by_name.get((of, figure, contender))
+
+    cpu, flower = value("all CPU", wide), value("all CPU", "Flower SecAgg+")
+    growth = value("coordinator memory", wide)
+    few = value("coordinator memory", wide, SECAGG_FEW_SITES)
+    measured = {
+        "all CPU": None if cpu is None or flower is None else cpu / flower,
+        "bytes a parameter, 32 bits": value("sent by a client", wide),
+        "bytes a parameter, 24 bits": value("sent by a client", narrow),
+        "coordinator memory, 20 sites by 5": None if not growth or not few else growth / few,
+    }
+    rows: Rows = [("at 11.7 million parameters, 20 sites", "goal", "measured", "")]
+    for name, (goal, most) in SECAGG_GOALS.items():
+        found = measured[name]
+        shown = "" if found is None else f"{found:.2f}"
+        verdict = "not run" if found is None else "met" if round(found, 2) <= most else "missed"
+        rows.append((name, goal, shown, verdict))
+    limit = value("keystream and sum", "AES-256-CTR", "this machine")
+    client = value("client CPU", wide)
+    if limit and client:
+        bound = 20 * 4 * 11.7e6 / (limit * 1e9)  # 19 pair masks and the site's own
+        rows.append(
+            ("client CPU / that of its keystreams alone", "none set", f"{client / bound:.2f}", "")
+        )
+    return rows
+
+
+def secagg_study_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """Plain and secure sums side by side, a row for each figure of a study."""
+    by_name = _by_name(figures)
+    contenders = list(dict.fromkeys(each.contender for each in figures))
+    rows: Rows = [("study", "figure", *contenders)]
+    for study, figure, unit in dict.fromkeys((e.case, e.figure, e.unit) for e in figures):
+        found = [by_name.get((study, figure, contender)) for contender in contenders]
+        cells = [str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found]
+        name = _direction(figure) if unit == "mAP" else f"{figure}, {unit}"
+        rows.append((study, name, *cells))
     return rows
 
 

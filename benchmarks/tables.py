@@ -23,6 +23,9 @@ from benchmarks.rows import (
     plain_rows,
     quality_rows,
     search_rows,
+    secagg_goal_rows,
+    secagg_rows,
+    secagg_study_rows,
 )
 from fedhash.errors import DataError, FedhashError
 
@@ -30,11 +33,18 @@ __all__ = ["main"]
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
+SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
     "quality-plain": (QUALITY, lambda: plain_rows(read_figures(QUALITY, SeededFigure))),
     "goals": (QUALITY, lambda: goal_rows(read_figures(QUALITY, SeededFigure))),
     "search": (SEARCH, lambda: search_rows(read_figures(SEARCH, Figure))),
+    "secagg": (SECAGG, lambda: secagg_rows(read_figures(SECAGG, Figure))),
+    "secagg-goals": (SECAGG, lambda: secagg_goal_rows(read_figures(SECAGG, Figure))),
+    "secagg-studies": (
+        SECAGG_STUDIES,
+        lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
+    ),
     "demo": (DEMO, lambda: demo_rows(read_figures(DEMO, Figure))),
 }
 _MARKER = re.compile(r"^<!-- (?:table: (?P<name>[\w-]+)|end) -->", re.MULTILINE)
