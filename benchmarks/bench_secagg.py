@@ -81,33 +81,38 @@ _LARGEST_UPDATE = 8.0  # the updates are normal: none of 11.7 million is as larg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the smallest cases only, no studies")
-    parser.add_argument("--skip-studies", action="store_true", help="rounds without training only")
+    parser.add_argument("--only", choices=("rounds", "studies"), help="one of the two parts")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
     console = Console()
-    figures = []
+    if chosen.only != "studies":
+        _measure_rounds(QUICK_CASES if chosen.quick else CASES, chosen.quick, console)
+    if chosen.only != "rounds" and not chosen.quick:
+        _run_studies(chosen.workers, console)
+
+
+def _measure_rounds(cases: list[tuple[int, int]], quick: bool, console: Console) -> None:
     limit = keystream_limit_bytes_per_second()
-    figures.append(Figure("this machine", "AES-256-CTR", "keystream and sum", "GB/s", limit / 1e9))
-    for parameters, sites in QUICK_CASES if chosen.quick else CASES:
+    figures = [Figure("this machine", "AES-256-CTR", "keystream and sum", "GB/s", limit / 1e9)]
+    for parameters, sites in cases:
         for contender, cost in _contenders(parameters, sites):
             case = f"{parameters:,} parameters, {sites} sites"
             console.print(f"{case}: {contender}: {cost}", highlight=False)
             figures += _figures_of(case, contender, cost, sites)
-    write_figures(BENCH / ("secagg-quick.csv" if chosen.quick else "secagg.csv"), Figure, figures)
+    write_figures(BENCH / ("secagg-quick.csv" if quick else "secagg.csv"), Figure, figures)
     console.print(as_table(secagg_rows(figures), "one round, without training"))
     console.print(as_table(secagg_goal_rows(figures), "goals"))
-    if chosen.quick or chosen.skip_studies:
-        return
-    of_studies = [
+
+
+def _run_studies(workers: int, console: Console) -> None:
+    figures = [
         figure
         for name in STUDIES
         for contender in CONTENDERS
-        for figure in _study(name, contender, chosen.workers, console)
+        for figure in _study(name, contender, workers, console)
     ]
-    write_figures(BENCH / "secagg-studies.csv", SeededFigure, of_studies)
-    console.print(
-        as_table(secagg_study_rows(of_studies), "federated studies, mean ± sd over seeds")
-    )
+    write_figures(BENCH / "secagg-studies.csv", SeededFigure, figures)
+    console.print(as_table(secagg_study_rows(figures), "federated, mean ± sd over seeds"))
 
 
 def _contenders(parameters: int, sites: int) -> Iterator[tuple[str, Cost]]:
