@@ -2,11 +2,12 @@
 
 1. Rounds without training, over in-memory messages: CPU seconds, bytes and memory of a client and
    of the coordinator (`secagg_peers` says how they are measured).
-2. Whole studies, federated, three seeds: mAP with plain and with secure sums, and what a round
+2. Where a client's time goes in such a round.
+3. Whole studies, federated, three seeds: mAP with plain and with secure sums, and what a round
    costs a site there.
 
 Prints tables and writes build/bench/secagg.csv (case, contender, figure, unit, value) and
-build/bench/secagg-studies.csv (the same with sd and seeds).
+secagg-client.csv beside it, and secagg-studies.csv (the same with sd and seeds).
 
     make bench-secagg
     .venv/bin/python -m benchmarks.bench_secagg --quick      # the smallest cases, secagg-quick.csv
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,13 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
-from benchmarks.rows import as_table, secagg_goal_rows, secagg_rows, secagg_study_rows
+from benchmarks.rows import (
+    as_table,
+    secagg_client_rows,
+    secagg_goal_rows,
+    secagg_rows,
+    secagg_study_rows,
+)
 from benchmarks.secagg_peers import (
     Cost,
     Meter,
@@ -48,9 +56,12 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.training_messages import RunPlan, TrainRequest
 from fedhash.secagg.coordinator import SecureAggregation
+from fedhash.secagg.fixed_point import Block, FixedPoint
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity
+from fedhash.secagg.masks import add_masks
 from fedhash.secagg.opened_rounds import MemoryOpenedRounds
+from fedhash.secagg.packing import pack
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash.secagg.terms import SecureAggregationTerms
 
@@ -81,13 +92,15 @@ _LARGEST_UPDATE = 8.0  # the updates are normal: none of 11.7 million is as larg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the smallest cases only, no studies")
-    parser.add_argument("--only", choices=("rounds", "studies"), help="one of the two parts")
+    parser.add_argument("--only", choices=("rounds", "client", "studies"), help="one of the parts")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
     console = Console()
-    if chosen.only != "studies":
+    if chosen.only in {None, "rounds"}:
         _measure_rounds(QUICK_CASES if chosen.quick else CASES, chosen.quick, console)
-    if chosen.only != "rounds" and not chosen.quick:
+    if chosen.only in {None, "client"} and not chosen.quick:
+        _measure_client(console)
+    if chosen.only in {None, "studies"} and not chosen.quick:
         _run_studies(chosen.workers, console)
 
 
@@ -102,6 +115,34 @@ def _measure_rounds(cases: list[tuple[int, int]], quick: bool, console: Console)
     write_figures(BENCH / ("secagg-quick.csv" if quick else "secagg.csv"), Figure, figures)
     console.print(as_table(secagg_rows(figures), "one round, without training"))
     console.print(as_table(secagg_goal_rows(figures), "goals"))
+
+
+def _measure_client(console: Console) -> None:
+    """Where a client's time goes, at 11.7 million parameters and 20 sites; best of three."""
+    parameters, sites = 11_700_000, 20
+    encoding = FixedPoint((Block("update", parameters, _LARGEST_UPDATE),), 32, sites, 140.0)
+    update, rng = base_update(parameters), np.random.default_rng(0)
+    words = encoding.encode(update, 100.0, rng)
+    masks = [(os.urandom(32), 1) for _ in range(sites)]
+    request = Message("mask", {}, {"model": update})
+    reply = Message("masked", {}, {"masked": pack(words, 32)})
+    parts: dict[str, Callable[[], object]] = {
+        "20 masks": lambda: add_masks(words, masks),
+        "fixed point with stochastic rounding": lambda: encoding.encode(update, 100.0, rng),
+        "SHA-256 of the request": request.digest,
+        "byte form of the reply": reply.encode,
+    }
+    case = f"{parameters:,} parameters, {sites} sites"
+    figures = []
+    for part, run in parts.items():
+        best_s = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            run()
+            best_s = min(best_s, time.process_time() - start)
+        figures.append(Figure(case, "secure, 32 bits", part, "s", best_s))
+    write_figures(BENCH / "secagg-client.csv", Figure, figures)
+    console.print(as_table(secagg_client_rows(figures), "where a client's time goes"))
 
 
 def _run_studies(workers: int, console: Console) -> None:

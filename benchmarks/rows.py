@@ -28,6 +28,7 @@ __all__ = [
     "plain_rows",
     "quality_rows",
     "search_rows",
+    "secagg_client_rows",
     "secagg_goal_rows",
     "secagg_rows",
     "secagg_study_rows",
@@ -184,6 +185,12 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
             ("client CPU / that of its keystreams alone", "none set", f"{client / bound:.2f}", "")
         )
     return rows
+
+
+def secagg_client_rows(figures: Sequence[Figure]) -> Rows:
+    """The parts of a client's work, in milliseconds of CPU."""
+    rows: Rows = [("part of a client's round", "CPU, ms")]
+    return rows + [(each.figure, three_digits(1e3 * each.value)) for each in figures]
 
 
 def secagg_study_rows(figures: Sequence[SeededFigure]) -> Rows:

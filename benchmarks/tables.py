@@ -23,6 +23,7 @@ from benchmarks.rows import (
     plain_rows,
     quality_rows,
     search_rows,
+    secagg_client_rows,
     secagg_goal_rows,
     secagg_rows,
     secagg_study_rows,
@@ -33,6 +34,7 @@ __all__ = ["main"]
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
+SECAGG_CLIENT = BENCH / "secagg-client.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
@@ -41,6 +43,10 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "search": (SEARCH, lambda: search_rows(read_figures(SEARCH, Figure))),
     "secagg": (SECAGG, lambda: secagg_rows(read_figures(SECAGG, Figure))),
     "secagg-goals": (SECAGG, lambda: secagg_goal_rows(read_figures(SECAGG, Figure))),
+    "secagg-client": (
+        SECAGG_CLIENT,
+        lambda: secagg_client_rows(read_figures(SECAGG_CLIENT, Figure)),
+    ),
     "secagg-studies": (
         SECAGG_STUDIES,
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
