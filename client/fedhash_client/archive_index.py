@@ -109,13 +109,14 @@ def build_archive(
 
 
 def read_handle_key(path: Path) -> bytes:
-    """The site's handle secret, made at the first call.
+    """The site's handle secret, made at the first call, with its folder if need be.
 
     Raises:
         ArchiveError: The file is no key, or others can read it.
         StorageError: It can be neither made nor read.
     """
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             _make_handle_key(path)
         if path.stat().st_mode & 0o077:

@@ -179,8 +179,14 @@ def search(
                 f"{settings.archive} is not there; make it first: "
                 f"fedhash-site index {site} --release {release}"
             )
+        model = loaded.build_model()
+        if target is not None and target not in model.modalities:
+            raise QueryError(
+                f"there is no modality {target!r} to search in; "
+                f"the release has {', '.join(model.modalities)}"
+            )
         query = make_query(
-            encode_example(loaded.build_model(), modality, content),
+            encode_example(model, modality, content),
             release_id=loaded.release_id,
             modality=target or modality,
             k=k,

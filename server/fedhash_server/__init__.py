@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0",
-    FLWR_DISABLE_UPDATE_CHECK="1",
-    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
-)
+__all__ = ["FLOWER_SWITCHES"]
 
-__all__: list[str] = []
+FLOWER_SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+os.environ.update(FLOWER_SWITCHES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,6 +16,7 @@ from rich.markup import escape
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
+from fedhash_server import FLOWER_SWITCHES
 
 __all__ = ["app"]
 
@@ -97,8 +99,11 @@ def bundle(
         write_app_folder(out, agreement, round_file, run)
     except (FedhashError, OSError) as error:
         _fail(error)
-    start = ["flwr", "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
-    _show({"app": str(out), "start": shlex.join(start)}, as_json=as_json)
+    # `flwr run` is a process of Flower's own, which the switches of this one do not reach
+    switches = [f"{name}={value}" for name, value in FLOWER_SWITCHES.items()]
+    flwr = "flwr" if shutil.which("flwr") else str(Path(sys.executable).with_name("flwr"))
+    start = [flwr, "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
+    _show({"app": str(out), "start": shlex.join([*switches, *start])}, as_json=as_json)
 
 
 @app.command()

@@ -6,6 +6,8 @@ import json
 import re
 import resource
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,23 @@ def test_a_site_checks_indexes_and_searches(site: Path, release: Path) -> None:
     assert hits == sorted(hits, key=lambda h: (h["distance"], -h["score"], h["handle"]))
     call(site_app, "index", site, "--release", release)
     assert json.loads(call(site_app, *search)) == hits, "the key stays, so do the handles"
+
+
+def test_the_folder_of_archive_and_key_is_made_for_its_owner_alone(
+    site: Path, release: Path
+) -> None:
+    whole = site.read_text()
+    site.write_text(whole.replace(": archive.", ": a/archive.").replace(": handle.", ": a/handle."))
+    call(site_app, "index", site, "--release", release)
+    assert (site.parent / "a").stat().st_mode & 0o777 == 0o700
+    assert {each.name for each in (site.parent / "a").iterdir()} >= {"archive.sqlite", "handle.key"}
+
+
+def test_a_modality_that_the_release_lacks_is_told(site: Path, release: Path) -> None:
+    call(site_app, "index", site, "--release", release)
+    wanted = ("search", site, "--release", release, "--report", "Effusion.", "--target", "signal")
+    message = call(site_app, *wanted, code=1)
+    assert "there is no modality 'signal' to search in; the release has report" in message
 
 
 def test_two_more_studies_change_no_other_answer(site: Path, release: Path) -> None:
@@ -189,9 +208,9 @@ def test_what_the_operating_system_refuses_is_told_with_its_path(site: Path, rel
     site.write_text(whole.replace("archive.sqlite", "site.yaml/archive.sqlite"))
     message = call(site_app, "index", site, "--release", release, code=1)
     assert f"{site} cannot be used (File exists); check rights and disk space" in message
-    site.write_text(whole.replace("handle.key", "nowhere/handle.key"))
+    site.write_text(whole.replace("handle.key", "site.yaml/handle.key"))
     message = call(site_app, "index", site, "--release", release, code=1)
-    assert f"{site.parent / 'nowhere' / 'handle.key'} cannot be used (No such file" in message
+    assert f"{site} cannot be used (File exists); check rights and disk space" in message
     site.write_text(whole.replace("archive.sqlite", "a" * 300))
     wanted = ("search", site, "--release", release, "--report", "Effusion.")
     assert "cannot be used (File name too long)" in call(site_app, *wanted, code=1)
@@ -245,7 +264,12 @@ def test_an_identity_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert "chmod 600" in call(site_app, "identity", key, code=1)
 
 
-def test_a_bundle_is_written_with_the_command_that_starts_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_bundle_is_written_with_the_command_that_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool
+) -> None:
+    beside = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(beside) if on_path else str(tmp_path))
     configs = ROOT / "configs"
     agreement = tmp_path / "agreement.yaml"
     roster = "".join(f"  hospital-{each}: {public_key(tmp_path / each)}\n" for each in "abc")
@@ -257,7 +281,15 @@ def test_a_bundle_is_written_with_the_command_that_starts_it(tmp_path: Path) -> 
         *("--run", configs / "run" / "example.yaml", "--out", out, "--json"),
     )
     facts = json.loads(call(coordinator_app, *arguments))
-    assert shlex.split(facts["start"])[:3] == ["flwr", "run", str(out)]
+    switches, start = shlex.split(facts["start"])[:3], shlex.split(facts["start"])[3:]
+    assert switches == [
+        "FLWR_TELEMETRY_ENABLED=0",
+        "FLWR_DISABLE_UPDATE_CHECK=1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
+    ]
+    assert start[1:4] == ["run", str(out), "CONNECTION"]
+    assert start[0] == ("flwr" if on_path else str(beside / "flwr"))
+    assert shutil.which(start[0])
     assert json.loads(call(coordinator_app, *arguments)) == facts, "its own folder may be replaced"
     assert (out / "configs" / "run.yaml").read_bytes() == (
         configs / "run" / "example.yaml"
