@@ -10,15 +10,19 @@ expected; a misspelt key gets its nearest valid key. A command line may override
     Path("runs/1/round.yaml").write_text(resolved(settings), encoding="utf-8")
 """
 
+from fedhash.configuration._document import KeyPath
 from fedhash.configuration._words import did_you_mean
-from fedhash.configuration.reading import read_settings, resolved
+from fedhash.configuration.reading import gathered, problem_at, read_settings, resolved
 from fedhash.configuration.schemas import json_schema, write_schemas
 from fedhash.configuration.settings import Settings
 
 __all__ = [
+    "KeyPath",
     "Settings",
     "did_you_mean",
+    "gathered",
     "json_schema",
+    "problem_at",
     "read_settings",
     "resolved",
     "write_schemas",

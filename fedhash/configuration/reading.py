@@ -13,7 +13,8 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from fedhash.configuration._words import found
 from fedhash.configuration.settings import Settings
 from fedhash.errors import ConfigurationError, Problem
 
-__all__ = ["read_settings", "resolved"]
+__all__ = ["gathered", "problem_at", "read_settings", "resolved"]
 
 S = TypeVar("S", bound=Settings)
 
@@ -68,6 +69,42 @@ def read_settings(path: Path, kind: type[S], overrides: Sequence[str] = ()) -> S
     if problems:
         raise ConfigurationError(sorted(problems, key=lambda p: (p.file == OVERRIDE, p.line or 0)))
     return settings
+
+
+@contextmanager
+def gathered(problems: list[Problem]) -> Iterator[None]:
+    """Go on after a wrong file: its problems join `problems`, which the caller raises at the end.
+
+    problems: list[Problem] = []
+    with gathered(problems):
+        agreement = read_settings(agreement_file, Agreement)
+    with gathered(problems):
+        settings = read_settings(round_file, RoundSettings)
+    if problems:
+        raise ConfigurationError(problems)
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        problems += error.problems
+
+
+def problem_at(path: Path, key: KeyPath, message: str, overrides: Sequence[str] = ()) -> Problem:
+    """A problem that shows only when several files are compared, at the place of its key.
+
+    Args:
+        path: A file that was read.
+        key: Where the value stands; without it, the nearest mapping or list around it is named.
+        message: What was found, what was expected and what to do.
+        overrides: As the file was read with.
+
+    Raises:
+        ConfigurationError: The file has changed and cannot be read any more.
+    """
+    document = Document.read(path)
+    for assignment in overrides:
+        document.override(assignment)
+    return Problem(*document.place(key), message)
 
 
 def resolved(settings: Settings, relative_to: Path | None = None) -> str:

@@ -8,9 +8,9 @@ number of local steps at every site and a cosine over the rounds.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from fedhash.configuration import Settings
 from fedhash.models.relaxed import KAPPA
@@ -62,19 +62,27 @@ class LearningSettings(Settings):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     batch_patients: int = Field(default=32, ge=1)
     local_steps: int | None = Field(default=20, ge=1)
-    local_epochs: int | None = Field(default=None, ge=1)
+    local_epochs: int | None = Field(default=None, ge=1, validate_default=True)
     schedule: Literal["constant", "cosine"] = "cosine"
     proximal_weight: float = Field(default=0.0, ge=0)
     control_variates: bool = True
     gradient_clip_norm: float | None = Field(default=None, gt=0)
 
-    @model_validator(mode="after")
-    def _one_amount_of_work(self) -> LearningSettings:
-        if (self.local_steps is None) == (self.local_epochs is None):
+    # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
+    @field_validator("local_epochs")
+    @classmethod
+    def _one_amount_of_work(cls, epochs: int | None, info: Any) -> int | None:
+        steps = info.data.get("local_steps")
+        if "local_steps" in info.data and (steps is None) == (epochs is None):
             raise ValueError(
-                f"local_steps is {self.local_steps} and local_epochs is {self.local_epochs}; "
+                f"local_steps is {steps} and local_epochs is {epochs}; "
                 "give exactly one and set the other to null"
             )
-        if self.momentum and self.optimiser == "adamw":
+        return epochs
+
+    @field_validator("momentum")
+    @classmethod
+    def _momentum_of_sgd(cls, momentum: float, info: Any) -> float:
+        if momentum and info.data.get("optimiser") == "adamw":
             raise ValueError("momentum belongs to sgd; remove it or set optimiser: sgd")
-        return self
+        return momentum

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedhash.codes import check_code_bits
+from fedhash.configuration import KeyPath, did_you_mean
 from fedhash.errors import ModelError
 from fedhash.models import (  # noqa: F401 - importing a tower's module registers it
     image_convnet,
@@ -31,14 +32,14 @@ from fedhash.models import (  # noqa: F401 - importing a tower's module register
     signal_convnet,
 )
 from fedhash.models.relaxed import normalised
-from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.models.settings import ModelSettings
 from fedhash.models.tower import TOWERS, Tower
 from fedhash.randomness import stream_seed
 
 if TYPE_CHECKING:
     from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["HashModel", "build_model", "encode_studies"]
+__all__ = ["HashModel", "build_model", "check_towers", "encode_studies"]
 
 
 class HashModel(nn.Module):
@@ -82,6 +83,30 @@ class HashModel(nn.Module):
         return cast("torch.Tensor", self.tower(modality)(prepared))
 
 
+def check_towers(settings: ModelSettings) -> list[tuple[KeyPath, str]]:
+    """Towers and options that do not exist, each with its key in the settings; empty if all do."""
+    problems: list[tuple[KeyPath, str]] = []
+    for modality, tower in sorted(settings.towers.items()):
+        kinds = {name: kind for name, kind in TOWERS.items() if kind.modality == modality}
+        if tower.name not in kinds:
+            message = (
+                f"the tower {tower.name!r} was asked for the modality {modality!r}; "
+                f"{did_you_mean(tower.name, sorted(kinds))}"
+            )
+            problems.append((("towers", modality, "name"), message))
+            continue
+        options = kinds[tower.name].Options
+        try:
+            options.model_validate(tower.options)
+        except ValidationError as error:
+            valid = ", ".join(sorted(options.model_fields)) or "none"
+            for each in error.errors():
+                place = ".".join(map(str, each["loc"])) or "options"
+                message = f"option {place} of tower {tower.name}: {each['msg']}; it takes: {valid}"
+                problems.append((("towers", modality, "options", *each["loc"]), message))
+    return problems
+
+
 def build_model(settings: ModelSettings, code_bits: int, seed: int) -> HashModel:
     """The model before its first round, the same on every machine for the same arguments.
 
@@ -90,18 +115,12 @@ def build_model(settings: ModelSettings, code_bits: int, seed: int) -> HashModel
             is no valid code length.
     """
     check_code_bits(code_bits)
+    if problems := check_towers(settings):
+        raise ModelError("\n".join(message for _, message in problems))
     towers = {}
     for modality, tower_settings in sorted(settings.towers.items()):
-        kind = _tower_kind(modality, tower_settings)
-        try:
-            options = kind.Options.model_validate(tower_settings.options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            valid = ", ".join(sorted(kind.Options.model_fields)) or "none"
-            place = ".".join(str(part) for part in first["loc"]) or "options"
-            raise ModelError(
-                f"option {place} of tower {kind.name}: {first['msg']}; it takes: {valid}"
-            ) from error
+        kind = TOWERS[tower_settings.name]
+        options = kind.Options.model_validate(tower_settings.options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "model", modality))
             towers[modality] = kind(options, code_bits)
@@ -126,13 +145,3 @@ def encode_studies(
         for block in torch.split(prepared.inputs[modality], batch)
     ]
     return torch.cat(blocks).numpy()
-
-
-def _tower_kind(modality: str, settings: TowerSettings) -> type[Tower]:
-    valid = sorted(name for name, kind in TOWERS.items() if kind.modality == modality)
-    if settings.name not in valid:
-        raise ModelError(
-            f"the tower {settings.name!r} was asked for the modality {modality!r}; "
-            f"it has: {', '.join(valid) or 'no tower'}"
-        )
-    return TOWERS[settings.name]

@@ -15,11 +15,12 @@ Shape suffixes: N images, S pixels a side, B batch, F features, b bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 from torch import nn
 
 from fedhash.configuration import Settings
@@ -45,27 +46,37 @@ class ImageHogOptions(Settings):
 
     image_size_px: int = Field(default=64, ge=16, le=1024)
     orientations: int = Field(default=18, ge=2, le=72)
-    cell_px: int = Field(default=8, ge=4, le=1024)
+    cell_px: int = Field(default=8, ge=4, le=1024, validate_default=True)
     hidden: int = Field(default=256, ge=1, le=1024)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _cells_tile_the_image_and_are_not_too_many(self) -> ImageHogOptions:
-        if self.image_size_px % self.cell_px:
+    @field_validator("cell_px")
+    @classmethod
+    def _cells_tile_the_image_and_are_not_too_many(cls, cell_px: int, info: Any) -> int:
+        # `info` is a ValidationInfo, a protocol that beartype cannot check
+        if not {"image_size_px", "orientations"} <= info.data.keys():
+            return cell_px  # they are wrong themselves, which is reported
+        image_size_px, orientations = info.data["image_size_px"], info.data["orientations"]
+        if image_size_px % cell_px:
             raise ValueError(
-                f"cells of {self.cell_px} px do not tile {self.image_size_px} px; choose a divisor"
+                f"cells of {cell_px} px do not tile {image_size_px} px; choose a divisor"
             )
-        if self.features > _MOST_FEATURES:
+        features = _feature_count(image_size_px, cell_px, orientations)
+        if features > _MOST_FEATURES:
             raise ValueError(
-                f"{self.features} features of an image are more than {_MOST_FEATURES}; "
+                f"{features} features of an image are more than {_MOST_FEATURES}; "
                 "choose larger cells or fewer orientations"
             )
-        return self
+        return cell_px
 
     @property
     def features(self) -> int:
         """Length F of an image's features."""
-        return (self.image_size_px // self.cell_px) ** 2 * self.orientations
+        return _feature_count(self.image_size_px, self.cell_px, self.orientations)
+
+
+def _feature_count(image_size_px: int, cell_px: int, orientations: int) -> int:
+    return (image_size_px // cell_px) ** 2 * orientations
 
 
 @register_tower

@@ -15,9 +15,10 @@ from typing import Literal
 from pydantic import Field
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import Settings
+from fedhash.configuration import KeyPath, Settings
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LearningSettings, LossSettings
+from fedhash.models.hash_model import check_towers
 from fedhash.models.settings import ModelSettings
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
@@ -46,32 +47,43 @@ class RoundSettings(Settings):
     )
 
 
-def check_round(settings: RoundSettings, agreement: Agreement) -> list[str]:
+def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     """What every site of the consortium would refuse, told before the first round.
 
     Returns:
-        One sentence a problem; empty for a round that the agreement allows.
+        Key in the round file and one sentence a problem; empty for a round that can be trained.
     """
-    problems = [
-        f"model.towers has {modality!r}, the agreement's modalities are "
-        f"{', '.join(agreement.modalities)}"
+    allowed = ", ".join(agreement.modalities)
+    problems: list[tuple[KeyPath, str]] = [
+        (
+            ("model", "towers", modality),
+            f"model.towers has {modality!r}, the agreement's modalities are {allowed}",
+        )
         for modality in settings.model.towers
         if modality not in agreement.modalities
     ]
+    problems += [
+        (("model", *key), message)
+        for key, message in check_towers(settings.model)
+        if key[1] in agreement.modalities
+    ]
     if settings.aggregation == "secure" and agreement.smallest_cohort < SMALLEST_SECURE_COHORT:
-        problems.append(
+        message = (
             f"aggregation is secure, and the agreement's smallest_cohort is "
             f"{agreement.smallest_cohort}; a sum over fewer than {SMALLEST_SECURE_COHORT} sites "
             "shows each of two sites the other's update"
         )
+        problems.append((("aggregation",), message))
     low, high = agreement.margin_range
     margin = settings.loss.margin
     if not low <= margin <= high:
-        problems.append(f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}")
+        message = f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}"
+        problems.append((("loss", "margin"), message))
     steps = settings.learning.local_steps
     if steps is not None and steps > agreement.largest_local_steps:
-        problems.append(
+        message = (
             f"learning.local_steps is {steps}, the agreement's largest_local_steps is "
             f"{agreement.largest_local_steps}"
         )
+        problems.append((("learning", "local_steps"), message))
     return problems

@@ -28,7 +28,7 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from fedhash.agreement import SiteName
 from fedhash.configuration import Settings
@@ -71,11 +71,12 @@ class RunPlan(Settings):
     sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
     settings: RoundSettings
 
-    @model_validator(mode="after")
-    def _sites_are_sorted_and_unique(self) -> RunPlan:
-        if list(self.sites) != sorted(set(self.sites)):
+    @field_validator("sites")
+    @classmethod
+    def _sorted_and_unique(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        if list(sites) != sorted(set(sites)):
             raise ValueError("sites must be sorted and each named once")
-        return self
+        return sites
 
 
 class _RequestHeader(Settings):

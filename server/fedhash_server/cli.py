@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import read_settings
+from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
 from fedhash_server import FLOWER_SWITCHES
 
@@ -50,7 +50,16 @@ def check(
     from fedhash.rounds.settings import RoundSettings, check_round
 
     try:
-        terms = read_settings(agreement, Agreement)
+        problems: list[Problem] = []
+        with gathered(problems):
+            terms = read_settings(agreement, Agreement)
+        if round_file is not None:
+            with gathered(problems):
+                settings = read_settings(round_file, RoundSettings)
+            if not problems:
+                problems += [problem_at(round_file, *p) for p in check_round(settings, terms)]
+        if problems:
+            raise ConfigurationError(problems)
         anchors = Anchors.build(terms)
         codes = pack_signs(anchors.matrix)
         distances = hamming_distances(codes, codes)
@@ -66,7 +75,6 @@ def check(
             "margin range": f"{terms.margin_range[0]} to {terms.margin_range[1]}",
         }
         if round_file is not None:
-            settings = read_settings(round_file, RoundSettings)
             layout = Layout.of(build_model(settings.model, terms.code_bits, seed=0))
             facts |= {
                 "towers": ", ".join(
@@ -77,8 +85,6 @@ def check(
                 "rounds": settings.rounds,
                 "aggregation": settings.aggregation,
             }
-            if problems := check_round(settings, terms):
-                raise ConfigurationError([Problem(round_file, None, each) for each in problems])
     except (FedhashError, OSError) as error:
         _fail(error)
     _show(facts, as_json=as_json)

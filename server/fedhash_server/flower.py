@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedhash
 from fedhash.agreement import Agreement
-from fedhash.configuration import read_settings
+from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, Problem, StorageError
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
@@ -101,23 +101,29 @@ def _read_run(
     agreement: Path, rounds: Path, run: Path
 ) -> tuple[Agreement, RoundSettings, RunSettings]:
     """The three files of a run, if they fit each other."""
-    terms = read_settings(agreement, Agreement)
-    settings = read_settings(rounds, RoundSettings)
-    roster = read_settings(run, RunSettings)
-    problems = [Problem(rounds, None, each) for each in check_round(settings, terms)]
+    problems: list[Problem] = []
+    with gathered(problems):
+        terms = read_settings(agreement, Agreement)
+    with gathered(problems):
+        settings = read_settings(rounds, RoundSettings)
+    with gathered(problems):
+        roster = read_settings(run, RunSettings)
+    if problems:
+        raise ConfigurationError(problems)
+    problems = [problem_at(rounds, *each) for each in check_round(settings, terms)]
     if len(roster.sites) < terms.smallest_cohort:
         message = (
             f"sites names {len(roster.sites)}, the agreement's smallest_cohort is "
             f"{terms.smallest_cohort}: no round could be finished; enrol more sites"
         )
-        problems.append(Problem(run, None, message))
+        problems.append(problem_at(run, ("sites",), message))
     strangers = [site for site in roster.sites if site not in terms.sites]
     if settings.aggregation == "secure" and strangers:
         message = (
             f"sites has no identity of {', '.join(strangers)}; aggregation is secure and takes "
             "keys from sites of the agreement only: add their public keys"
         )
-        problems.append(Problem(agreement, None, message))
+        problems.append(problem_at(agreement, ("sites",), message))
     if problems:
         raise ConfigurationError(problems)
     return terms, settings, roster

@@ -14,12 +14,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import Settings, read_settings
+from fedhash.configuration import Settings, gathered, problem_at, read_settings
 from fedhash.data.phantom import PhantomSettings
 from fedhash.errors import ConfigurationError, Problem
 from fedhash.rounds.settings import RoundSettings, check_round
@@ -78,33 +78,42 @@ class Partition(Settings):
     """
 
     scheme: Literal["natural", "iid", "dirichlet"] = "natural"
-    sites: int | None = Field(default=None, ge=2, le=1000)
-    alpha: float | None = Field(default=None, gt=0)
+    sites: int | None = Field(default=None, ge=2, le=1000, validate_default=True)
+    alpha: float | None = Field(default=None, gt=0, validate_default=True)
     smallest_site_patients: int = Field(default=1, ge=1)
 
-    @model_validator(mode="after")
-    def _arguments_fit_the_scheme(self) -> Partition:
-        if (self.sites is None) != (self.scheme == "natural"):
+    # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
+    @field_validator("sites")
+    @classmethod
+    def _sites_fit_the_scheme(cls, sites: int | None, info: Any) -> int | None:
+        if "scheme" in info.data and (sites is None) != (info.data["scheme"] == "natural"):
             raise ValueError(
-                "'sites' belongs to the schemes iid and dirichlet, which need it; "
+                "the schemes iid and dirichlet need a number of sites; "
                 "natural takes the sites from the data"
             )
-        if (self.alpha is None) != (self.scheme != "dirichlet"):
-            raise ValueError("'alpha' belongs to the scheme dirichlet, which needs it")
-        return self
+        return sites
+
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_fits_the_scheme(cls, alpha: float | None, info: Any) -> float | None:
+        if "scheme" in info.data and (alpha is None) != (info.data["scheme"] != "dirichlet"):
+            raise ValueError("it belongs to the scheme dirichlet, which needs it")
+        return alpha
 
 
 class SplitFractions(Settings):
     """Shares of the patients; what is left over trains."""
 
     val: float = Field(default=0.1, ge=0, lt=1)
-    test: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1, validate_default=True)
 
-    @model_validator(mode="after")
-    def _something_is_left_to_train(self) -> SplitFractions:
-        if self.val + self.test >= 1:
+    @field_validator("test")
+    @classmethod
+    def _something_is_left_to_train(cls, test: float, info: Any) -> float:
+        # `info` is a ValidationInfo, a protocol that beartype cannot check
+        if info.data.get("val", 0) + test >= 1:
             raise ValueError("val + test must leave patients to train on; lower one of them")
-        return self
+        return test
 
 
 class Direction(Settings):
@@ -154,12 +163,19 @@ class StudySettings(Settings):
         "{central: {learning.local_steps: 240}}",
     )
 
-    @model_validator(mode="after")
-    def _nothing_twice(self) -> StudySettings:
-        for key, values in (("seeds", self.seeds), ("methods", self.methods)):
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{key!r} must hold at least one entry and none twice")
-        return self
+    @field_validator("seeds", "methods")
+    @classmethod
+    def _nothing_twice(cls, values: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if not values or len(set(values)) != len(values):
+            raise ValueError("must hold at least one entry and none twice")
+        return values
+
+
+class _NamedFiles(Settings, extra="ignore"):
+    """The two files that a study names, which are checked whatever else of it is wrong."""
+
+    agreement: Path
+    round: Path
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             files.
 
     Raises:
-        ConfigurationError: One of the three files, or an override, is wrong.
+        ConfigurationError: One of the three files, or an override, is wrong; holds what is wrong
+            with all of them.
     """
     inner: dict[str, list[str]] = {"agreement": [], "round": []}
     own = []
@@ -206,48 +223,61 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             inner[head].append(rest)
         else:
             own.append(override)
-    settings = read_settings(path, StudySettings, own)
-    agreement = read_settings(settings.agreement, Agreement, inner["agreement"])
-    base = read_settings(settings.round, RoundSettings, inner["round"])
-    problems = [Problem(settings.round, None, each) for each in check_round(base, agreement)]
+    problems: list[Problem] = []
+    with gathered(problems):
+        settings = read_settings(path, StudySettings, own)
+    names = [each for each in own if each.partition("=")[0] in inner]
+    try:
+        named = read_settings(path, _NamedFiles, names)
+    except ConfigurationError as error:  # the same as the study's, or fewer
+        raise ConfigurationError(problems or list(error.problems)) from error
+    with gathered(problems):
+        agreement = read_settings(named.agreement, Agreement, inner["agreement"])
+    with gathered(problems):
+        base = read_settings(named.round, RoundSettings, inner["round"])
+    if problems:
+        raise ConfigurationError(problems)
+    refused = check_round(base, agreement)
+    problems = [problem_at(settings.round, *each, inner["round"]) for each in refused]
     problems += [
-        Problem(
+        problem_at(
             path,
-            None,
+            ("evaluation", "directions", number, role),
             f"evaluation.directions asks for {name!r}; the round's model has no "
             f"tower for it, only for {', '.join(base.model.towers)}",
+            own,
         )
-        for direction in settings.evaluation.directions
-        for name in (direction.query, direction.target)
+        for number, direction in enumerate(settings.evaluation.directions)
+        for role, name in (("query", direction.query), ("target", direction.target))
         if name not in base.model.towers
     ]
     round_of: dict[str, RoundSettings] = {}
     for method in settings.methods:
         changes = settings.method_settings.get(method, {})
-        try:
+        wrong: list[Problem] = []
+        with gathered(wrong):
             round_of[method] = read_settings(
                 settings.round,
                 RoundSettings,
                 [*inner["round"], *(f"{k}={json.dumps(v)}" for k, v in changes.items())],
             )
-        except ConfigurationError as error:
-            problems += [
-                Problem(path, None, f"method_settings.{method}: {each.message}")
-                for each in error.problems
-            ]
-            continue
-        problems += [
-            Problem(path, None, f"method_settings.{method}: {each}")
-            for each in check_round(round_of[method], agreement)
-            if each not in check_round(base, agreement)
-        ]
-        if round_of[method].model != base.model:
+        messages = [each.message for each in wrong]
+        if not wrong:
+            others = check_round(round_of[method], agreement)
+            messages += [message for key, message in others if (key, message) not in refused]
+            if round_of[method].model != base.model:
+                messages.append(
+                    "changes the model; all methods of a study share it, so write one of its own"
+                )
+        for message in messages:
+            # the message names the key that is wrong, if it is one of the changes
+            key = [each for each in changes if each in message][:1]
             problems.append(
-                Problem(
+                problem_at(
                     path,
-                    None,
-                    f"method_settings.{method} changes the model; all methods of a "
-                    "study share it, so write a study of its own",
+                    ("method_settings", method, *key),
+                    f"method_settings.{method}: {message}",
+                    own,
                 )
             )
     if problems:

@@ -250,6 +250,23 @@ def test_a_round_that_the_agreement_forbids_is_told_at_once(tmp_path: Path) -> N
     assert "'image'" in message
 
 
+def test_mistakes_in_agreement_and_round_are_told_together(tmp_path: Path) -> None:
+    agreement, round_file = tmp_path / "agreement.yaml", tmp_path / "round.yaml"
+    whole = (ROOT / "configs" / "agreement" / "phantom.yaml").read_text()
+    rounds = (ROOT / "configs" / "round" / "phantom_hog.yaml").read_text()
+    agreement.write_text(whole + "smalest_cohort: 2\n")
+    round_file.write_text(rounds + "roundz: 2\n")
+    message = call(coordinator_app, "check", agreement, "--round", round_file, code=1)
+    assert f"{agreement}:{len(whole.splitlines()) + 1}: unknown key" in message
+    assert f"{round_file}:{len(rounds.splitlines()) + 1}: unknown key" in message
+    agreement.write_text(whole)
+    round_file.write_text(rounds.replace("image_hog", "image_hogg"))
+    line = 1 + next(i for i, each in enumerate(rounds.splitlines()) if "image_hog" in each)
+    message = call(coordinator_app, "check", agreement, "--round", round_file, code=1)
+    assert f"{round_file}:{line}: the tower 'image_hogg' was asked for" in message
+    assert 'did you mean "image_hog"?' in message
+
+
 def public_key(path: Path) -> str:
     return call(site_app, "identity", path).strip()
 

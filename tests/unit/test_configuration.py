@@ -96,9 +96,12 @@ def complaints(path: Path, overrides: list[str] | None = None) -> list[str]:
 
 def test_public_names():
     assert fedhash.configuration.__all__ == [
+        "KeyPath",
         "Settings",
         "did_you_mean",
+        "gathered",
         "json_schema",
+        "problem_at",
         "read_settings",
         "resolved",
         "write_schemas",

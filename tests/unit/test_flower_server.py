@@ -344,7 +344,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
         ({"run": "{run_id: trial, sites: [a, b, a], seed: 1}"}, "more than once: a; keep one"),
         (
             {"agreement": AGREEMENT.replace("smallest_cohort: 1", "smallest_cohort: 3")},
-            "run.yaml: sites names 2, the agreement's smallest_cohort is 3",
+            "run.yaml:1: sites names 2, the agreement's smallest_cohort is 3",
         ),
         ({"rounds": ROUND.replace("local_steps: 1", "local_steps: 5000")}, "local_steps is 5000"),
         (
@@ -356,7 +356,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
             "agreement.yaml: sites has no identity of a, b, c; aggregation is secure",
         ),
         ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
-        ({"rounds": ROUND.replace("image_convnet", "image_convent")}, "it has: image_convnet"),
+        ({"rounds": ROUND.replace("image_convnet", "image_convent")}, 'mean "image_convnet"?'),
     ],
 )
 def test_app_folder_of_files_that_cannot_train_is_not_written(

@@ -206,9 +206,13 @@ def test_negation_and_word_order_change_a_reports_features() -> None:
 @pytest.mark.parametrize(
     ("modality", "tower", "message"),
     [
-        ("image", TowerSettings(name="vit"), "'vit' .* it has: image_convnet, image_hog"),
-        ("report", TowerSettings(name="image_hog"), "'image_hog' .* 'report'; it has: report_ng"),
-        ("video", TowerSettings(name="image_hog"), "'video'; it has: no tower"),
+        ("image", TowerSettings(name="vit"), "'vit' .* valid here: image_convnet, image_hog"),
+        (
+            "report",
+            TowerSettings(name="image_hog"),
+            "'image_hog' .* 'report'; valid here: report_n",
+        ),
+        ("video", TowerSettings(name="image_hog"), "'video'; valid here: nothing"),
         (
             "image",
             TowerSettings(name="image_hog", options={"cells": 8}),

@@ -128,10 +128,10 @@ def test_an_impossible_draw_says_what_to_change() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scheme": "natural", "sites": 3}, "'sites' belongs to the schemes"),
-        ({"scheme": "iid"}, "'sites' belongs to the schemes"),
-        ({"scheme": "dirichlet", "sites": 3}, "'alpha' belongs to the scheme dirichlet"),
-        ({"scheme": "iid", "sites": 3, "alpha": 0.1}, "'alpha' belongs to the scheme dirichlet"),
+        ({"scheme": "natural", "sites": 3}, "iid and dirichlet need a number of sites"),
+        ({"scheme": "iid"}, "iid and dirichlet need a number of sites"),
+        ({"scheme": "dirichlet", "sites": 3}, "belongs to the scheme dirichlet"),
+        ({"scheme": "iid", "sites": 3, "alpha": 0.1}, "belongs to the scheme dirichlet"),
     ],
 )
 def test_arguments_fit_the_scheme(arguments: dict[str, object], message: str) -> None:

@@ -19,12 +19,16 @@ def test_a_round_within_the_agreement_has_no_problems() -> None:
     ],
 )
 def test_what_every_site_would_refuse_is_told_before(settings: RoundSettings, problem: str) -> None:
-    (found,) = check_round(settings, AGREEMENT)
-    assert found.startswith(problem)
+    ((key, message),) = check_round(settings, AGREEMENT)
+    assert problem.startswith(".".join(map(str, key)))
+    assert message.startswith(problem)
 
 
 def test_a_tower_for_a_modality_outside_the_agreement_is_a_problem() -> None:
     agreement = AGREEMENT.model_copy(update={"modalities": ("image", "signal")})
     assert check_round(round_settings(), agreement) == [
-        "model.towers has 'report', the agreement's modalities are image, signal"
+        (
+            ("model", "towers", "report"),
+            "model.towers has 'report', the agreement's modalities are image, signal",
+        )
     ]

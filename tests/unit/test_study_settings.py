@@ -1,0 +1,149 @@
+"""What `read_study` says of a wrong study, and of the two files that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedhash.errors import ConfigurationError
+from fedhash_sim.settings import read_study
+
+AGREEMENT = """\
+name: three
+findings: [no_finding, edema]
+modalities: [image, report]
+"""
+
+ROUND = """\
+model:
+  towers:
+    image:
+      name: image_hog
+      options:
+        cell_px: 8
+learning:
+  local_steps: 2
+rounds: 1
+"""
+
+STUDY = """\
+name: small
+agreement: agreement.yaml
+round: round.yaml
+data: {kind: phantom}
+seeds: [0]
+"""
+
+
+def problems(
+    folder: Path,
+    *overrides: str,
+    study: str = STUDY,
+    agreement: str = AGREEMENT,
+    rounds: str = ROUND,
+) -> list[str]:
+    """All that is wrong, each as `file:line: message`; the files lie in `folder`."""
+    for name, text in (("study", study), ("agreement", agreement), ("round", rounds)):
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        read_study(folder / "study.yaml", overrides)
+    return [str(each).removeprefix(f"{folder}/") for each in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("more", "start"),
+    [
+        ("methods:\n- local\n- local\n", '6: "methods": must hold at least one entry'),
+        ("partition:\n  scheme: natural\n  sites: 3\n", '8: "partition.sites": the schemes iid'),
+        ("partition:\n  scheme: iid\n", '6: "partition.sites": the schemes iid'),
+        ("partition:\n  scheme: iid\n  sites: 3\n  alpha: 1\n", '9: "partition.alpha": it belongs'),
+        ("splits:\n  val: 0.5\n  test: 0.5\n", '8: "splits.test": val + test must leave'),
+        ("splits:\n  val: 0.9\n", '6: "splits.test": val + test must leave'),
+    ],
+)
+def test_contradictions_have_their_key_and_line_beside_other_mistakes(
+    tmp_path: Path, more: str, start: str
+) -> None:
+    study = STUDY.replace("[0]", "[0, 0]").replace("small", "a b") + more
+    name, *others = problems(tmp_path, study=study)
+    assert name.startswith('study.yaml:1: "name" must match')
+    assert len(others) == 2
+    assert any('study.yaml:5: "seeds": must hold at least one' in each for each in others)
+    assert any(each.startswith(f"study.yaml:{start}") for each in others)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "start"),
+    [
+        ("  local_steps: 2", "  local_steps: 2\n  local_epochs: 1", '9: "learning.local_epochs": '),
+        (
+            "  local_steps: 2",
+            "  local_steps: null",
+            '7: "learning.local_epochs": local_steps is None',
+        ),
+        ("  local_steps: 2", "  momentum: 0.9", '8: "learning.momentum": momentum belongs to sgd'),
+        ("name: image_hog", "name: image_hogg", "4: the tower 'image_hogg' was asked for"),
+        ("cell_px: 8", "cell_px: 10", "6: option cell_px of tower image_hog: "),
+        ("cell_px: 8", "cells: 8", "6: option cells of tower image_hog: "),
+        ("local_steps: 2", "local_steps: 5000", "8: learning.local_steps is 5000, the agreement"),
+    ],
+)
+def test_mistakes_of_a_round_have_their_line(
+    tmp_path: Path, old: str, new: str, start: str
+) -> None:
+    (problem,) = problems(tmp_path, rounds=ROUND.replace(old, new))
+    assert problem.startswith(f"round.yaml:{start}")
+
+
+def test_a_misspelt_tower_gets_the_nearest_one(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, rounds=ROUND.replace("image_hog", "image_hogg"))
+    assert problem.endswith('; did you mean "image_hog"?')
+    (problem,) = problems(tmp_path, "round.model.towers.image.name=image_hogg")
+    assert problem.startswith("--set: the tower 'image_hogg'")
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        ("learning.lr: 1", 9, 'unknown key "learning.lr"'),
+        ("learning.local_steps: 5000", 9, "learning.local_steps is 5000, the agreement's"),
+        ("model.towers.image.options.cell_px: 16", 7, "changes the model"),
+    ],
+)
+def test_mistakes_of_one_method_have_their_line(
+    tmp_path: Path, change: str, line: int, message: str
+) -> None:
+    study = f"{STUDY}method_settings:\n  central:\n    rounds: 2\n    {change}\n"
+    (problem,) = problems(tmp_path, study=study)
+    assert problem.startswith(f"study.yaml:{line}: method_settings.central: {message}")
+
+
+def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:
+    study = f"{STUDY}evaluation:\n  directions:\n  - query: image\n    target: mri\n"
+    (problem,) = problems(tmp_path, study=study)
+    assert problem.startswith("study.yaml:9: evaluation.directions asks for 'mri'")
+
+
+def test_all_files_and_overrides_are_checked_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        *("nonsense", "seedz=[0]", "agreement.code_bits=12", "round.roundz=1"),
+        study=STUDY + "seeeds: [1]\n",
+        agreement=AGREEMENT + "smalest_cohort: 2\n",
+        rounds=ROUND + "timeout: 1\n",
+    )
+    assert [each.partition(";")[0] for each in found] == [
+        'study.yaml:6: unknown key "seeeds"',
+        "--set: 'nonsense' is no override",
+        '--set: unknown key "seedz"',
+        'agreement.yaml:4: unknown key "smalest_cohort"',
+        '--set: "code_bits" must be a multiple of 8',
+        'round.yaml:10: unknown key "timeout"',
+        '--set: unknown key "roundz"',
+    ]
+
+
+def test_a_study_that_names_no_files_is_told_alone(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, study=STUDY.replace("round: round.yaml\n", ""))
+    assert problem.startswith('study.yaml:1: missing key "round"')
