@@ -353,7 +353,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
                 "rounds": ROUND.replace("plain", "secure"),
                 "run": RUN.replace("[a, b]", "[a, b, c]"),
             },
-            "agreement.yaml: sites has no identity of a, b, c; aggregation is secure",
+            "agreement.yaml:2: sites has no identity of a, b, c; aggregation is secure",
         ),
         ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
         ({"rounds": ROUND.replace("image_convnet", "image_convent")}, 'mean "image_convnet"?'),
