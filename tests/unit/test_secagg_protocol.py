@@ -234,9 +234,13 @@ def runs(draw: st.DrawFn) -> tuple[int, bool, dict, int]:
     return count, sparse, fates, draw(st.integers(0, 10_000))
 
 
-@settings(max_examples=int(os.environ.get("FEDHASH_PROTOCOL_RUNS", "500")))
-@given(runs())
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("part", range(4))  # so that several cores share the runs
+@settings(max_examples=int(os.environ.get("FEDHASH_PROTOCOL_RUNS", "500")) // 4)
+@given(run=runs())
 def test_the_exact_sum_or_a_typed_failure(
+    part: int,
     run: tuple[int, bool, dict, int],
 ) -> None:
     count, sparse, fates, order = run

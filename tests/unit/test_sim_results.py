@@ -11,8 +11,10 @@ import pytest
 from fedhash.errors import CheckpointError, DataError
 from fedhash_sim.input_files import changed_files, write_stamps
 from fedhash_sim.results import (
+    EXCHANGE_COLUMNS,
     RESULT_COLUMNS,
     ROUND_COLUMNS,
+    SUM_COLUMNS,
     main_table,
     read_partition,
     read_results,
@@ -63,10 +65,12 @@ def test_a_damaged_table_of_a_cell_is_not_joined(tmp_path: Path, content: bytes)
     cell = RunFolder(tmp_path).cell("central", 0).path
     cell.mkdir(parents=True)
     write_table(cell / "results.csv", RESULT_COLUMNS, [result("map", 0.5)])
+    write_table(cell / "exchanges.csv", EXCHANGE_COLUMNS, [])
+    write_table(cell / "sums.csv", SUM_COLUMNS, [])
     (cell / "rounds.csv").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"rounds\.csv is damaged.*remove .*results\.csv"):
         RunFolder(tmp_path).collect(["central"], [0])
-    write_table(cell / "rounds.csv", ROUND_COLUMNS, [("central", *range(9))])
+    write_table(cell / "rounds.csv", ROUND_COLUMNS, [("central", *range(len(ROUND_COLUMNS) - 1))])
     RunFolder(tmp_path).collect(["central"], [0])
     assert (tmp_path / "results.csv").read_bytes() == (cell / "results.csv").read_bytes()
 
