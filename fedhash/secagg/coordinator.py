@@ -259,7 +259,7 @@ class SecureAggregation:
                 offers[site] = keys
         try:
             return self._roster(offers)
-        except CohortError:
+        except ProtocolError:  # too few sites, or too few for any graph
             return None  # the next round begins with exchanges of its own, or the run is over
 
     def _verify(self, run_id: str, round_number: int, site: str, keys: RoundKeys) -> None:
