@@ -34,7 +34,12 @@ from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import FixedPoint
 from fedhash.secagg.graph import fewest_survivors, neighbours, plan_graph
 from fedhash.secagg.identity import verify_signature
-from fedhash.secagg.key_agreement import fingerprint, pair_mask_key, self_mask_key
+from fedhash.secagg.key_agreement import (
+    exchange,
+    fingerprint,
+    pair_mask_key,
+    self_mask_key,
+)
 from fedhash.secagg.masks import add_masks
 from fedhash.secagg.messages import (
     KEY_BYTES,
@@ -268,7 +273,11 @@ class SecureAggregation:
             raise MessageError(f"{site!r} has no identity in the agreement")
         if keys.keys.size != KEY_BYTES:
             raise MessageError("round keys of another size")
-        text = RoundKeys.signed_text(run_id, round_number, site, keys.keys.tobytes())
+        content = keys.keys.tobytes()
+        probe = X25519PrivateKey.generate()
+        for half in (content[: KEY_BYTES // 2], content[KEY_BYTES // 2 :]):
+            exchange(probe, half)  # one key of low order would make every site refuse the roster
+        text = RoundKeys.signed_text(run_id, round_number, site, content)
         verify_signature(identity, keys.signature.tobytes(), text)
 
     def _check_enough(
