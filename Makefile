@@ -52,7 +52,7 @@ test: install
 test-quick: install
 	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow'
 
-# ten thousand generated runs of the protocol, without type checks at run time; about half an hour
+# ten thousand generated runs of the protocol, without type checks at run time; about a quarter of an hour
 test-protocol: install
 	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
 

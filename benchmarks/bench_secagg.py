@@ -170,7 +170,7 @@ def _contenders(parameters: int, sites: int) -> Iterator[tuple[str, Cost]]:
     graph = plan_graph(sites, SecureAggregationTerms())
     yield (
         "Flower SecAgg+",
-        flower_round(parameters, sites, graph.degree, min(graph.threshold, graph.degree)),
+        flower_round(parameters, sites, graph.degree, graph.threshold),
     )
 
 

@@ -73,7 +73,8 @@ class RoundRecord:
         weight: Sum of the counted sites' weights.
         mean_loss: Weighted mean of the sites' training losses; None for a failed round.
         seconds: Wall time of the round.
-        aggregation: How the sum was made: graph, threshold, who shared, who survived.
+        aggregation: How the sum was made: graph, threshold, how many shared and survived;
+            empty for a failed round.
         notes: What went wrong with sites that count nevertheless.
         exchanges: Each request with its outcome, size and time, in the order of the answers.
     """

@@ -3,7 +3,8 @@
 1. In steady state a round has two exchanges, `mask` and `unmask`: they carry the keys and shares of
    the next round. The first round, and a round whose sites are not those that prepared it (a
    joiner, a site that came back, one that is gone), has two exchanges of its own before them.
-2. A masked vector is added to the sum when it arrives; memory does not grow with the sites.
+2. A masked vector is added to the sum when it arrives and is not kept; beside it stand a few
+   hundred bytes a pair of neighbours, and whatever an engine holds of answers that are ready.
 3. Shares are checked against their owner's commitment and reconstructed secrets against what the
    owner published, so a bad share is left out and never ends up in the sum.
 4. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
@@ -271,8 +272,6 @@ class SecureAggregation:
         identity = self._agreement.sites.get(site)
         if identity is None:
             raise MessageError(f"{site!r} has no identity in the agreement")
-        if keys.keys.size != KEY_BYTES:
-            raise MessageError("round keys of another size")
         content = keys.keys.tobytes()
         probe = X25519PrivateKey.generate()
         for half in (content[: KEY_BYTES // 2], content[KEY_BYTES // 2 :]):

@@ -6,7 +6,7 @@ that the value is a mean over. `rounds.csv` has one row a round and site; `model
 whose own model was trained (method `local`), mean_loss and seconds are those of the round.
 `partition.csv` has the training patients by seed, site and finding.
 `exchanges.csv` has one row a request: its stage, outcome, bytes and seconds. `sums.csv` has one row
-a round that was summed under masks: graph, threshold, and who took part.
+a round that was summed under masks: graph, threshold, and how many sites took part.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
