@@ -174,8 +174,8 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
     rows: Rows = [("at 11.7 million parameters, 20 sites", "goal", "measured", "")]
     for name, (goal, most) in SECAGG_GOALS.items():
         found = measured[name]
-        shown = "" if found is None else f"{found:.2f}"
-        verdict = "not run" if found is None else "met" if round(found, 2) <= most else "missed"
+        shown = "" if found is None else f"{found:.4f}"
+        verdict = "not run" if found is None else "met" if found <= most else "missed"
         rows.append((name, goal, shown, verdict))
     limit = value("keystream and sum", "AES-256-CTR", "this machine")
     client = value("client CPU", wide)
