@@ -1,9 +1,16 @@
 """Dealing training patients to sites.
 
-The schemes are flwr-datasets' partitioners over a table with one row a patient, so a patient never
-stands at two sites. The class of a patient is its rarest positive finding: that is what makes the
-patient special, and "no finding" would hide it. The natural partition follows the data, where a
-patient may have been seen at two sites; natural sites with too few patients are pooled into one.
+1. Under `iid` and `dirichlet` a patient stands at one site, which depends on the partition's
+   settings, the seed, the patient's id and its own findings alone: no other patient moves it.
+   So flwr-datasets' partitioners deal not the patients but a fixed table of places, one table for
+   each finding, and a patient takes the place that its id draws.
+2. The class of a patient is one of its positive findings, drawn by its id. `iid` has one class.
+3. Deals are drawn until every site is large enough, and the first such draw is taken. This is the
+   one exception to 1: where draws were refused, more patients can make an earlier draw large
+   enough, and then all are dealt by that one. Where the first draw was taken, a new patient moves
+   nobody.
+4. `natural` follows the data, where a patient may have been seen at two sites; sites with too few
+   patients are pooled into one, and leave it when they have enough.
 
     >>> partition_patients(studies, Partition(scheme="dirichlet", sites=10, alpha=.1), seed=0)
     {'site-00': (Study(...), ...), ...}
@@ -14,8 +21,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
+from jaxtyping import Int64
 from pydantic import TypeAdapter, ValidationError
 
 from fedhash.agreement import SiteName
@@ -29,7 +38,8 @@ __all__ = ["POOLED_SITE", "partition_patients"]
 POOLED_SITE = "(small sites)"
 _MOST_SITES = 1000  # of one round
 _SITE_NAME: TypeAdapter[str] = TypeAdapter(SiteName)
-_DRAWS = 1000  # Dirichlet draws before a smallest site of the asked size is called impossible
+_PLACES_A_SITE = 100  # a site's share of a finding is a multiple of a hundredth of an even share
+_DRAWS = 200  # before a smallest site of the asked size is called impossible
 
 
 def partition_patients(
@@ -51,24 +61,8 @@ def partition_patients(
     """
     if partition.scheme == "natural":
         return _natural(studies, partition.smallest_site_patients)
-    patients = _patient_classes(studies)
-    needed = (partition.sites or 0) * partition.smallest_site_patients
-    if len(patients) < needed:
-        raise DataError(
-            f"{partition.sites} sites of at least {partition.smallest_site_patients} patients need "
-            f"{needed} patients, and there are {len(patients)}; lower partition.sites or "
-            "partition.smallest_site_patients"
-        )
-    table = Dataset.from_dict(
-        {"patient": list(patients), "finding": [patients[p] for p in patients]}
-    )
-    partitioner = _drawn(partition, table, seed)
-    site_of = {
-        patient: f"site-{site:02d}"
-        for site in range(partition.sites or 0)
-        for patient in partitioner.load_partition(site)["patient"]
-    }
-    return _grouped((site_of[study.patient_id], study) for study in studies)
+    site_of = _dealt(_patient_classes(studies, partition, seed), partition, seed)
+    return _grouped((f"site-{site_of[study.patient_id]:02d}", study) for study in studies)
 
 
 def _natural(studies: Sequence[Study], smallest_site_patients: int) -> dict[str, tuple[Study, ...]]:
@@ -107,41 +101,76 @@ def _grouped(pairs: Iterable[tuple[str, Study]]) -> dict[str, tuple[Study, ...]]
     return {site: tuple(sites[site]) for site in sorted(sites)}
 
 
-def _patient_classes(studies: Sequence[Study]) -> Mapping[str, str]:
-    """Each patient's rarest positive finding, patients in order of first appearance."""
-    frequency = Counter(finding for study in studies for finding in study.positive)
-    findings: dict[str, set[str]] = {}
+def _patient_classes(
+    studies: Sequence[Study], partition: Partition, seed: int
+) -> Mapping[str, str]:
+    """Each patient's class: the positive finding whose draw is the least.
+
+    A finding more takes a patient into its class or leaves it where it was, never into a third one.
+    """
+    findings: defaultdict[str, set[str]] = defaultdict(set)
     for study in studies:
-        findings.setdefault(study.patient_id, set()).update(study.positive)
+        findings[study.patient_id] |= study.positive
+    if partition.scheme == "iid":
+        return dict.fromkeys(findings, "")
     return {
-        patient: min(positive, key=lambda finding: (frequency[finding], finding))
+        patient: min(
+            positive, key=lambda each: stream_seed(seed, "partition", "class", patient, each)
+        )
         for patient, positive in findings.items()
     }
 
 
-def _drawn(partition: Partition, table: Dataset, seed: int) -> Partitioner:
-    """A partitioner whose smallest site is large enough, drawing again where it is not."""
-    sites = partition.sites or 0
-    if partition.scheme == "iid":
-        shuffled = table.shuffle(seed=stream_seed(seed, "partition") % 2**32)
-        partitioner: Partitioner = IidPartitioner(sites)
-        partitioner.dataset = shuffled
-        return partitioner
+def _dealt(class_of: Mapping[str, str], partition: Partition, seed: int) -> Mapping[str, int]:
+    """Each patient's site, from the first draw whose sites are all large enough."""
+    sites, smallest = partition.sites or 0, partition.smallest_site_patients
+    if len(class_of) < sites * smallest:
+        raise DataError(
+            f"{sites} sites of at least {smallest} patients need {sites * smallest} patients, and "
+            f"there are {len(class_of)}; lower partition.sites or "
+            "partition.smallest_site_patients"
+        )
+    count = sites * _PLACES_A_SITE
+    places = Dataset.from_dict({"place": range(count), "finding": [0] * count})
+    place_of = {each: stream_seed(seed, "partition", "place", each) % count for each in class_of}
     for draw in range(_DRAWS):
+        deals = {
+            each: _deal(places, partition, stream_seed(seed, "partition", "deal", each, draw))
+            for each in set(class_of.values())
+        }
+        site_of = {each: int(deals[class_of[each]][place_of[each]]) for each in class_of}
+        sizes = Counter(site_of.values())
+        if all(sizes[site] >= smallest for site in range(sites)):
+            return site_of
+    raise DataError(
+        f"no draw of {_DRAWS} gave each of {sites} sites at least {smallest} patients"
+        + (
+            f" at alpha {partition.alpha}; raise partition.alpha or lower"
+            if partition.alpha
+            else "; lower"
+        )
+        + " partition.sites or partition.smallest_site_patients"
+    )
+
+
+def _deal(places: Dataset, partition: Partition, seed: int) -> Int64[np.ndarray, " places"]:
+    """The site of each place of one class."""
+    sites = partition.sites or 0
+    partitioner: Partitioner
+    if partition.scheme == "iid":
+        partitioner = IidPartitioner(sites)
+        partitioner.dataset = places.shuffle(seed=seed)
+    else:
         partitioner = DirichletPartitioner(
             sites,
             "finding",
             alpha=partition.alpha or 0.0,
             min_partition_size=0,
             self_balancing=False,
-            seed=stream_seed(seed, "partition", draw) % 2**32,
+            seed=seed,
         )
-        partitioner.dataset = table
-        sizes = [len(partitioner.load_partition(site)) for site in range(sites)]
-        if min(sizes) >= partition.smallest_site_patients:
-            return partitioner
-    raise DataError(
-        f"no draw of {_DRAWS} gave each of {sites} sites at least "
-        f"{partition.smallest_site_patients} patients at alpha {partition.alpha}; raise "
-        "partition.alpha or lower partition.sites or partition.smallest_site_patients"
-    )
+        partitioner.dataset = places
+    site_of = np.empty(len(places), dtype=np.int64)
+    for site in range(sites):
+        site_of[partitioner.load_partition(site)[:]["place"]] = site
+    return site_of

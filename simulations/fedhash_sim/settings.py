@@ -66,15 +66,15 @@ class ManifestSource(Settings):
 class Partition(Settings):
     """How the training patients are dealt to sites.
 
-    `natural` follows the attribute `site` of the studies; `iid` and `dirichlet` deal patients by
-    their rarest positive finding.
+    `natural` follows the attribute `site` of the studies; `iid` deals patients evenly, `dirichlet`
+    unevenly by one of their positive findings. Both are met on average over the patients.
 
     Attributes:
         scheme: The rule.
         sites: Number of sites; not for `natural`.
         alpha: Concentration of the Dirichlet draw; small is uneven. For `dirichlet` alone.
-        smallest_site_patients: Every site has at least so many training patients: a Dirichlet draw
-            with a smaller site is drawn again, smaller natural sites are pooled into one.
+        smallest_site_patients: Every site has at least so many training patients: a deal with a
+            smaller site is drawn again, smaller natural sites are pooled into one.
     """
 
     scheme: Literal["natural", "iid", "dirichlet"] = "natural"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from sim_command import of_manifest, phantom_manifest, run, run_all
 
 from fedhash.registry.release import load_release
@@ -33,6 +35,53 @@ def test_a_changed_image_is_another_run(study_file: Path, tmp_path: Path) -> Non
     assert f"{image} has changed or is gone, 1 files in all" in message
     assert "--replace" in message
     assert (tmp_path / "run" / "results.csv").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "scheme", ["{scheme: iid, sites: 3}", "{scheme: dirichlet, sites: 3, alpha: 1}"]
+)
+def test_two_more_rows_leave_all_other_studies_as_they_were(
+    study_file: Path, tmp_path: Path, scheme: str
+) -> None:
+    manifest = phantom_manifest(tmp_path / "phantom")
+
+    def consortium_of(name: str) -> Consortium:
+        changes = (*of_manifest(manifest, scheme=scheme), "--set", "round.rounds=1")
+        changes = (*changes, "--set", "evaluation.held_out_database=0.3")
+        run_all(study_file, tmp_path / name, *changes)
+        return Consortium.load(tmp_path / name / "data" / "seed-0")
+
+    def roles_of(consortium: Consortium) -> dict[str, tuple[str, str]]:
+        roles = consortium.roles
+        of_sites = (("training", roles.training), ("database", roles.database))
+        return dict.fromkeys(roles.queries, ("query", "")) | {
+            study_id: (role, site)
+            for role, sites in of_sites
+            for site, study_ids in sites.items()
+            for study_id in study_ids
+        }
+
+    before = consortium_of("before")
+    with manifest.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows.insert(0, {**rows[7], "study_id": "new-1", "patient_id": "new"})
+    rows.insert(20, {**rows[30], "study_id": "new-2"})  # of a patient that was there
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    after = consortium_of("after")
+
+    assert roles_of(before).items() <= roles_of(after).items()
+    ids = after.prepared.study_ids
+    assert set(ids) - set(before.prepared.study_ids) == {"new-1", "new-2"}
+    kept = after.prepared.select([ids.index(each) for each in before.prepared.study_ids])
+    assert kept.patient_ids == before.prepared.patient_ids
+    assert kept.attributes == before.prepared.attributes
+    assert torch.equal(kept.labels, before.prepared.labels)
+    for modality, inputs in before.prepared.inputs.items():
+        assert torch.equal(kept.inputs[modality], inputs)
+        assert torch.equal(kept.present[modality], before.prepared.present[modality])
 
 
 def test_site_names_may_be_of_any_script_and_hostile(study_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +30,56 @@ def studies_of(patients: int, seed: int = 0) -> list[Study]:
     ]
 
 
+SCHEMES: list[dict[str, Any]] = [
+    {"scheme": "iid", "sites": 4},
+    {"scheme": "dirichlet", "sites": 4, "alpha": 0.1},
+    {"scheme": "dirichlet", "sites": 4, "alpha": 100.0},
+]
+PATIENTS = st.dictionaries(
+    st.text(max_size=8),
+    st.lists(st.sets(st.sampled_from("abcde"), min_size=1), min_size=1, max_size=3),
+    min_size=1,
+    max_size=20,
+)
+
+
+def one_each(findings: Iterable[str]) -> list[Study]:
+    """A patient and a study for each finding."""
+    return [
+        Study(f"s{number}", f"p{number}", {}, frozenset({finding}))
+        for number, finding in enumerate(findings)
+    ]
+
+
+def with_studies(patients: dict[str, list[set[str]]]) -> list[Study]:
+    return [
+        Study(f"{patient}/{number}", patient, {}, frozenset(positive))
+        for patient, studies in patients.items()
+        for number, positive in enumerate(studies)
+    ]
+
+
+def homes(dealt: dict[str, tuple[Study, ...]]) -> dict[str, str]:
+    """Study id to site."""
+    return {study.study_id: site for site, held in dealt.items() for study in held}
+
+
+def of_at_least(smallest: int, scheme: dict[str, Any]) -> Partition:
+    """The scheme with a smallest site, which may be 0: then the first draw is always taken."""
+    return Partition(**scheme).model_copy(update={"smallest_site_patients": smallest})
+
+
+def first_homes(studies: list[Study], scheme: dict[str, Any], seed: int) -> dict[str, str]:
+    """Study id to site in the first draw, however small the sites."""
+    return homes(partition_patients(studies, of_at_least(0, scheme), seed))
+
+
+def smallest_at_first(studies: list[Study], scheme: dict[str, Any], seed: int) -> int:
+    """Patients of the smallest site in the first draw, of studies of a patient each."""
+    sizes = Counter(first_homes(studies, scheme, seed).values())
+    return min(sizes.values()) if len(sizes) == scheme["sites"] else 0
+
+
 @given(
     patients=st.integers(40, 80),
     sites=st.integers(2, 6),
@@ -44,8 +98,7 @@ def test_every_study_has_one_site_and_every_patient_too(
     assert sorted(s.study_id for site in dealt.values() for s in site) == sorted(
         s.study_id for s in studies
     )
-    homes = {(s.patient_id, site) for site, held in dealt.items() for s in held}
-    assert len(homes) == patients
+    assert len({(s.patient_id, site) for site, held in dealt.items() for s in held}) == patients
     assert dealt == partition_patients(studies, partition, seed)
 
 
@@ -55,18 +108,104 @@ def test_another_seed_deals_otherwise() -> None:
     assert partition_patients(studies, partition, 0) != partition_patients(studies, partition, 1)
 
 
-def test_a_small_alpha_is_less_even_than_a_large_one() -> None:
-    studies = studies_of(300)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(patients=PATIENTS, seed=st.integers(0, 2**40), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_patient_stands_where_it_would_stand_alone(
+    scheme: dict[str, Any], patients: dict[str, list[set[str]]], seed: int, data: st.DataObject
+) -> None:
+    studies = data.draw(st.permutations(with_studies(patients)))
+    found = first_homes(studies, scheme, seed)
+    assert found.keys() == {study.study_id for study in studies}
+    patient = data.draw(st.sampled_from(sorted(patients)))
+    alone = first_homes(with_studies({patient: patients[patient]}), scheme, seed)
+    assert alone.items() <= found.items()
+    assert len(set(alone.values())) == 1
 
-    def spread_of_healthy_shares(alpha: float) -> float:
-        partition = Partition(scheme="dirichlet", sites=5, alpha=alpha, smallest_site_patients=5)
-        shares = [
-            np.mean(["no_finding" in study.positive for study in held])
-            for held in partition_patients(studies, partition, 3).values()
-        ]
-        return float(max(shares) - min(shares))
 
-    assert spread_of_healthy_shares(0.1) > 3 * spread_of_healthy_shares(1000.0)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(seed=st.integers(0, 2**40), more=PATIENTS, data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_more_patients_move_nobody_where_the_first_draw_was_taken(
+    scheme: dict[str, Any], seed: int, more: dict[str, list[set[str]]], data: st.DataObject
+) -> None:
+    old = one_each("aab" * 20)
+    new = with_studies({f"new {patient}": studies for patient, studies in more.items()})
+    partition = of_at_least(smallest_at_first(old, scheme, seed), scheme)
+    before = homes(partition_patients(old, partition, seed))
+    after = homes(partition_patients(data.draw(st.permutations(old + new)), partition, seed))
+    assert before == first_homes(old, scheme, seed)
+    assert before.items() <= after.items()
+    assert len(after) == len(old) + len(new)
+
+
+def test_more_patients_can_make_a_refused_draw_large_enough() -> None:
+    """The exception that the rules name."""
+    scheme = {"scheme": "dirichlet", "sites": 4, "alpha": 1.0}
+    few, many = one_each("abc" * 10), one_each("abc" * 100)
+    partition = of_at_least(smallest_at_first(few, scheme, 0) + 1, scheme)
+    before = homes(partition_patients(few, partition, 0))
+    after = homes(partition_patients(many, partition, 0))
+    assert after == first_homes(many, scheme, 0)
+    assert not before.items() <= after.items()
+
+
+@given(
+    had=st.sets(st.sampled_from("abcde"), min_size=1),
+    new=st.sampled_from("abcdef"),
+    seed=st.integers(0, 2**40),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_new_finding_of_a_patient_moves_it_to_that_finding_s_site_or_not_at_all(
+    had: set[str], new: str, seed: int
+) -> None:
+    def site(*studies: set[str]) -> str:
+        found = set(first_homes(with_studies({"p": [*studies]}), SCHEMES[1], seed).values())
+        assert len(found) == 1
+        return found.pop()
+
+    assert site(had, {new}) in {site(had), site({new})}
+
+
+def test_a_patient_is_dealt_by_any_of_its_findings_as_often() -> None:
+    """Dirichlet with a very small alpha gives a finding to one site."""
+    scheme = {"scheme": "dirichlet", "sites": 20, "alpha": 1e-4}
+    (of_a,) = set(first_homes(one_each("a" * 50), scheme, 0).values())
+    (of_b,) = set(first_homes(one_each("b" * 50), scheme, 0).values())
+    assert of_a != of_b
+    both = [Study(f"s{n}", f"p{n}", {}, frozenset("ab")) for n in range(1000)]
+    found = list(first_homes(both, scheme, 0).values())
+    for site in (of_a, of_b):
+        assert found.count(site) == pytest.approx(500, abs=4 * 250**0.5)  # 4 standard deviations
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1000.0])
+def test_a_small_alpha_is_uneven_in_every_finding_and_a_large_one_in_none(alpha: float) -> None:
+    studies = one_each("abc" * 2000)
+    partition = Partition(scheme="dirichlet", sites=5, alpha=alpha)
+    dealt = partition_patients(studies, partition, 3)
+    for finding in "abc":
+        shares = [sum(finding in s.positive for s in held) / 2000 for held in dealt.values()]
+        if alpha < 1:
+            assert max(shares) > 0.4
+        else:
+            # a Dirichlet share has a standard deviation of 0.006 here, its sample one of 0.009
+            assert shares == pytest.approx([0.2] * 5, abs=4 * 0.011)
+
+
+@pytest.mark.parametrize("sites", [2, 7, 300])
+def test_iid_sites_have_as_many_patients_on_average(sites: int) -> None:
+    patients = 100 * sites
+    dealt = partition_patients(one_each("a" * patients), Partition(scheme="iid", sites=sites), 0)
+    sizes = np.array([len(held) for held in dealt.values()])
+    # of a chi-square of sites - 1 degrees of freedom: mean and 4 standard deviations
+    spread = ((sizes - 100) ** 2 / 100).sum()
+    assert spread < sites - 1 + 4 * (2 * (sites - 1)) ** 0.5
+
+
+def test_iid_does_not_look_at_findings() -> None:
+    scheme = SCHEMES[0]
+    assert first_homes(one_each("a" * 60), scheme, 0) == first_homes(one_each("ab" * 30), scheme, 0)
 
 
 def test_the_smallest_site_is_as_large_as_asked() -> None:
@@ -119,10 +258,24 @@ def test_too_few_patients_are_refused_before_any_draw() -> None:
         partition_patients(studies_of(20), partition, 0)
 
 
-def test_an_impossible_draw_says_what_to_change() -> None:
-    partition = Partition(scheme="dirichlet", sites=10, alpha=0.001, smallest_site_patients=2)
-    with pytest.raises(DataError, match=r"no draw of .* raise partition\.alpha"):
-        partition_patients(studies_of(30), partition, 0)
+@pytest.mark.parametrize(
+    ("scheme", "advice"),
+    [
+        (
+            {"scheme": "dirichlet", "sites": 3, "alpha": 0.001},
+            r" at alpha 0\.001; raise partition\.alpha or lower partition\.sites or partition\.sm",
+        ),
+        (
+            {"scheme": "iid", "sites": 3},
+            r"; lower partition\.sites or partition\.smallest_site_pat",
+        ),
+    ],
+)
+def test_an_impossible_draw_says_what_to_change(scheme: dict[str, Any], advice: str) -> None:
+    partition = Partition(**scheme, smallest_site_patients=2000)
+    message = "no draw of 200 gave each of 3 sites at least 2000 patients"
+    with pytest.raises(DataError, match=message + advice):
+        partition_patients(one_each("a" * 6000), partition, 0)
 
 
 @pytest.mark.parametrize(
