@@ -177,7 +177,7 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
         shown = "" if found is None else f"{found:.4f}"
         verdict = "not run" if found is None else "met" if found <= most else "missed"
         rows.append((name, goal, shown, verdict))
-    limit = value("keystream and sum", "AES-256-CTR", "this machine")
+    limit = value("keystream and sum", "AES-256-GCM", "this machine")
     client = value("client CPU", wide)
     if limit and client:
         bound = 20 * 4 * 11.7e6 / (limit * 1e9)  # 19 pair masks and the site's own
