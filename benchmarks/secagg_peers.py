@@ -91,6 +91,7 @@ __all__ = [
     "flower_round",
     "keystream_limit_bytes_per_second",
     "plain_round",
+    "resident_and_peak_bytes",
     "update_scale",
 ]
 
@@ -171,7 +172,7 @@ class Meter:
         """Close the account of the party that worked until now, which is returned."""
         before = self._party
         self.cpu_s[before] += time.process_time() - self._since_s
-        resident, peak = _resident_and_peak_bytes()
+        resident, peak = resident_and_peak_bytes()
         if self._resident_first is None:
             self._resident_first = resident
         start = self._resident_first if before == _COORDINATOR else self._resident_since
@@ -433,7 +434,8 @@ def _metered(
     return meter
 
 
-def _resident_and_peak_bytes() -> tuple[int, int]:
+def resident_and_peak_bytes() -> tuple[int, int]:
+    """What this process holds, and the most that it has held. Linux only."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     now, peak = (
         re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE) for name in ("VmRSS", "VmHWM")
