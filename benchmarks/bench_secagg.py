@@ -53,7 +53,7 @@ from fedhash.agreement import Agreement
 from fedhash.learning.loss import Margins
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
-from fedhash.rounds.aggregation import Contribution, Stage
+from fedhash.rounds.aggregation import Contribution, Stage, SumRecord
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import RoundSettings
@@ -245,7 +245,7 @@ def _secure_round(parameters: int, sites: int, ring_bits: int, meter: Meter) -> 
             yield Answer(name, Message.decode(data, max_bytes=len(data)))
 
     with meter.coordinator():
-        steps = SecureAggregation(agreement).aggregate(request)
+        steps = SecureAggregation(agreement).aggregate(request, SumRecord())
         stage = next(steps)
         while True:
             try:

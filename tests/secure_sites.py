@@ -8,7 +8,8 @@ passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from small_federation import round_settings
@@ -17,7 +18,7 @@ from fedhash.agreement import Agreement
 from fedhash.errors import ProtocolError, RefusedError
 from fedhash.learning.loss import Margins
 from fedhash.randomness import numpy_stream
-from fedhash.rounds.aggregation import Aggregate, Answers, Contribution, Stage
+from fedhash.rounds.aggregation import Aggregate, Answers, Contribution, Stage, SumRecord
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, reply_blocks
@@ -112,6 +113,16 @@ def vector_of(place: int) -> np.ndarray:
     return ((np.arange(length) * (place + 1) - 3 * place) % 41 - 20).astype(np.float32) / 2
 
 
+class Summed(NamedTuple):
+    """An aggregate and its record."""
+
+    total: np.ndarray
+    weight: float
+    left_out: dict[str, str]
+    facts: dict[str, str | int | float]
+    notes: dict[str, str]
+
+
 @dataclass
 class Federation:
     """Sites, and the coordinator's half that outlives its rounds."""
@@ -121,6 +132,7 @@ class Federation:
     coordinator: SecureAggregation
     rounds: int = 3
     stages: list[str] = field(default_factory=list)
+    record: SumRecord = field(default_factory=SumRecord)
 
     @classmethod
     def of(cls, count: int, terms: SecureAggregationTerms = TERMS, rounds: int = 3) -> Federation:
@@ -153,10 +165,13 @@ class Federation:
         number: int,
         deliver: Callable[[Stage], Answers] | None = None,
         cohort: Sequence[str] = (),
-    ) -> Aggregate:
+    ) -> Summed:
         """One round; `deliver` carries the messages of a stage, everything by default."""
         request = train_request(self.agreement, number, cohort, self.rounds)
-        return drive(self.coordinator.aggregate(request), self._noting(deliver or self.ask))
+        self.record = SumRecord()
+        steps = self.coordinator.aggregate(request, self.record)
+        aggregate = drive(steps, self._noting(deliver or self.ask))
+        return Summed(aggregate.total, aggregate.weight, **asdict(self.record))
 
     def ask(self, stage: Stage) -> list[Answer]:
         """Carry each request and each reply, in their byte forms."""

@@ -159,24 +159,20 @@ class PullTrainer:
 
     target: float
     patients: int = 1
-    steps: int = 1
     trained: int = 0
 
     model_settings = MODEL
     layout_digest = model_and_layout()[1].digest()
     model_size = model_and_layout()[1].size
 
-    def local_steps(self, learning: LearningSettings) -> int:
-        return self.steps
-
     def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         self.trained += 1
         update = ((self.target - request.model) / 2).astype(np.float32)
         if request.control is None:
-            return LocalResult(update, None, self.steps, self.target, {})
+            return LocalResult(update, None, 1, self.target, {})
         after = np.full_like(request.model, self.target)
         delta = after - carried.get("control", np.zeros_like(after))
-        return LocalResult(update, delta, self.steps, self.target, {"control": after})
+        return LocalResult(update, delta, 1, self.target, {"control": after})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Shape suffix: d parameters of the whole model.
     >>> result = train_locally(
     ...     model, studies, loss, LearningSettings(), margins=margins, round_number=1,
     ...     rounds_total=30, shared_control=np.zeros(layout.size, np.float32), carried={},
-    ...     generator=generator,
+    ...     most_steps=1000, generator=generator,
     ... )
     >>> vector, carried = vector + result.update, result.carried
 """
@@ -109,6 +109,7 @@ def train_locally(
     rounds_total: int,
     shared_control: Float32[np.ndarray, " d"] | None,
     carried: Mapping[str, np.ndarray],
+    most_steps: int,
     generator: torch.Generator,
 ) -> LocalResult:
     """Train `model` in place for one round.
@@ -123,6 +124,7 @@ def train_locally(
         rounds_total: For the schedule of the learning rate.
         shared_control: c, exactly when `settings.control_variates`.
         carried: From the result of the site's last round; empty before its first.
+        most_steps: The round is cut short after so many.
         generator: Draws the batches; advanced by this call.
 
     Raises:
@@ -142,7 +144,7 @@ def train_locally(
     optimiser = _optimiser(parameters, settings, round_number, rounds_total)
     if _FIRST_MOMENT in carried:
         _restore_moments(optimiser, carried, layout)
-    steps = planned_steps(len(set(studies.patient_ids)), settings)
+    steps = min(planned_steps(len(set(studies.patient_ids)), settings), most_steps)
     losses: list[float] = []
 
     with torch.random.fork_rng(devices=[]):

@@ -7,16 +7,17 @@ answers more kinds of message; neither the training nor the engines change.
 
 Rules of every aggregation:
 
-1. The sum runs over exactly those sites that are not named in `left_out`.
+1. The sum runs over exactly those sites of the cohort that are not named in `SumRecord.left_out`.
 2. What one site did wrong leaves that site out, with the reason, and never ends the round.
 3. The same contributions give the same sum, whatever the order in which they arrived.
+4. What happened is noted while it happens, so the record of a round that failed has it, too.
 
 `PlainAggregation` shows every site's update to the coordinator: for comparisons, and for a single
 site that trains alone. `fedhash.secagg` holds the form that shows the sum only.
 
 Shape suffix: D length of a reply's vector.
 
-    >>> steps = PlainAggregation().aggregate(request)
+    >>> steps = PlainAggregation().aggregate(request, SumRecord())
     >>> stage = next(steps)                       # Stage("train", {"hospital-a": Message(...)})
     >>> steps.send(answers)                       # StopIteration.value is the Aggregate
 """
@@ -44,6 +45,7 @@ __all__ = [
     "PlainSiteAggregation",
     "SiteAggregation",
     "Stage",
+    "SumRecord",
     "answered",
 ]
 
@@ -70,16 +72,25 @@ class Aggregate:
     Attributes:
         total: Sum of weight x vector over the counted sites.
         weight: Sum of the weights.
-        left_out: Site name to the reason why it does not count.
-        facts: How the sum was made, for the round's record.
-        notes: Site name to what went wrong with it although it counts.
     """
 
     total: Float64[np.ndarray, " D"]
     weight: float
-    left_out: Mapping[str, str]
-    facts: Mapping[str, str | int] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SumRecord:
+    """How a sum came about, or how far it came.
+
+    Attributes:
+        left_out: Site name to the reason why it does not count.
+        facts: Graph, threshold, how many took part and the like.
+        notes: Site name to what went wrong with it although it counts.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str | int | float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,8 +107,14 @@ class Aggregation(Protocol):
 
     name: ClassVar[str]
 
-    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
-        """Run one round's exchanges with the request's cohort."""
+    def aggregate(
+        self, request: TrainRequest, record: SumRecord
+    ) -> Generator[Stage, Answers, Aggregate]:
+        """Run one round's exchanges with the request's cohort, and note in `record` what happens.
+
+        Raises:
+            ProtocolError: There is no sum; `record` tells how far it came.
+        """
         ...
 
 
@@ -127,25 +144,26 @@ class PlainAggregation:
 
     name: ClassVar[str] = "plain"
 
-    def aggregate(self, request: TrainRequest) -> Generator[Stage, Answers, Aggregate]:
+    def aggregate(
+        self, request: TrainRequest, record: SumRecord
+    ) -> Generator[Stage, Answers, Aggregate]:
         """See :class:`Aggregation`."""
         answers = yield Stage("train", dict.fromkeys(request.cohort, request.to_message()))
         length = sum(reply_blocks(request.plan, request.model.size).values())
         total, weight = np.zeros(length), 0.0
-        left_out: dict[str, str] = {}
         by_site = {answer.site: answer for answer in answers}
         for site in sorted(request.cohort):
             try:
                 answer = by_site.get(site, Answer(site, SiteFailure("no_answer", "none came")))
                 reply = TrainReply.from_message(answered(answer), request)
             except MessageError as error:
-                left_out[site] = f"nonsense: {error}"
+                record.left_out[site] = f"nonsense: {error}"
             except ProtocolError as error:
-                left_out[site] = str(error)
+                record.left_out[site] = str(error)
             else:
                 total += np.float64(reply.weight) * reply.vector
                 weight += reply.weight
-        return Aggregate(total, weight, left_out)
+        return Aggregate(total, weight)
 
 
 class PlainSiteAggregation:

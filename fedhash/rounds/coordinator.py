@@ -33,7 +33,7 @@ from fedhash.agreement import Agreement
 from fedhash.errors import CohortError, ProtocolError
 from fedhash.learning.coordinator_optimisers import coordinator_optimiser
 from fedhash.learning.loss import Margins
-from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage
+from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage, SumRecord
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import RunPlan, TrainRequest, reply_blocks
@@ -69,12 +69,13 @@ class RoundRecord:
     Attributes:
         round_number: From 1.
         failure: None for a completed round, otherwise why the model did not change.
-        sites: Each site of the roster: ``ok``, ``not reachable`` or the reason it was left out.
+        sites: Each site of the roster: ``ok``, ``not reachable`` or the reason it was left out;
+            ``ok`` in a failed round is a site that did all it was asked for.
         weight: Sum of the counted sites' weights.
         mean_loss: Weighted mean of the sites' training losses; None for a failed round.
         seconds: Wall time of the round.
-        aggregation: How the sum was made: graph, threshold, how many shared and survived;
-            empty for a failed round.
+        aggregation: How the sum was made: graph, threshold, how many shared and survived; of a
+            failed round, what was known when it failed.
         notes: What went wrong with sites that count nevertheless.
         exchanges: Each request with its outcome, size and time, in the order of the answers.
     """
@@ -85,7 +86,7 @@ class RoundRecord:
     weight: float
     mean_loss: float | None
     seconds: float
-    aggregation: Mapping[str, str | int] = field(default_factory=dict)
+    aggregation: Mapping[str, str | int | float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     exchanges: tuple[Exchange, ...] = ()
 
@@ -172,12 +173,13 @@ class RoundCoordinator:
         sites = {site: "ok" if site in cohort else "not reachable" for site in self.plan.sites}
         number = self.state.round_number + 1
         exchanges: list[Exchange] = []
+        of_sum = SumRecord()
         try:
             self._check_cohort(cohort, sites)
             aggregate = yield from self._noted(
-                self._aggregation.aggregate(self._request(cohort)), exchanges
+                self._aggregation.aggregate(self._request(cohort), of_sum), exchanges
             )
-            sites |= aggregate.left_out
+            sites |= of_sum.left_out
             counted = [site for site in cohort if sites[site] == "ok"]
             self._check_cohort(counted, sites)
             following, mean_loss = self._following(aggregate, counted)
@@ -185,11 +187,13 @@ class RoundCoordinator:
             record = RoundRecord(
                 number,
                 str(error),
-                sites,
+                sites | of_sum.left_out,
                 0.0,
                 None,
                 self._clock() - started,
-                exchanges=tuple(exchanges),
+                of_sum.facts,
+                of_sum.notes,
+                tuple(exchanges),
             )
             self._end(self.state, record)
             raise
@@ -200,8 +204,8 @@ class RoundCoordinator:
             aggregate.weight,
             mean_loss,
             self._clock() - started,
-            aggregate.facts,
-            aggregate.notes,
+            of_sum.facts,
+            of_sum.notes,
             tuple(exchanges),
         )
         self._end(following, record)

@@ -10,18 +10,21 @@ refused, by a typed reply that names the rule, unless:
 5. its cohort is part of the roster, holds this site and is large enough    ``bad_cohort``
 6. its round is within the run and not older than one already trained       ``stale_round``
 7. its margins fit the findings and lie in the agreed range                 ``margin_out_of_range``
-8. its local work is within the agreed cap                                  ``too_much_work``
+8. its local steps are within the agreed cap                                ``too_much_work``
 9. what it carries from the counted round is still there                    ``state_lost``
 
 Then the site trains, stores what its next round needs and only then replies; a training that fails
 is a refusal as well (``training_failed``). What went wrong with which study stands in the site's
-own log: a refusal never says anything about the data. A round may be asked for again, because a
+own log: a refusal never says anything about the data. Rule 8 therefore judges the request alone;
+epochs, whose steps would tell the number of patients, are cut at the cap without a word.
+
+Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
 round that last counted and gives the same answer.
 
 Shape suffixes: d model parameters, K findings.
 
-    >>> agent = SiteAgent("hospital-a", agreement, trainer, FileSiteState(folder))
+    >>> agent = SiteAgent("hospital-a", agreement, trainer, FileSiteState(folder), aggregation)
     >>> agent.handle(message).kind
     'train_reply'
 """
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from threading import Lock
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,9 +41,8 @@ import numpy as np
 from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, RefusedError
 from fedhash.learning.local_training import LocalResult, carried_names
-from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings
-from fedhash.rounds.aggregation import Contribution, PlainSiteAggregation, SiteAggregation
+from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
@@ -76,10 +79,6 @@ class Trainer(Protocol):
         """Patients that train."""
         ...
 
-    def local_steps(self, learning: LearningSettings) -> int:
-        """Optimiser steps that a round with these settings takes here."""
-        ...
-
     def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         """Train one round from the request's model and what the site carries."""
         ...
@@ -94,13 +93,14 @@ class SiteAgent:
         agreement: Agreement,
         trainer: Trainer,
         state: SiteState,
-        aggregation: SiteAggregation | None = None,
+        aggregation: SiteAggregation,
     ) -> None:
         self.site = site
         self._agreement = agreement
         self._trainer = trainer
         self._state = state
-        self._aggregation = aggregation or PlainSiteAggregation()
+        self._aggregation = aggregation
+        self._one_at_a_time = Lock()  # model, memory and round secrets are one state
 
     @property
     def max_message_bytes(self) -> int:
@@ -110,7 +110,8 @@ class SiteAgent:
     def handle(self, message: Message) -> Message:
         """Answer a message; whatever a peer sends, the answer is a message too."""
         try:
-            return self._aggregation.answer(message, self._contribute)
+            with self._one_at_a_time:
+                return self._aggregation.answer(message, self._contribute)
         except RefusedError as error:
             return Refusal(error.reason, str(error)).to_message()
         except ProtocolError as error:
@@ -208,12 +209,15 @@ class SiteAgent:
                 )
 
     def _check_work(self, request: TrainRequest) -> None:
-        steps = self._trainer.local_steps(request.plan.settings.learning)
-        if steps > self._agreement.largest_local_steps:
+        steps, most = (
+            request.plan.settings.learning.local_steps,
+            self._agreement.largest_local_steps,
+        )
+        if steps is not None and steps > most:
             raise RefusedError(
                 "too_much_work",
-                f"the request takes {steps} local steps here, the agreement allows "
-                f"{self._agreement.largest_local_steps}; lower local_steps or local_epochs",
+                f"the request asks for {steps} local steps, the agreement allows {most}; "
+                "lower local_steps",
             )
 
     def _carried(self, request: TrainRequest) -> Mapping[str, np.ndarray]:

@@ -1,11 +1,13 @@
 """A site's data and model behind one round of training.
 
 1. Only a validated request trains: limits are the site agent's business (fedhash.rounds.site).
-2. Each round draws from its own stream (seed, "training", site, round), so a round that is asked
-   for again gives the same reply, and no site's draws depend on another's.
+2. Each round draws from its own stream (seed, "training", run, site, round): a round that is asked
+   for again gives the same reply, the same round of another run does not, and no site's draws
+   depend on another's.
+3. A round takes at most the agreement's `largest_local_steps`.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
-    >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState())
+    >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState(), aggregation)
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedhash.agreement import Agreement
-from fedhash.learning.local_training import LocalResult, planned_steps, train_locally
+from fedhash.learning.local_training import LocalResult, train_locally
 from fedhash.learning.loss import AnchorMarginLoss
-from fedhash.learning.settings import LearningSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
@@ -51,6 +52,7 @@ class SiteTrainer:
         self._site = site
         self._seed = seed
         self._studies = studies
+        self._most_steps = agreement.largest_local_steps
         self._anchors = Anchors.build(agreement)
         # any seed: each round starts from the model that the request brings
         self._model = build_model(model_settings, agreement.code_bits, seed=0)
@@ -58,10 +60,6 @@ class SiteTrainer:
         self.layout_digest = self._layout.digest()
         self.model_size = self._layout.size
         self.patients = len(set(studies.patient_ids))
-
-    def local_steps(self, learning: LearningSettings) -> int:
-        """Optimiser steps that a round with these settings takes here."""
-        return planned_steps(self.patients, learning)
 
     def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         """Train one round from the request's model.
@@ -74,7 +72,7 @@ class SiteTrainer:
             DataError: The site has no study that can train.
             ModelError: The training left the finite numbers, or what is carried does not fit.
         """
-        settings = request.plan.settings
+        plan, settings = request.plan, request.plan.settings
         self._layout.load(self._model, request.model)
         return train_locally(
             self._model,
@@ -86,5 +84,8 @@ class SiteTrainer:
             rounds_total=settings.rounds,
             shared_control=request.control,
             carried=carried,
-            generator=torch_stream(self._seed, "training", self._site, request.round_number),
+            most_steps=self._most_steps,
+            generator=torch_stream(
+                self._seed, "training", plan.run_id, self._site, request.round_number
+            ),
         )

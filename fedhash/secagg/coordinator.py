@@ -11,7 +11,7 @@
    whatever happens, the next round starts from new keys.
 
     >>> aggregation = SecureAggregation(agreement)
-    >>> steps = aggregation.aggregate(request)
+    >>> steps = aggregation.aggregate(request, record)
     >>> stage = next(steps)                    # Stage("advertise", ...) in the first round
 """
 
@@ -28,12 +28,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedhash.agreement import Agreement
 from fedhash.errors import AggregationError, CohortError, MessageError, ProtocolError
-from fedhash.rounds.aggregation import Aggregate, Answers, Stage, answered
+from fedhash.rounds.aggregation import Aggregate, Answers, Stage, SumRecord, answered
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import TrainRequest
+from fedhash.secagg.asked import digests
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import FixedPoint
-from fedhash.secagg.graph import fewest_survivors, neighbours, plan_graph
+from fedhash.secagg.floors import smallest_cohort, smallest_sum
+from fedhash.secagg.graph import neighbours, plan_graph
 from fedhash.secagg.identity import verify_signature
 from fedhash.secagg.key_agreement import (
     exchange,
@@ -59,7 +61,6 @@ from fedhash.secagg.messages import (
 from fedhash.secagg.packing import Words, add_packed, word_dtype
 from fedhash.secagg.round_secrets import mask_sign
 from fedhash.secagg.shamir import combine
-from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
 __all__ = ["SecureAggregation"]
 
@@ -105,10 +106,8 @@ class SecureAggregation:
         self._terms = agreement.secure_aggregation
         self._prepared: _SetUp | None = None
 
-    def aggregate(self, request: TrainRequest) -> _Steps[Aggregate]:
+    def aggregate(self, request: TrainRequest, record: SumRecord) -> _Steps[Aggregate]:
         """See :class:`fedhash.rounds.aggregation.Aggregation`."""
-        left_out: dict[str, str] = {}
-        notes: dict[str, str] = {}
         prepared, self._prepared = self._prepared, None
         pipelined = (
             prepared is not None
@@ -116,31 +115,34 @@ class SecureAggregation:
             == (request.plan.run_id, request.round_number)
             and prepared.sharers == request.cohort
         )
+        record.facts["set_up"] = "with the round before" if pipelined else "exchanges of its own"
         if prepared is not None and pipelined:
             set_up = prepared
+            self._note_graph(set_up.roster, record)
         else:
-            set_up = yield from self._set_up(request, left_out)
+            set_up = yield from self._set_up(request, record)
+        record.facts["shared"] = len(set_up.sharers)
         encoding = round_encoding(request.plan, request.model.size, self._terms)
-        masked = yield from self._masked_sum(request, set_up, encoding, left_out)
-        yield from self._unmask(request, set_up, masked, notes)
+        record.facts["ring_bits"] = encoding.ring_bits
+        masked = yield from self._masked_sum(request, set_up, encoding, record)
+        yield from self._unmask(request, set_up, masked, record)
         decoded = encoding.decode(masked.words)
-        roster = set_up.roster
-        graph = plan_graph(len(roster.sites), self._terms)
-        facts = {
-            "set_up": "with the round before" if pipelined else "exchanges of its own",
-            "graph": graph.kind,
-            "degree": graph.degree,
-            "threshold": graph.threshold,
-            "sites": len(roster.sites),
-            "shared": len(set_up.sharers),
-            "survived": len(masked.survivors),
-            "fewest_honest": graph.fewest_honest,
-            "ring_bits": encoding.ring_bits,
-            "clipped_values": decoded.clipped,
-        }
-        return Aggregate(decoded.vector, decoded.weight, left_out, facts, notes)
+        record.facts["clipped_values"] = decoded.clipped
+        rounding_sd = encoding.rounding_sd(decoded.weight, len(masked.survivors))
+        record.facts["rounding_sd"] = rounding_sd["update"]
+        return Aggregate(decoded.vector, decoded.weight)
 
-    def _set_up(self, request: TrainRequest, left_out: dict[str, str]) -> _Steps[_SetUp]:
+    def _note_graph(self, roster: KeyRoster, record: SumRecord) -> None:
+        graph = plan_graph(len(roster.sites), self._terms)
+        record.facts.update(
+            graph=graph.kind,
+            degree=graph.degree,
+            threshold=graph.threshold,
+            sites=len(roster.sites),
+            fewest_honest=graph.fewest_honest,
+        )
+
+    def _set_up(self, request: TrainRequest, record: SumRecord) -> _Steps[_SetUp]:
         """The stages `advertise` and `share` as exchanges of their own."""
         run_id, number = request.plan.run_id, request.round_number
         ask = AdvertiseRequest(run_id, number).to_message()
@@ -152,8 +154,9 @@ class SecureAggregation:
             self._verify(run_id, number, site, reply.keys)
             return reply.keys
 
-        offers = _accepted(answers, request.cohort, "advertise", left_out, keys_of)
+        offers = _accepted(answers, request.cohort, "advertise", record.left_out, keys_of)
         roster = self._roster(dict(offers))
+        self._note_graph(roster, record)
         session = roster.session(run_id, number).hex()
         ask = ShareRequest(run_id, number, roster).to_message()
         answers = yield Stage("share", dict.fromkeys(roster.sites, ask))
@@ -165,7 +168,7 @@ class SecureAggregation:
             )
             return reply.shares
 
-        shares = _accepted(answers, roster.sites, "share", left_out, shares_of)
+        shares = _accepted(answers, roster.sites, "share", record.left_out, shares_of)
         return _SetUp(run_id, number, roster, dict(shares))
 
     def _masked_sum(
@@ -173,17 +176,17 @@ class SecureAggregation:
         request: TrainRequest,
         set_up: _SetUp,
         encoding: FixedPoint,
-        left_out: dict[str, str],
+        record: SumRecord,
     ) -> _Steps[_Sum]:
         """The stage `mask`: vectors are added as they arrive."""
-        self._check_enough(set_up.sharers, set_up.roster, "shared", left_out)
+        self._check_enough(set_up.sharers, set_up.roster, "shared", record.left_out)
         session = set_up.session.hex()
         sealed = np.stack([set_up.shares[site].sealed for site in set_up.sharers])
         ask = MaskRequest(request, session, set_up.sharers, encoding.digest(), sealed)
         message = ask.to_message()
         answers = yield Stage("mask", dict.fromkeys(set_up.sharers, message))
         words = np.zeros(encoding.length, word_dtype(encoding.ring_bits))
-        masked = _Sum(words, message.digest())
+        masked = _Sum(words, digests(message).asked)
         this_round = (set_up.run_id, set_up.round_number, session)
         packed_bytes = encoding.length * encoding.ring_bits // 8
 
@@ -195,21 +198,22 @@ class SecureAggregation:
                 raise MessageError("the masked vector was damaged on its way")
             return reply
 
-        for site, reply in _accepted(answers, set_up.sharers, "mask", left_out, reply_of):
+        for site, reply in _accepted(answers, set_up.sharers, "mask", record.left_out, reply_of):
             add_packed(masked.words, reply.masked, encoding.ring_bits)
             masked.survivors.append(site)
             if reply.following is not None:
                 masked.following[site] = reply.following
         masked.survivors.sort()
-        self._check_enough(masked.survivors, set_up.roster, "sent a masked vector", left_out)
+        record.facts["survived"] = len(masked.survivors)
+        self._check_enough(masked.survivors, set_up.roster, "sent a masked vector", record.left_out)
         return masked
 
     def _unmask(
-        self, request: TrainRequest, set_up: _SetUp, masked: _Sum, notes: dict[str, str]
+        self, request: TrainRequest, set_up: _SetUp, masked: _Sum, record: SumRecord
     ) -> _Steps[None]:
         """The stage `unmask`: take the masks off, and keep what prepares the next round."""
         run_id, number, session = set_up.run_id, set_up.round_number, set_up.session.hex()
-        following = self._following_roster(request, masked, notes)
+        following = self._following_roster(request, masked, record.notes)
         survivors = tuple(masked.survivors)
         ask = UnmaskRequest(run_id, number, session, survivors, following).to_message()
         answers = yield Stage("unmask", dict.fromkeys(survivors, ask))
@@ -224,9 +228,9 @@ class SecureAggregation:
             opened.take(site, reply)
             return reply
 
-        for site, reply in _accepted(answers, survivors, "unmask", notes, reply_of):
+        for site, reply in _accepted(answers, survivors, "unmask", record.notes, reply_of):
             if reply.refusal is not None:
-                notes[site] = f"refuses the next round's keys: {reply.refusal}"
+                record.notes[site] = f"refuses the next round's keys: {reply.refusal}"
             if reply.following is not None and following is not None:
                 next_shares[site] = reply.following
         add_masks(masked.words, opened.masks(masked.asked))
@@ -239,7 +243,7 @@ class SecureAggregation:
         Raises:
             CohortError: They are fewer than a secure sum takes.
         """
-        floor = max(self._agreement.smallest_cohort, SMALLEST_SECURE_COHORT)
+        floor = smallest_cohort(self._agreement)
         if len(offers) < floor:
             raise CohortError(f"{len(offers)} sites sent round keys, {floor} are needed")
         sites = tuple(sorted(offers))
@@ -286,11 +290,7 @@ class SecureAggregation:
         what: str,
         left_out: Mapping[str, str],
     ) -> None:
-        floor = max(
-            fewest_survivors(len(roster.sites)),
-            self._agreement.smallest_cohort,
-            SMALLEST_SECURE_COHORT,
-        )
+        floor = smallest_sum(len(roster.sites), self._agreement)
         if len(sites) < floor:
             reasons = "; ".join(f"{site}: {why}" for site, why in sorted(left_out.items()))
             raise CohortError(
@@ -336,7 +336,7 @@ class _OpenedShares:
         """Keys and signs that turn the masked sum into the sum.
 
         Args:
-            asked: `Message.digest` of the request to mask.
+            asked: `Digests.asked` of the request to mask.
 
         Raises:
             AggregationError: Too few shares of a secret, or an owner shared something else than

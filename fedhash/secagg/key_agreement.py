@@ -41,7 +41,7 @@ def pair_mask_key(
         own: Masking key of one of the two.
         other: Public masking key of the other.
         session: `KeyRoster.session`.
-        asked: `Message.digest` of the request to mask.
+        asked: `Digests.asked` of the request to mask.
         one: Name of a site.
         two: Name of the other.
 

@@ -1,35 +1,53 @@
-"""Which sites' sum a site last helped to open: it must outlive a restart of the site.
+"""Which sum a site last helped to open: it must outlive a restart of the site.
 
 A coordinator that lost a round asks for it again, and the sites answer with the same vectors. If
-that sum were opened over other sites than the first time, the difference of the two sums would
-be single sites' updates. So a round that was opened is opened again for the same sites only.
+that sum were opened over other sites than the first time, or for another request, the difference of
+the two sums would be single sites' updates. So a round that was opened is opened again for the same
+task and sites only.
 
     >>> opened = FileOpenedRounds(Path("/var/lib/fedhash/opened"))
-    >>> opened.keep("run-7", 12, ("hospital-a", "hospital-b", "hospital-c"))
-    >>> opened.newest("run-7")
-    (12, ('hospital-a', 'hospital-b', 'hospital-c'))
+    >>> opened.keep("run-7", OpenedRound(12, ("hospital-a", "hospital-b", "hospital-c"), task))
+    >>> opened.newest("run-7").round_number
+    12
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from fedhash.errors import CheckpointError
 from fedhash.rounds._files import read_stored, write_stored
 from fedhash.rounds.messages import Message
 
-__all__ = ["FileOpenedRounds", "MemoryOpenedRounds", "OpenedRounds"]
+__all__ = ["FileOpenedRounds", "MemoryOpenedRounds", "OpenedRound", "OpenedRounds"]
+
+
+@dataclass(frozen=True)
+class OpenedRound:
+    """A sum that was opened.
+
+    Attributes:
+        round_number: From 1.
+        survivors: The sites in the sum, sorted.
+        task: `Digests.task` of the request.
+    """
+
+    round_number: int
+    survivors: tuple[str, ...]
+    task: str
 
 
 @runtime_checkable  # the test suite checks types at run time
 class OpenedRounds(Protocol):
     """Remembers the newest opened round of each run."""
 
-    def newest(self, run_id: str) -> tuple[int, tuple[str, ...]]:
-        """The last round of the run that was opened, 0 for none, and the sites of its sum."""
+    def newest(self, run_id: str) -> OpenedRound | None:
+        """The last round of the run that was opened, or None."""
         ...
 
-    def keep(self, run_id: str, round_number: int, survivors: tuple[str, ...]) -> None:
+    def keep(self, run_id: str, opened: OpenedRound) -> None:
         """Remember a newer round, or the same one again."""
         ...
 
@@ -38,15 +56,15 @@ class MemoryOpenedRounds:
     """For sites that never restart."""
 
     def __init__(self) -> None:
-        self._opened: dict[str, tuple[int, tuple[str, ...]]] = {}
+        self._opened: dict[str, OpenedRound] = {}
 
-    def newest(self, run_id: str) -> tuple[int, tuple[str, ...]]:
+    def newest(self, run_id: str) -> OpenedRound | None:
         """See :class:`OpenedRounds`."""
-        return self._opened.get(run_id, (0, ()))
+        return self._opened.get(run_id)
 
-    def keep(self, run_id: str, round_number: int, survivors: tuple[str, ...]) -> None:
+    def keep(self, run_id: str, opened: OpenedRound) -> None:
         """See :class:`OpenedRounds`."""
-        self._opened[run_id] = (round_number, survivors)
+        self._opened[run_id] = opened
 
 
 class FileOpenedRounds:
@@ -55,7 +73,7 @@ class FileOpenedRounds:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def newest(self, run_id: str) -> tuple[int, tuple[str, ...]]:
+    def newest(self, run_id: str) -> OpenedRound | None:
         """See :class:`OpenedRounds`.
 
         Raises:
@@ -63,11 +81,22 @@ class FileOpenedRounds:
         """
         path = self._folder / run_id
         if not path.is_file():
-            return 0, ()
+            return None
         header = read_stored(path, "opened_round").header
-        return int(header["round_number"]), tuple(header["survivors"])
+        try:
+            return OpenedRound(
+                int(header["round_number"]), tuple(header["survivors"]), str(header["task"])
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} was written by another version ({error!r}); start a new run"
+            ) from error
 
-    def keep(self, run_id: str, round_number: int, survivors: tuple[str, ...]) -> None:
+    def keep(self, run_id: str, opened: OpenedRound) -> None:
         """See :class:`OpenedRounds`."""
-        header = {"round_number": round_number, "survivors": list(survivors)}
+        header = {
+            "round_number": opened.round_number,
+            "survivors": list(opened.survivors),
+            "task": opened.task,
+        }
         write_stored(self._folder / run_id, Message("opened_round", header, {}))

@@ -103,7 +103,7 @@ class RoundSecrets:
 
         Args:
             sharers: The sites that shared.
-            asked: `Message.digest` of the request to mask.
+            asked: `Digests.asked` of the request to mask.
 
         Raises:
             RefusedError: A key of the roster is of low order.

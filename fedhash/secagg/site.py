@@ -16,7 +16,8 @@ A request is refused, by a typed reply that names the rule, unless:
    replayed keys fail here                                                     ``unreadable_shares``
 10. enough sites survived, among them this one and enough of the
    neighbours whose shares it opened                                           ``too_few_survivors``
-11. a round that was opened before is opened for the same sites                 ``opened_otherwise``
+11. a round that was opened before is opened for the same task and sites,
+   and no round before it is                                                 ``opened_otherwise``
 
 Rules 1 and 2 give each neighbour's secrets one fate: this site opens its share of the seed or its
 share of the key, never both. Secrets live in memory only; a site that restarts drops out of the
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from fedhash.agreement import Agreement
@@ -39,9 +41,11 @@ from fedhash.randomness import numpy_stream
 from fedhash.rounds.aggregation import Contribution
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import TrainRequest
+from fedhash.secagg.asked import Digests, digests
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import FixedPoint
-from fedhash.secagg.graph import fewest_survivors, plan_graph
+from fedhash.secagg.floors import smallest_cohort, smallest_sum
+from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity, verify_signature
 from fedhash.secagg.key_agreement import fingerprint
 from fedhash.secagg.masks import add_masks
@@ -58,15 +62,23 @@ from fedhash.secagg.messages import (
     UnmaskedReply,
     UnmaskRequest,
 )
-from fedhash.secagg.opened_rounds import OpenedRounds
+from fedhash.secagg.opened_rounds import OpenedRound, OpenedRounds
 from fedhash.secagg.packing import pack
 from fedhash.secagg.round_secrets import RoundSecrets
-from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
 __all__ = ["SecureSiteAggregation"]
 
 _log = logging.getLogger(__name__)
 _Round = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    """A round whose vector this site has given, under masks."""
+
+    secrets: RoundSecrets
+    sharers: tuple[str, ...]
+    task: str
 
 
 class SecureSiteAggregation:
@@ -100,7 +112,7 @@ class SecureSiteAggregation:
         self._seed = seed
         self._advertised: dict[_Round, RoundSecrets] = {}
         self._shared: dict[_Round, RoundSecrets] = {}
-        self._masked: dict[_Round, tuple[RoundSecrets, tuple[str, ...]]] = {}
+        self._masked: dict[_Round, _Masked] = {}
 
     def answer(
         self, message: Message, contribute: Callable[[TrainRequest], Contribution]
@@ -111,7 +123,7 @@ class SecureSiteAggregation:
         if message.kind == "share":
             return self._share(ShareRequest.from_message(message))
         if message.kind == "mask":
-            return self._mask(MaskRequest.from_message(message), message.digest(), contribute)
+            return self._mask(MaskRequest.from_message(message), digests(message), contribute)
         if message.kind == "unmask":
             return self._unmask(UnmaskRequest.from_message(message))
         if message.kind == "train":
@@ -135,7 +147,7 @@ class SecureSiteAggregation:
     def _mask(
         self,
         request: MaskRequest,
-        asked: bytes,
+        of_request: Digests,
         contribute: Callable[[TrainRequest], Contribution],
     ) -> Message:
         train = request.train
@@ -143,7 +155,7 @@ class SecureSiteAggregation:
         secrets = self._live(self._shared, this_round, request.session)
         encoding = self._checked_encoding(request, secrets)
         self._receive(request, secrets)
-        masks = secrets.masks(request.sharers, asked)
+        masks = secrets.masks(request.sharers, of_request.asked)
         contribution = contribute(train)
         rng = numpy_stream(self._seed, "stochastic rounding", self._site, *this_round)
         words = encoding.encode(
@@ -151,7 +163,7 @@ class SecureSiteAggregation:
         )
         add_masks(words, masks)
         self._shared.clear()
-        self._masked = {this_round: (secrets, request.sharers)}
+        self._masked = {this_round: _Masked(secrets, request.sharers, of_request.task)}
         following = None
         if train.round_number < train.plan.settings.rounds:
             following = self._new_secrets(train.plan.run_id, train.round_number + 1)
@@ -161,11 +173,13 @@ class SecureSiteAggregation:
 
     def _unmask(self, request: UnmaskRequest) -> Message:
         this_round = (request.run_id, request.round_number)
-        secrets, sharers = self._masked.get(this_round, (None, ()))
-        if secrets is None or secrets.session.hex() != request.session:
+        masked = self._masked.get(this_round)
+        if masked is None or masked.secrets.session.hex() != request.session:
             raise self._no_session(this_round)
-        self._check_survivors(request, secrets, sharers)
-        self._opened.keep(*this_round, request.survivors)
+        self._check_survivors(request, masked)
+        opened = OpenedRound(request.round_number, request.survivors, masked.task)
+        self._check_opened(request.run_id, opened)
+        self._opened.keep(request.run_id, opened)
         del self._masked[this_round]
         following, refusal = None, None
         if request.following is not None:
@@ -174,7 +188,7 @@ class SecureSiteAggregation:
             except RefusedError as error:
                 refusal = f"{error.reason}: {error}"[:500]
                 _log.warning("site %s refuses the next round's keys: %s", self._site, refusal)
-        owners, shares = secrets.open(request.survivors)
+        owners, shares = masked.secrets.open(request.survivors)
         return UnmaskedReply(
             *this_round, request.session, owners, shares, following, refusal
         ).to_message()
@@ -216,7 +230,7 @@ class SecureSiteAggregation:
         )
 
     def _check_roster(self, secrets: RoundSecrets, roster: KeyRoster) -> None:
-        floor = max(self._agreement.smallest_cohort, SMALLEST_SECURE_COHORT)
+        floor = smallest_cohort(self._agreement)
         if len(roster.sites) < floor:
             raise RefusedError(
                 "bad_cohort", f"the roster has {len(roster.sites)} sites, at least {floor} must be"
@@ -262,7 +276,7 @@ class SecureSiteAggregation:
 
     def _receive(self, request: MaskRequest, secrets: RoundSecrets) -> None:
         sites, sharers = secrets.roster.sites, request.sharers
-        floor = self._floor(len(sites))
+        floor = smallest_sum(len(sites), self._agreement)
         around = set(secrets.neighbours) & set(sharers)
         if (
             not set(sharers) <= set(sites)
@@ -293,14 +307,12 @@ class SecureSiteAggregation:
                 f"session, {secrets.roster.threshold} must have",
             )
 
-    def _check_survivors(
-        self, request: UnmaskRequest, secrets: RoundSecrets, sharers: tuple[str, ...]
-    ) -> None:
-        survivors = set(request.survivors)
-        floor = self._floor(len(secrets.roster.sites))
+    def _check_survivors(self, request: UnmaskRequest, masked: _Masked) -> None:
+        survivors, secrets = set(request.survivors), masked.secrets
+        floor = smallest_sum(len(secrets.roster.sites), self._agreement)
         around = survivors & secrets.readable  # one check for both, see ADR 8
         if (
-            not survivors <= set(sharers)
+            not survivors <= set(masked.sharers)
             or self._site not in survivors
             or len(survivors) < floor
             or len(around) < secrets.roster.threshold
@@ -311,14 +323,14 @@ class SecureSiteAggregation:
                 f"neighbours whose shares this site holds; at least {floor} of those that shared "
                 f"and {secrets.roster.threshold} such neighbours must have, and {self._site!r}",
             )
-        newest, before = self._opened.newest(request.run_id)
-        number = request.round_number
-        if number < newest or (number == newest and request.survivors != before):
-            raise RefusedError(
-                "opened_otherwise",
-                f"this site has opened the sum of round {newest} over {len(before)} sites; an "
-                "earlier round, or the same one over other sites, would show a difference of sums",
-            )
 
-    def _floor(self, sites: int) -> int:
-        return max(fewest_survivors(sites), self._agreement.smallest_cohort, SMALLEST_SECURE_COHORT)
+    def _check_opened(self, run_id: str, opened: OpenedRound) -> None:
+        before = self._opened.newest(run_id)
+        if before is None or opened.round_number > before.round_number or opened == before:
+            return
+        raise RefusedError(
+            "opened_otherwise",
+            f"this site has opened the sum of round {before.round_number} over "
+            f"{len(before.survivors)} sites; an earlier round, or the same one over other sites or "
+            "of another request, would show a difference of sums",
+        )

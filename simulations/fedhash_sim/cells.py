@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from fedhash.codes import pack_signs
-from fedhash.errors import CheckpointError
+from fedhash.errors import CheckpointError, DataError
 from fedhash.evaluation.direction import MetricRow, evaluate_direction
+from fedhash.learning.local_training import planned_steps
+from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel, build_model, encode_studies
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
@@ -120,7 +122,11 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 def federations_of(
     study: ResolvedStudy, consortium: Consortium, method: str, seed: int
 ) -> list[Federation]:
-    """The federations that a method trains."""
+    """The federations that a method trains.
+
+    Raises:
+        DataError: A site would take more local steps than the agreement allows.
+    """
     settings = study.round_of[method]
     sites = consortium.sites
     if method == "federated":
@@ -136,10 +142,26 @@ def federations_of(
     else:  # one party alone has no cohort to hide in, and nobody to hide from
         agreement = agreement.model_copy(update={"smallest_cohort": 1})
         settings = settings.model_copy(update={"aggregation": "plain"})
+    for _, holding in holdings:
+        _check_work(holding, settings.learning, agreement.largest_local_steps)
     return [
         Federation(model_of, f"{method}-seed-{seed}", agreement, settings, studies, seed)
         for model_of, studies in holdings
     ]
+
+
+def _check_work(
+    holding: Mapping[str, PreparedStudies], learning: LearningSettings, most_steps: int
+) -> None:
+    """Sites cut a round short at the agreement's cap without a word; a study must not."""
+    for site, studies in holding.items():
+        steps = planned_steps(len(set(studies.patient_ids)), learning)
+        if steps > most_steps:
+            raise DataError(
+                f"a round takes {steps} local steps at {site}, and the agreement's "
+                f"largest_local_steps cuts it at {most_steps}; raise that, or lower "
+                "learning.local_epochs"
+            )
 
 
 class _Evaluator:

@@ -27,6 +27,7 @@ from small_federation import (
 from fedhash.errors import CheckpointError, CohortError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.rounds._files import read_stored, write_stored
+from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
 from fedhash.rounds.messages import Message
@@ -45,7 +46,13 @@ PLAN = run_plan(SETTINGS, PAIR)
 def resume_and_run(folder: Path) -> RoundCoordinator:
     """Everything anew from what the files say, as a process does when it starts."""
     agents = [
-        SiteAgent(site, AGREEMENT, PullTrainer(float(i), i + 1), FileSiteState(folder / site))
+        SiteAgent(
+            site,
+            AGREEMENT,
+            PullTrainer(float(i), i + 1),
+            FileSiteState(folder / site),
+            PlainSiteAggregation(),
+        )
         for i, site in enumerate(PAIR)
     ]
     checkpoints = Checkpoints(folder / "checkpoints")

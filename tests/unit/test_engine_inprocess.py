@@ -12,6 +12,7 @@ from small_federation import (
 )
 
 from fedhash.errors import MessageError
+from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.engine import SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_round
@@ -22,7 +23,10 @@ from fedhash_sim.engines.inprocess import InProcessEngine
 
 def engine() -> InProcessEngine:
     return InProcessEngine(
-        [SiteAgent(s, AGREEMENT, PullTrainer(1.0), MemorySiteState()) for s in SITES[::-1]]
+        [
+            SiteAgent(s, AGREEMENT, PullTrainer(1.0), MemorySiteState(), PlainSiteAggregation())
+            for s in SITES[::-1]
+        ]
     )
 
 

@@ -97,6 +97,7 @@ def train(
     carried: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
     round_number: int = 1,
+    most_steps: int = 1000,
 ) -> LocalResult:
     LAYOUT.load(MODEL, start)
     return train_locally(
@@ -109,6 +110,7 @@ def train(
         rounds_total=10,
         shared_control=None if controls is None else controls.shared,
         carried=carried or ({} if controls is None else controls.carried(settings)),
+        most_steps=most_steps,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -204,6 +206,7 @@ def test_epochs_are_passes_over_the_patients() -> None:
     )
     assert train(settings, studies_of(9, each=2)).steps == planned_steps(9, settings) == 6
     assert planned_steps(10**6, PLAIN) == 3
+    assert train(settings, studies_of(9, each=2), most_steps=4).steps == 4
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])

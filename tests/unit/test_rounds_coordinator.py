@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_federation import AGREEMENT, SITES, PullTrainer, new_coordinator, round_settings
 
-from fedhash.errors import CohortError, MessageError, ProtocolError
+from fedhash.errors import AggregationError, CohortError, MessageError, ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
-from fedhash.rounds.coordinator import RoundRecord
+from fedhash.rounds.aggregation import PlainSiteAggregation, Stage, SumRecord
+from fedhash.rounds.coordinator import RoundCoordinator, RoundRecord
 from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_round, run_rounds
@@ -32,7 +33,11 @@ class ScriptedEngine:
     def __init__(self, *faults: Mapping[str, Callable[[Message], Message | SiteFailure]]) -> None:
         self.agents = {
             site: SiteAgent(
-                site, AGREEMENT, PullTrainer(TARGETS[site], PATIENTS[site]), MemorySiteState()
+                site,
+                AGREEMENT,
+                PullTrainer(TARGETS[site], PATIENTS[site]),
+                MemorySiteState(),
+                PlainSiteAggregation(),
             )
             for site in SITES
         }
@@ -153,6 +158,34 @@ def test_a_failed_round_leaves_the_model_and_the_next_may_start() -> None:
     record = run_round(coordinator, engine)
     assert (record.round_number, record.failure) == (2, None)
     assert coordinator.state.counted == dict.fromkeys(SITES, 2)
+
+
+class HalfASum:
+    """Notes what it found out, and then fails."""
+
+    name = "plain"
+
+    def aggregate(self, request: TrainRequest, record: SumRecord) -> Iterator[Stage]:
+        yield Stage("train", {})
+        record.left_out["site-1"] = "train: late"
+        record.notes["site-2"] = "sent nonsense"
+        record.facts["graph"] = "complete"
+        raise AggregationError("too few shares")
+
+
+def test_a_failed_sum_leaves_its_record() -> None:
+    plan = new_coordinator(round_settings()).plan
+    state = new_coordinator(round_settings()).state
+    coordinator = RoundCoordinator(plan, AGREEMENT, state, HalfASum())
+    with pytest.raises(AggregationError):
+        run_round(coordinator, ScriptedEngine())
+    (record,) = coordinator.state.records
+    assert record.failure == "too few shares"
+    assert record.sites == {"site-0": "ok", "site-1": "train: late", "site-2": "ok"}
+    assert (record.aggregation, record.notes) == (
+        {"graph": "complete"},
+        {"site-2": "sent nonsense"},
+    )
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import sleep
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from small_federation import (
 )
 
 from fedhash.errors import DataError
+from fedhash.learning.local_training import LocalResult
 from fedhash.learning.loss import Margins
+from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState, MemorySiteState, SiteState
@@ -35,7 +39,9 @@ def request(**changes: object) -> TrainRequest:
 
 
 def agent(trainer: PullTrainer, state: SiteState | None = None) -> SiteAgent:
-    return SiteAgent("site-0", AGREEMENT, trainer, state or MemorySiteState())
+    return SiteAgent(
+        "site-0", AGREEMENT, trainer, state or MemorySiteState(), PlainSiteAggregation()
+    )
 
 
 def plan_with(**changes: object) -> object:
@@ -125,18 +131,58 @@ def test_the_ends_of_the_margin_range_are_inside() -> None:
 
 
 def test_local_work_above_the_agreed_cap_is_refused() -> None:
-    trainer = PullTrainer(1.0, steps=51)
-    refusal = Refusal.from_message(agent(trainer).handle(request().to_message()))
+    trainer = PullTrainer(1.0)
+    asked = request(plan=run_plan(round_settings(learning={"local_steps": 51})))
+    refusal = Refusal.from_message(agent(trainer).handle(asked.to_message()))
     assert (refusal.reason, trainer.trained) == ("too_much_work", 0)
-    assert "takes 51 local steps here, the agreement allows 50" in refusal.detail
+    assert "asks for 51 local steps, the agreement allows 50" in refusal.detail
 
 
-def test_epochs_count_as_the_steps_that_they_take_here() -> None:
-    asked = request(
-        plan=run_plan(round_settings(learning={"local_steps": None, "local_epochs": 26}))
+def vector(trains: SiteAgent, **changes: object) -> np.ndarray:
+    asked = request(**changes)
+    return TrainReply.from_message(trains.handle(asked.to_message()), asked).vector
+
+
+def plain_site() -> SiteAgent:
+    """Five patients with three findings, in batches of two."""
+    return site_agent("site-2", agreement=AGREEMENT)
+
+
+def test_epochs_are_cut_at_the_cap_and_the_answer_does_not_tell() -> None:
+    """A refusal would tell in how many batches the patients go."""
+    cut, capped = (
+        vector(plain_site(), plan=run_plan(round_settings(learning=learning)))
+        for learning in ({"local_steps": None, "local_epochs": 26}, {"local_steps": 50})
     )
-    refusal = Refusal.from_message(site_agent("site-0").handle(asked.to_message()))
-    assert "takes 52 local steps" in refusal.detail  # 3 patients in batches of 2
+    np.testing.assert_array_equal(cut, capped)
+
+
+def test_one_round_is_the_same_when_asked_again_and_another_in_another_run() -> None:
+    """Two runs that differ in one site alone would show that site in the difference of the sums."""
+    plan = run_plan(round_settings(learning={"local_steps": 10}))
+    first, again = (vector(plain_site(), plan=plan) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other_run = vector(plain_site(), plan=plan.model_copy(update={"run_id": "run-2"}))
+    assert not np.array_equal(first, other_run)
+
+
+def test_messages_are_answered_one_at_a_time() -> None:
+    running, most = 0, 0
+
+    class Watched(PullTrainer):
+        def train(self, request: TrainRequest, carried: object) -> LocalResult:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            sleep(0.01)
+            running -= 1
+            return super().train(request, carried)
+
+    site = agent(Watched(1.0))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(site.handle, [request().to_message()] * 4))
+    assert [answer.kind for answer in answers] == ["train_reply"] * 4
+    assert most == 1
 
 
 class OtherAggregation:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from secure_sites import (
+    MODEL_SIZE,
     TERMS,
     Federation,
     names,
@@ -20,6 +21,7 @@ from secure_sites import (
     with_header,
 )
 
+from fedhash.learning.loss import Margins
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import Refusal
 from fedhash.secagg.encoding import round_encoding
@@ -37,6 +39,7 @@ from fedhash.secagg.messages import (
     UnmaskedReply,
     UnmaskRequest,
 )
+from fedhash.secagg.opened_rounds import OpenedRound
 
 VICTIM = "site-00"
 
@@ -100,11 +103,19 @@ class Coordinator:
         roster = self.roster(self.advertise())
         return roster, self.mask_request(roster, self.share(roster))
 
-    def up_to_mask(self) -> KeyRoster:
+    def up_to_mask(self, **changes: object) -> KeyRoster:
+        """`changes` are made to the request to train."""
         roster, request = self.up_to_share()
+        request = replace(request, train=replace(request.train, **changes))
         for site in self.sites:
             assert self.send(site, request.to_message()).kind == "masked"
         return roster
+
+    def up_to_unmask(self) -> None:
+        roster = self.up_to_mask()
+        for site in self.sites:
+            ask = self.unmask_request(roster, self.sites).to_message()
+            assert self.send(site, ask).kind == "unmasked"
 
 
 @pytest.fixture
@@ -333,15 +344,48 @@ def test_survivors_that_never_shared(cheat: Coordinator) -> None:
 
 def test_the_same_round_opened_again_over_other_sites(cheat: Coordinator) -> None:
     """The difference of the two sums would be one site's update."""
-    roster = cheat.up_to_mask()
-    for site in cheat.sites:
-        ask = cheat.unmask_request(roster, cheat.sites).to_message()
-        assert cheat.send(site, ask).kind == "unmasked"
+    cheat.up_to_unmask()
     roster = cheat.up_to_mask()
     fewer = cheat.unmask_request(roster, cheat.sites[:4]).to_message()
     assert cheat.refusal(VICTIM, fewer) == "opened_otherwise"
     same = cheat.unmask_request(roster, cheat.sites).to_message()
     assert cheat.send(VICTIM, same).kind == "unmasked"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counted": {VICTIM: 1}},
+        {"model": np.ones(MODEL_SIZE, np.float32)},
+        {"margins": Margins.constant(2, 0.3)},
+    ],
+)
+def test_the_same_round_opened_again_for_another_task(
+    cheat: Coordinator, changes: dict[str, object]
+) -> None:
+    """What only one site answers otherwise would stand in the difference of the two sums."""
+    cheat.up_to_unmask()
+    roster = cheat.up_to_mask(**changes)
+    for site in cheat.sites:
+        ask = cheat.unmask_request(roster, cheat.sites).to_message()
+        assert cheat.refusal(site, ask) == "opened_otherwise"
+
+
+def test_the_same_round_opened_again_for_another_cohort(cheat: Coordinator) -> None:
+    """A lost round is asked again of those who can be reached; the sum's sites must be the same."""
+    cheat.up_to_unmask()
+    roster = cheat.up_to_mask(cohort=cheat.sites[:4])
+    ask = cheat.unmask_request(roster, cheat.sites).to_message()
+    assert cheat.send(VICTIM, ask).kind == "unmasked"
+
+
+def test_an_older_round_than_the_one_that_was_opened(cheat: Coordinator) -> None:
+    for site in cheat.sites:
+        opened = cheat.federation.sites[site].aggregation._opened
+        opened.keep("run-1", OpenedRound(2, cheat.sites, "0" * 64))
+    roster = cheat.up_to_mask()
+    ask = cheat.unmask_request(roster, cheat.sites).to_message()
+    assert cheat.refusal(VICTIM, ask) == "opened_otherwise"
 
 
 def test_the_next_rounds_keys_are_vetted_as_well(cheat: Coordinator) -> None:

@@ -5,7 +5,7 @@
    another engine could not carry fails here as well.
 3. A call runs to its end: in one process no site is late, and `timeout_s` has no effect.
 
-    >>> engine = InProcessEngine([SiteAgent("hospital-a", agreement, trainer, MemorySiteState())])
+    >>> engine = InProcessEngine([agent_of_hospital_a, agent_of_hospital_b])
     >>> [answer.reply_bytes for answer in engine.ask("train", {"hospital-a": request}, 600)]
     [4032]
 """
