@@ -32,6 +32,7 @@ __all__ = [
     "secagg_goal_rows",
     "secagg_rows",
     "secagg_study_rows",
+    "secagg_training_rows",
 ]
 
 Rows = list[tuple[str, ...]]
@@ -157,7 +158,7 @@ def secagg_rows(figures: Sequence[Figure]) -> Rows:
 def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
     """What the protocol is held to, and the keystream limit of the machine."""
     by_name = {name: each.value for name, each in _by_name(figures).items()}
-    case, wide, narrow = SECAGG_CASE, "secure, 32 bits", "secure, 24 bits"
+    case, wide = SECAGG_CASE, "secure, 32 bits"
 
     def value(figure: str, contender: str, of: str = case) -> float | None:
         return by_name.get((of, figure, contender))
@@ -167,8 +168,10 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
     few = value("coordinator memory", wide, SECAGG_FEW_SITES)
     measured = {
         "all CPU": None if cpu is None or flower is None else cpu / flower,
-        "bytes a parameter, 32 bits": value("sent by a client", wide),
-        "bytes a parameter, 24 bits": value("sent by a client", narrow),
+        **{
+            f"bytes a parameter, {bits} bits": value("sent by a client", f"secure, {bits} bits")
+            for bits in (32, 24, 16)
+        },
         "coordinator memory, 20 sites by 5": None if not growth or not few else growth / few,
     }
     rows: Rows = [("at 11.7 million parameters, 20 sites", "goal", "measured", "")]
@@ -177,7 +180,7 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
         shown = "" if found is None else f"{found:.4f}"
         verdict = "not run" if found is None else "met" if found <= most else "missed"
         rows.append((name, goal, shown, verdict))
-    limit = value("keystream and sum", "AES-256-CTR", "this machine")
+    limit = value("keystream and sum", "AES-256-GCM", "this machine")
     client = value("client CPU", wide)
     if limit and client:
         bound = 20 * 4 * 11.7e6 / (limit * 1e9)  # 19 pair masks and the site's own
@@ -191,6 +194,31 @@ def secagg_client_rows(figures: Sequence[Figure]) -> Rows:
     """The parts of a client's work, in milliseconds of CPU."""
     rows: Rows = [("part of a client's round", "CPU, ms")]
     return rows + [(each.figure, three_digits(1e3 * each.value)) for each in figures]
+
+
+def secagg_training_rows(figures: Sequence[Figure]) -> Rows:
+    """A round of training with plain and with secure sums, a row for each contender."""
+    by_name = {name: each.value for name, each in _by_name(figures).items()}
+    columns = (
+        "client CPU, s",
+        "of it training, s",
+        "of it the rest, s",
+        "the rest beyond plain, s",
+    )
+    others = {
+        "coordinator CPU, s": "coordinator CPU",
+        "bytes a parameter": "sent by a client",
+        "peak memory of the process, MB": "peak memory",
+    }
+    rows: Rows = [("study", "contender", *columns, *others)]
+    for case, contender in dict.fromkeys((each.case, each.contender) for each in figures):
+        client, training = (by_name[case, name, contender] for name in ("client CPU", "training"))
+        rest = client - training
+        plain = by_name[case, "client CPU", "plain"] - by_name[case, "training", "plain"]
+        values = [client, training, rest, rest - plain]
+        values += [by_name[case, name, contender] for name in others.values()]
+        rows.append((case, contender, *map(three_digits, values)))
+    return rows
 
 
 def secagg_study_rows(figures: Sequence[SeededFigure]) -> Rows:

@@ -27,6 +27,7 @@ from benchmarks.rows import (
     secagg_goal_rows,
     secagg_rows,
     secagg_study_rows,
+    secagg_training_rows,
 )
 from fedhash.errors import DataError, FedhashError
 
@@ -34,7 +35,7 @@ __all__ = ["main"]
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
-SECAGG_CLIENT = BENCH / "secagg-client.csv"
+SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
@@ -46,6 +47,10 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "secagg-client": (
         SECAGG_CLIENT,
         lambda: secagg_client_rows(read_figures(SECAGG_CLIENT, Figure)),
+    ),
+    "secagg-kermany": (
+        SECAGG_KERMANY,
+        lambda: secagg_training_rows(read_figures(SECAGG_KERMANY, Figure)),
     ),
     "secagg-studies": (
         SECAGG_STUDIES,

@@ -3,7 +3,8 @@
 1. An integer is at most Q = (2^(ring_bits-1) - 1) // sites in size, so `sites` of them cannot wrap.
 2. A value is clipped to its block's clip, and counted if it was larger. It becomes
    value / clip * weight / largest_weight * Q, which stochastic rounding makes an integer: up with
-   the probability of its fraction, so that the mean is right and an integer stays as it is.
+   the probability of its fraction, so that the mean is right and an integer stays as it is. The
+   fraction is cut to 32 bits: a site's mean is nearer to zero by less than 2^-32 of an integer.
 3. A weight is rounded to a whole number of weight steps, at least one, before it multiplies the
    vector: the sums of weight x value and of weights are of the same weights. The step is one
    wherever Q >= largest_weight.
@@ -27,14 +28,15 @@ from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt32
 
 from fedhash.errors import ProtocolError
 from fedhash.secagg.packing import RingBits, Words, reduced, word_dtype
 
 __all__ = ["Block", "DecodedSum", "FixedPoint"]
 
-_CHUNK = 1 << 15  # values whose float64 temporaries stay in the processor's cache
+_CHUNK = 1 << 15  # even; values whose temporaries of 64 bits stay in the processor's cache
+_ONE = 1 << 32  # of fixed point with a fraction of 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class FixedPoint:
         Args:
             vector: All blocks, not yet multiplied by the weight.
             weight: Above 0, at most `largest_weight`.
-            rng: Draws one number a value.
+            rng: Draws 32 bits a value.
 
         Raises:
             ProtocolError: The vector has another length or is not finite, or the weight is out of
@@ -136,26 +138,25 @@ class FixedPoint:
                 f"{self.largest_weight}; cap the weight before it is encoded"
             )
         steps = min(max(1, round(weight / self.weight_step)), self._largest_steps)
-        limit = self.largest * (steps * self.weight_step / self.largest_weight)
+        limit = _ONE * self.largest * (steps * self.weight_step / self.largest_weight)
         words = np.empty(self.length, word_dtype(self.ring_bits))
         integers = words.view(f"<i{words.itemsize}")  # two's complement
         clipped = 0
         for name, clip, part in self._parts():
-            scaled = vector[part] / np.float64(clip)
-            largest = max(scaled.max(), -scaled.min())
+            values = vector[part]
+            largest = float(max(values.max(), -values.min()))
             if not isfinite(largest):
                 raise ProtocolError(
                     f"the block {name!r} holds values that are not finite; training diverged, "
                     "lower the learning rate"
                 )
-            if largest > 1:
-                clipped += int(np.count_nonzero(np.abs(scaled) > 1))
-                np.clip(scaled, -1, 1, out=scaled)
-            scaled *= limit
-            whole = np.floor(scaled)
-            scaled -= whole
-            whole += rng.random(len(scaled)) < scaled
-            integers[part] = whole
+            scaled = values * np.float64(limit / clip)
+            if largest > 0.999 * clip:  # the product's own rounding may pass the limit as well
+                clipped += int(np.count_nonzero(np.abs(values) > np.float64(clip)))
+                np.clip(scaled, -limit, limit, out=scaled)
+            fixed = scaled.astype(np.int64)
+            fixed += _random_words(len(fixed), rng)
+            integers[part] = fixed >> 32
         integers[-2:] = steps, min(clipped, self.largest)
         return words
 
@@ -210,3 +211,9 @@ class FixedPoint:
             start, end = end, end + block.length
             for position in range(start, end, _CHUNK):
                 yield block.name, block.clip, slice(position, min(position + _CHUNK, end))
+
+
+def _random_words(count: int, rng: np.random.Generator) -> UInt32[np.ndarray, " n"]:
+    """Uniform words of 32 bits, two from each draw, which takes a third less time than one each."""
+    draws = rng.integers(0, _ONE * _ONE, (count + 1) // 2, np.uint64)
+    return draws.view(np.uint32)[:count]

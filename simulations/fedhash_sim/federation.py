@@ -71,9 +71,11 @@ class Federation:
         """The same with the studies of one site only: what that site's process is given."""
         return replace(self, studies={name: self.studies[name]})
 
-    def site(self, name: str, state_folder: Path) -> SiteAgent:
+    def site(
+        self, name: str, state_folder: Path, trainer_type: type[SiteTrainer] = SiteTrainer
+    ) -> SiteAgent:
         """The agent of one site; its memory between rounds is kept in `state_folder`."""
-        trainer = SiteTrainer(
+        trainer = trainer_type(
             name, self.agreement, self.settings.model, self.studies[name], self.seed
         )
         aggregation: SiteAggregation = (

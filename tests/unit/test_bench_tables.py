@@ -10,7 +10,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows
+from benchmarks.rows import goal_rows, secagg_training_rows
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -200,6 +200,23 @@ def test_a_goal_is_judged_as_it_is_or_as_a_share() -> None:
         "federated at least 0.10 of central": (None, "not run"),
     }
     assert {row[-1] for row in goal_rows([])[1:]} == {"not run"}
+
+
+def test_what_a_secure_sum_adds_to_training_is_told_from_the_training() -> None:
+    values = {
+        "plain": {"client CPU": 0.25, "training": 0.2, "coordinator CPU": 0.5},
+        "secure, 16 bits": {"client CPU": 0.375, "training": 0.25, "coordinator CPU": 1},
+    }
+    others = {"sent by a client": 8, "peak memory": 1234.5}
+    figures = [
+        Figure("kermany", contender, figure, "", value)
+        for contender, own in values.items()
+        for figure, value in (own | others).items()
+    ]
+    assert [row[1:] for row in secagg_training_rows(figures)[1:]] == [
+        ("plain", "0.25", "0.2", "0.05", "0", "0.5", "8", "1,234"),
+        ("secure, 16 bits", "0.375", "0.25", "0.125", "0.075", "1", "8", "1,234"),
+    ]
 
 
 def test_goals_name_studies_that_the_bench_runs() -> None:

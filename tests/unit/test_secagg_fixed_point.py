@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,14 +20,19 @@ RING = FixedPoint((Block("update", 3, 1.0),), 32, 2, 100.0)
 VECTOR = np.array([0.5, 0.0, -0.25], np.float32)
 
 
-class AlwaysUp(np.random.Generator):
-    """Draws zeros, so that whatever is no integer is rounded up."""
+class Draws(np.random.Generator):
+    """Draws one word of 32 bits again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, word: int) -> None:
         super().__init__(np.random.PCG64(0))
+        self.word = word
 
-    def random(self, size: int) -> np.ndarray:  # type: ignore[override]
-        return np.zeros(size)
+    def integers(self, low: int, high: int, size: int, dtype: type) -> np.ndarray:  # type: ignore[override]
+        assert (low, high, dtype) == (0, 1 << 64, np.uint64)
+        return np.full(size, self.word << 32 | self.word, dtype)
+
+
+ALWAYS_UP = Draws(2**32 - 1)  # whatever is no integer
 
 
 def rng() -> np.random.Generator:
@@ -133,7 +139,7 @@ def test_the_extremes_of_all_sites_do_not_wrap(drawn: tuple):
     ring = FixedPoint(*drawn)
     past = np.nextafter(clips_of(ring).astype(np.float32), np.float32(np.inf))
     for sign in (1, -1):
-        words = ring.encode(sign * past, ring.largest_weight, AlwaysUp())
+        words = ring.encode(sign * past, ring.largest_weight, ALWAYS_UP)
         one = reduced(words, ring.ring_bits).astype(np.int64)
         total = reduced(added(ring, [words] * ring.sites), ring.ring_bits)
         assert (total == ring.sites * one).all()
@@ -149,7 +155,7 @@ def test_the_extremes_of_all_sites_do_not_wrap(drawn: tuple):
 def test_the_clip_at_the_largest_weight_is_the_largest_integer(ring_bits, clip: float):
     ring = FixedPoint((Block("update", 2, clip),), ring_bits, 7, 1000.0)
     vector = np.array([2 * clip, -2 * clip], np.float32)
-    for draws in (AlwaysUp(), rng()):
+    for draws in (ALWAYS_UP, rng()):
         integers = reduced(ring.encode(vector, 1000.0, draws), ring_bits)
         assert integers[:2].tolist() == [ring.largest, -ring.largest]
 
@@ -161,6 +167,17 @@ def test_an_integer_is_not_rounded(integer: int):
     vector = np.array([integer], np.float32)
     # the division by the clip errs in the last bit, too little to change the integer at this draw
     assert reduced(ring.encode(vector, 1.0, rng()), 32)[0] == integer
+
+
+@given(st.floats(-(2.0**23), 2.0**23, width=32), st.integers(0, 2**32 - 1))
+def test_a_value_is_rounded_up_in_the_share_of_the_draws_that_is_its_fraction(
+    value: float, word: int
+):
+    ring = FixedPoint(
+        (Block("update", 1, float(2**31 - 1)),), 32, 1, 1.0
+    )  # an integer stands for 1
+    found = reduced(ring.encode(np.array([value], np.float32), 1.0, Draws(word)), 32)[0]
+    assert found == (int(Fraction(value) * 2**32) + word) // 2**32
 
 
 def test_clipped_values_are_counted_up_to_the_largest_integer():
@@ -178,7 +195,7 @@ def test_how_a_vector_is_cut_into_parts_changes_nothing(monkeypatch: pytest.Monk
     ring = FixedPoint((Block("a", 11, 0.5), Block("b", 1, 9.0), Block("c", 7, 2.0)), 32, 3, 10.0)
     vector = rng().normal(size=19).astype(np.float32)
     whole = ring.encode(vector, 4.0, rng())
-    monkeypatch.setattr(fixed_point, "_CHUNK", 3)
+    monkeypatch.setattr(fixed_point, "_CHUNK", 4)
     assert (ring.encode(vector, 4.0, rng()) == whole).all()
     parts = ring.decode(whole)
     monkeypatch.undo()

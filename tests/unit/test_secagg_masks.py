@@ -51,17 +51,13 @@ def test_each_secret_and_each_use_has_a_key_of_its_own():
 
 
 def test_the_keystream_of_the_gcm_test_vectors():
-    """Three blocks from counter zero under the key of zeros.
+    """A block under the key of zeros.
 
-    McGrew and Viega, The Galois/Counter Mode of Operation, appendix B: H and E(K, Y0) of test case
-    13, and the ciphertext of a block of zeros in test case 14.
+    McGrew and Viega, The Galois/Counter Mode of Operation, appendix B, test case 14: a plaintext of
+    zeros under a nonce of zeros.
     """
-    words = masked(np.zeros(12, np.uint32), (bytes(32), 1))
-    assert words.tobytes().hex() == (
-        "dc95c078a2408989ad48a21492842087"
-        "530f8afbc74536b9a963b4f1c4cb738b"
-        "cea7403d4d606b6e074ec5d3baf39d18"
-    )
+    words = masked(np.zeros(4, np.uint32), (bytes(32), 1))
+    assert words.tobytes().hex() == "cea7403d4d606b6e074ec5d3baf39d18"
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
@@ -72,7 +68,7 @@ def test_the_keystream_counts_blocks_across_chunks(
     counter = bytes(range(0xF0, 0x100))
     assert encrypted(KEY, counter).hex() == "0bdf7df1591716335e9a8b15c860c502"
     monkeypatch.setattr(masks, "_CHUNK_BYTES", 1 << 10)
-    blocks = b"".join(number.to_bytes(16, "big") for number in range(600))
+    blocks = b"".join(number.to_bytes(16, "big") for number in range(2, 602))
     expected = np.frombuffer(encrypted(KEY, blocks), dtype)[:-3]
     assert (masked(np.zeros_like(expected), (KEY, 1)) == expected).all()
 

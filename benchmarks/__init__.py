@@ -1,0 +1,1 @@
+"""The project's benches: measured figures and the tables made of them."""
