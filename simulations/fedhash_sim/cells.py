@@ -94,6 +94,8 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         outcome = train_federation(federation, study.settings.engine, work, on_round)
         figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
         for name, rows_of in _ROUND_TABLES.items():
+            if name == "sums.csv" and federation.settings.aggregation == "plain":
+                continue  # it would be a row without any fact
             tables[name] += [
                 (method, seed, federation.model_of, record.round_number, *row)
                 for record in outcome.records
@@ -326,8 +328,9 @@ def _exchange_rows(record: RoundRecord) -> list[Sequence[object]]:
 
 
 def _sum_rows(record: RoundRecord) -> list[Sequence[object]]:
+    """A failed round has the facts that were known when it failed."""
     facts = record.aggregation
-    return [[facts[name] for name in SUM_FACTS]] if facts else []
+    return [(record.failure or "", *(facts.get(name, "") for name in SUM_FACTS))]
 
 
 _ROUND_TABLES = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ from fedhash_sim.results import (
 
 __all__ = ["write_report"]
 
+_LONGEST_LIST = 100
+_NOTHING = "-"
+# what a reason of secure aggregation begins with; plain aggregation has one stage and names none
+_SECURE_STAGES = ("advertise", "share", "mask", "unmask")
+_ROUND = ["method", "seed", "model_of", "round"]
 _PLOT_TITLES = {
     "map": ("Retrieval quality", "Tie-aware mAP; bars: sd over seeds."),
     "map_by_round": ("Learning curve", "mAP of the model after each evaluated round."),
@@ -64,7 +70,7 @@ def write_report(run: Path) -> Path:
     Raises:
         DataError: The run has no results yet, or a file of it is damaged.
     """
-    results, rounds = read_results(run), read_rounds(run)
+    results, rounds, exchanges = read_results(run), read_rounds(run), read_exchanges(run)
     about = _read_about(run / "run.json")
     plots = draw_plots(run, results, rounds, read_partition(run))
     methods = [method for method in METHOD_COLOURS if (results["method"] == method).any()]
@@ -82,11 +88,14 @@ def write_report(run: Path) -> Path:
             (*_PLOT_TITLES.get(name, (f"By {name.removeprefix('group_')}", "")), _data_url(path))
             for name, path in plots.items()
         ],
-        left_out=rounds[rounds["status"] != "ok"].to_dict("records")[:100],
-        left_out_count=int((rounds["status"] != "ok").sum()),
-        answers=len(rounds),
-        notes=rounds[rounds["note"] != ""].to_dict("records")[:100],
-        stages=_stages(read_exchanges(run)),
+        failed=_failed_rounds(rounds),
+        all_rounds=rounds.groupby(_ROUND).ngroups,
+        sites=_taking_part(rounds),
+        left_out=rounds[rounds["status"] != "ok"].to_dict("records"),
+        notes=rounds[rounds["note"] != ""].to_dict("records"),
+        longest_list=_LONGEST_LIST,
+        stages=_stages(exchanges),
+        site_costs=_site_costs(exchanges),
         sums=_sums(read_sums(run)),
         configuration=[
             (name, (run / name).read_text(encoding="utf-8"))
@@ -140,36 +149,117 @@ def _ball(results: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def _stages(exchanges: pd.DataFrame) -> list[dict[str, str]]:
-    """What a stage costs a site, by method: answers, failures, bytes and seconds."""
+def _failed_rounds(rounds: pd.DataFrame) -> list[dict[str, object]]:
+    """The rounds that left the model as it was, and why."""
+    failed = rounds[rounds["failure"] != ""]
+    return [
+        {
+            **dict(zip(_ROUND, key, strict=True)),
+            "ok": (cell["status"] == "ok").sum(),
+            "sites": len(cell),
+            "reason": cell["failure"].iloc[0],
+        }
+        for key, cell in failed.groupby(_ROUND, sort=False)
+    ]
+
+
+def _taking_part(rounds: pd.DataFrame) -> list[dict[str, str]]:
+    """Who was in, by method and site, those that were left out most often first."""
     rows = []
-    for (method, stage), cell in exchanges.groupby(["method", "stage"], sort=False):
-        good = cell[cell["reply_bytes"] > 0]
+    for (method, site), cell in rounds.groupby(["method", "site"], sort=False):
+        ok, failed = cell["status"] == "ok", cell["failure"] != ""
+        lost = [_stage_and_reason(status) for status in cell["status"][~ok]]
+        stages = Counter(stage for stage, _ in lost).most_common()
+        reasons = Counter(reason for _, reason in lost).most_common(1)
         rows.append(
             {
+                "site": str(site),
                 "method": str(method),
-                "stage": str(stage),
-                "requests": f"{len(cell):,}",
-                "replies": f"{len(good):,}",
-                "to the site, kB": f"{good['request_bytes'].mean() / 1e3:,.1f}",
-                "from the site, kB": f"{good['reply_bytes'].mean() / 1e3:,.1f}",
-                "seconds": f"{good['seconds'].mean():.3f}",
+                "rounds": str(len(cell)),
+                "counted": str((ok & ~failed).sum()),
+                "with a note": str((ok & ~failed & (cell["note"] != "")).sum()),
+                "in vain": str((ok & failed).sum()),
+                "left out": str(len(lost)),
+                "at stage": ", ".join(f"{stage} {count}" for stage, count in stages) or _NOTHING,
+                "reason": reasons[0][0] if reasons else _NOTHING,
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: -int(row["left out"]))
+
+
+def _stage_and_reason(status: str) -> tuple[str, str]:
+    """Where a round lost a site, and why."""
+    if status == "not reachable":
+        return "not asked", status
+    stage, _, reason = status.partition(": ")
+    return (stage, reason) if stage in _SECURE_STAGES else ("train", status)
+
+
+def _stages(exchanges: pd.DataFrame) -> list[dict[str, str]]:
+    """What a stage costs a site, by method: answers, failures, bytes and seconds."""
+    return [
+        {
+            "method": str(method),
+            "stage": str(stage),
+            "requests": f"{len(cell):,}",
+            "replies": f"{(cell['reply_bytes'] > 0).sum():,}",
+            **_costs(cell),
+        }
+        for (method, stage), cell in exchanges.groupby(["method", "stage"], sort=False)
+    ]
+
+
+def _site_costs(exchanges: pd.DataFrame) -> list[dict[str, Any]]:
+    """The same for each site of the methods that have several: a row a site, columns by stage."""
+    tables = []
+    for method, of_method in exchanges.groupby("method", sort=False):
+        stages = list(dict.fromkeys(of_method["stage"]))
+        rows = {
+            str(site): [
+                figure
+                for stage in stages
+                for figure in _costs(of_site[of_site["stage"] == stage]).values()
+            ]
+            for site, of_site in of_method.groupby("site")
+        }
+        if len(rows) > 1:
+            tables.append({"method": str(method), "stages": stages, "rows": rows})
+    return tables
+
+
+def _costs(requests: pd.DataFrame) -> dict[str, str]:
+    """Means over the requests that were answered."""
+    answered = requests[requests["reply_bytes"] > 0]
+    means = {
+        "to the site, kB": (answered["request_bytes"].mean() / 1e3, ",.1f"),
+        "from the site, kB": (answered["reply_bytes"].mean() / 1e3, ",.1f"),
+        "seconds": (answered["seconds"].mean(), ".3f"),
+    }
+    return {
+        name: _NOTHING if answered.empty else format(mean, form)
+        for name, (mean, form) in means.items()
+    }
 
 
 def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
-    """The kinds of rounds that were summed under masks, with how often each occurred."""
-    kinds = sums.groupby(["method", *SUM_FACTS[:-1]], sort=False)
-    return [
-        {
-            **{name: str(value) for name, value in zip(("method", *SUM_FACTS), key, strict=False)},
-            "clipped_values": str(int(cell["clipped_values"].sum())),
-            "rounds": str(len(cell)),
-        }
-        for key, cell in kinds
-    ]
+    """The kinds of secure rounds, with how often each occurred and how often it failed."""
+    names = [name for name in SUM_FACTS if name not in {"clipped_values", "rounding_sd"}]
+    rows = []
+    for key, cell in sums.groupby(names, sort=False):
+        done = cell[cell["failure"] == ""]
+        kind = {name: str(value) or _NOTHING for name, value in zip(names, key, strict=True)}
+        rows.append(
+            {
+                **kind,
+                "clipped values": _NOTHING
+                if done.empty
+                else f"{done['clipped_values'].sum():,.0f}",
+                "rounding sd": _NOTHING if done.empty else f"{done['rounding_sd'].max():.1e}",
+                "rounds": str(len(cell)),
+                "failed": str(len(cell) - len(done)),
+            }
+        )
+    return rows
 
 
 def _data_url(path: Path) -> str:

@@ -6,7 +6,8 @@ that the value is a mean over. `rounds.csv` has one row a round and site; `model
 whose own model was trained (method `local`), mean_loss and seconds are those of the round.
 `partition.csv` has the training patients by seed, site and finding.
 `exchanges.csv` has one row a request: its stage, outcome, bytes and seconds. `sums.csv` has one row
-a round that was summed under masks: graph, threshold, and how many sites took part.
+a round of secure aggregation, completed or failed: graph, threshold, and how many sites took part;
+what a failed round never came to is empty.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -68,6 +69,7 @@ ROUND_COLUMNS = (
     "note",
 )
 PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
+_MAY_BE_ABSENT = ("value", "mean_loss", "clipped_values", "rounding_sd")
 _NUMBERS = {
     "seed": int,
     "round": int,
@@ -78,7 +80,8 @@ _NUMBERS = {
     "patients": int,
     "request_bytes": int,
     "reply_bytes": int,
-    "clipped_values": int,
+    "clipped_values": float,  # a failed round has none
+    "rounding_sd": float,
 }  # everything else is text: a site may be called 007 or NA
 EXCHANGE_COLUMNS = (
     "method",
@@ -103,8 +106,9 @@ SUM_FACTS = (
     "fewest_honest",
     "ring_bits",
     "clipped_values",
+    "rounding_sd",
 )
-SUM_COLUMNS = ("method", "seed", "model_of", "round", *SUM_FACTS)
+SUM_COLUMNS = ("method", "seed", "model_of", "round", "failure", *SUM_FACTS)
 TABLES = {
     "results.csv": RESULT_COLUMNS,
     "rounds.csv": ROUND_COLUMNS,
@@ -180,12 +184,12 @@ def read_partition(run: Path) -> pd.DataFrame:
 
 
 def read_exchanges(run: Path) -> pd.DataFrame:
-    """`exchanges.csv` of a run folder.
+    """`exchanges.csv` of a run folder; empty where no round came to ask a site.
 
     Raises:
         DataError: There is none yet, or it has other columns.
     """
-    return _read(run / "exchanges.csv", EXCHANGE_COLUMNS)
+    return _read(run / "exchanges.csv", EXCHANGE_COLUMNS, may_be_empty=True)
 
 
 def read_sums(run: Path) -> pd.DataFrame:
@@ -208,7 +212,7 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
             path,
             dtype={name: _NUMBERS.get(name, str) for name in columns},
             keep_default_na=False,
-            na_values={"value": [""], "mean_loss": [""]},
+            na_values={name: [""] for name in _MAY_BE_ABSENT},
         )
     except ValueError as error:
         raise _damaged(path, str(error)) from error

@@ -162,6 +162,7 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
     model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
     patients = {p for site in first.sites for p in first.training(site).patient_ids}
     held_out = settings.evaluation.held_out_database
+    federated = study.round_of.get("federated")  # the one method with anything to hide
     facts = {
         "sites": len(first.sites),
         "training patients": len(patients),
@@ -181,7 +182,7 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "seeds": list(settings.seeds),
         "methods": list(settings.methods),
         "engine": settings.engine,
-        "aggregation": study.round.aggregation,
+        "aggregation": federated.aggregation if federated else None,
         "queries": f"{settings.evaluation.queries} split, patients that no site trained on",
         "database": f"held out, {held_out:.0%} of the training patients"
         if held_out

@@ -65,10 +65,26 @@ def test_the_report_says_how_the_sums_were_made(study_file: Path, tmp_path: Path
     assert list(federated["stage"][:12]) == [
         stage for stage in ("advertise", "share", "mask", "unmask") for _ in range(3)
     ]
+    assert "methods local and central train one party at a time" in " ".join(page.split())
     page = (tmp_path / "plain" / "report.html").read_text()
     assert "<h2>Secure aggregation</h2>" not in page
     assert "saw every site" in page
+    assert "The coordinator saw each site's update." in page
     assert read_sums(tmp_path / "plain").empty
+
+
+def test_the_report_tells_the_aggregation_of_the_federated_method(
+    study_file: Path, tmp_path: Path
+) -> None:
+    plainly = "method_settings={federated: {aggregation: plain}}"
+    for methods, plain in (("[federated]", True), ("[local,central]", False)):
+        out = tmp_path / methods
+        change = plainly if plain else "round.aggregation=plain"
+        chosen = f"methods={methods}"
+        run("run", study_file, "--out", out, "--set", "seeds=[0]", "--set", chosen, "--set", change)
+        page = (out / "report.html").read_text()
+        assert ("saw every site" in page) == plain
+        assert ("<h2>Plain aggregation</h2>" in page) == plain
 
 
 def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
