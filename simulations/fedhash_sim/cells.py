@@ -327,7 +327,8 @@ def _exchange_rows(record: RoundRecord) -> list[Sequence[object]]:
 
 def _sum_rows(record: RoundRecord) -> list[Sequence[object]]:
     facts = record.aggregation
-    return [[facts[name] for name in SUM_FACTS]] if facts else []
+    # a failed round has no sum, and some of its facts alone
+    return [[facts[name] for name in SUM_FACTS]] if facts and record.failure is None else []
 
 
 _ROUND_TABLES = {

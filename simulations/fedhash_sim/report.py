@@ -161,11 +161,12 @@ def _stages(exchanges: pd.DataFrame) -> list[dict[str, str]]:
 
 def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
     """The kinds of rounds that were summed under masks, with how often each occurred."""
-    kinds = sums.groupby(["method", *SUM_FACTS[:-1]], sort=False)
+    kinds = sums.groupby(["method", *SUM_FACTS[:-2]], sort=False)
     return [
         {
             **{name: str(value) for name, value in zip(("method", *SUM_FACTS), key, strict=False)},
             "clipped_values": str(int(cell["clipped_values"].sum())),
+            "largest_rounding_sd": f"{cell['rounding_sd'].max():.2g}",
             "rounds": str(len(cell)),
         }
         for key, cell in kinds

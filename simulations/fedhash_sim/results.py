@@ -79,6 +79,7 @@ _NUMBERS = {
     "request_bytes": int,
     "reply_bytes": int,
     "clipped_values": int,
+    "rounding_sd": float,
 }  # everything else is text: a site may be called 007 or NA
 EXCHANGE_COLUMNS = (
     "method",
@@ -103,6 +104,7 @@ SUM_FACTS = (
     "fewest_honest",
     "ring_bits",
     "clipped_values",
+    "rounding_sd",
 )
 SUM_COLUMNS = ("method", "seed", "model_of", "round", *SUM_FACTS)
 TABLES = {

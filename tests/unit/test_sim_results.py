@@ -10,6 +10,7 @@ import pytest
 
 from fedhash.errors import CheckpointError, DataError
 from fedhash_sim.input_files import changed_files, write_stamps
+from fedhash_sim.report import _sums
 from fedhash_sim.results import (
     EXCHANGE_COLUMNS,
     RESULT_COLUMNS,
@@ -19,6 +20,7 @@ from fedhash_sim.results import (
     read_partition,
     read_results,
     read_rounds,
+    read_sums,
 )
 from fedhash_sim.run_folder import RunFolder, file_name, write_table
 
@@ -48,6 +50,22 @@ def test_a_method_without_a_figure_says_so(tmp_path: Path) -> None:
     assert json.dumps(row.methods["local"].as_json(), allow_nan=False) == (
         '{"mean": null, "sd": null, "seeds": 0}'
     )
+
+
+def test_the_report_sums_clipped_values_and_shows_the_largest_rounding(tmp_path: Path) -> None:
+    kind = ("with the round before", "complete", 9, 7, 10, 10, 10, 7, 16)
+    rows = [
+        ("federated", 0, "consortium", number, *kind, clipped, sd)
+        for number, clipped, sd in ((2, 3, 1.5e-5), (3, 4, 1.06e-5))
+    ]
+    write_table(tmp_path / "sums.csv", SUM_COLUMNS, rows)
+    (row,) = _sums(read_sums(tmp_path))
+    assert row["ring_bits"] == "16"
+    assert list(row.items())[-3:] == [
+        ("clipped_values", "7"),
+        ("largest_rounding_sd", "1.5e-05"),
+        ("rounds", "2"),
+    ]
 
 
 @pytest.mark.parametrize(
