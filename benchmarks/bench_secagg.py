@@ -283,7 +283,7 @@ def _request(agreement: Agreement, parameters: int) -> TrainRequest:
 
 
 def _study(name: str, contender: str, workers: int, console: Console) -> Iterator[SeededFigure]:
-    from fedhash_sim.results import main_table, read_exchanges, read_results, spread
+    from fedhash_sim.results import main_table, read_exchanges, read_results, read_sums, spread
     from fedhash_sim.settings import read_study
     from fedhash_sim.study_run import run_study
 
@@ -315,6 +315,11 @@ def _study(name: str, contender: str, workers: int, console: Console) -> Iterato
     ):
         each = spread(a_round[column].groupby("seed").mean() / one)
         yield SeededFigure(name, contender, figure, unit, each.mean, each.sd, each.seeds)
+    sums = read_sums(run)
+    if not sums.empty:
+        each = spread(sums.groupby("seed")["rounding_sd"].max() / 1e-6)
+        figure = "largest rounding sd of an entry of the mean update"
+        yield SeededFigure(name, contender, figure, "millionths", each.mean, each.sd, each.seeds)
 
 
 if __name__ == "__main__":
