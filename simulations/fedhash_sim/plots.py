@@ -166,7 +166,7 @@ def _map_by_round(results: pd.DataFrame) -> Figure | None:
         axis.set_title(f"{query} → {target}")
         axis.set_xlabel("round")
         axis.set_ylabel("mAP")
-    panels[0][0].legend()
+    panels[0][0].legend(loc="lower right")
     return figure
 
 
@@ -189,7 +189,7 @@ def _loss_curves(rounds: pd.DataFrame) -> Figure | None:
         )
     axis.set_xlabel("round")
     axis.set_ylabel("training loss\n(mean; band: 10th to 90th percentile of sites)")
-    axis.legend()
+    axis.legend(loc="upper right")
     return figure
 
 
@@ -222,7 +222,7 @@ def _precision_recall(results: pd.DataFrame) -> Figure | None:
         axis.set_ylabel("precision")
         axis.set_xlim(0, 1.02)
         axis.set_ylim(0, 1.02)
-    panels[0][0].legend()
+    panels[0][0].legend(loc="lower right")
     return figure
 
 
@@ -260,7 +260,7 @@ def _group_bars(results: pd.DataFrame, attribute: str) -> Figure | None:
         axis.set_xlabel("mAP (dashed: chance)")
         axis.set_title(f"{query} → {target}")
         axis.grid(axis="y", visible=False)
-    panels[0][0].legend(fontsize=7)
+    panels[0][0].legend(fontsize=7, loc="lower left")
     return figure
 
 
