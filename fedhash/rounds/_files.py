@@ -15,6 +15,11 @@ from fedhash.rounds.messages import Message
 __all__ = ["read_stored", "write_stored"]
 
 _HASH_BYTES = 32
+# A site's memory keeps it from giving to a run twice: of all files, only checkpoints may go.
+_REMEDY = (
+    "restore it from a copy or start a new run; do not delete it, for it keeps this site from "
+    "answering the same round in two ways"
+)
 
 
 def write_stored(path: Path, message: Message) -> None:
@@ -34,8 +39,13 @@ def write_stored(path: Path, message: Message) -> None:
         os.close(folder)
 
 
-def read_stored(path: Path, kind: str) -> Message:
+def read_stored(path: Path, kind: str, remedy: str = _REMEDY) -> Message:
     """Read what `write_stored` wrote.
+
+    Args:
+        path: The file.
+        kind: What kind of message it must hold.
+        remedy: What to do about a damaged file.
 
     Raises:
         CheckpointError: The file is damaged or holds something else.
@@ -47,8 +57,7 @@ def read_stored(path: Path, kind: str) -> Message:
     digest, content = data[:_HASH_BYTES], data[_HASH_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(
-            f"{path} does not match its own hash, so it was damaged or altered; "
-            f"delete it to go on from the round before"
+            f"{path} does not match its own hash, so it was damaged or altered; {remedy}"
         )
     try:
         message = Message.decode(content, max_bytes=len(content))

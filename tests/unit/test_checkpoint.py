@@ -34,6 +34,7 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
+from fedhash.secagg.opened_rounds import FileOpenedRounds
 from fedhash_sim.engines.inprocess import InProcessEngine
 
 SETTINGS = round_settings(
@@ -136,6 +137,17 @@ def test_damage_is_found_and_the_round_before_serves(tmp_path: Path) -> None:
         resume_and_run(tmp_path)
     newest.unlink()
     assert resume_and_run(tmp_path).state.model.tobytes() == whole.tobytes()
+
+
+def test_what_a_site_remembers_is_never_to_be_deleted(tmp_path: Path) -> None:
+    opened, state = FileOpenedRounds(tmp_path / "opened"), FileSiteState(tmp_path / "rounds")
+    write_stored(tmp_path / "opened" / "run-1", Message("opened_round", {}, {}))
+    state.keep("run-1", 1, {}, counted_round=0)
+    for path in (tmp_path / "opened" / "run-1", next(tmp_path.glob("rounds/run-1/*.state"))):
+        path.write_bytes(path.read_bytes()[:-1])
+    for read in (lambda: opened.newest("run-1"), lambda: state.carried("run-1", 1)):
+        with pytest.raises(CheckpointError, match=r"start a new run; do not delete it"):
+            read()
 
 
 def test_a_stored_file_of_another_kind_or_version_is_named(tmp_path: Path) -> None:
