@@ -23,12 +23,26 @@ _REMEDY = (
 
 
 def write_stored(path: Path, message: Message) -> None:
-    """Store `message`; a process that dies here leaves the earlier file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Store `message`; a process that dies here leaves the earlier file or the whole new one.
+
+    Raises:
+        CheckpointError: The operating system refuses to write; an earlier file stays as it is.
+    """
     data = message.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, hashlib.sha256(data).digest() + data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); free disk space or correct "
+            "the folder's rights, then go on: what was stored before is whole"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
-        file.write(hashlib.sha256(data).digest() + data)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
