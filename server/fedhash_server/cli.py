@@ -47,7 +47,7 @@ def check(
     from fedhash.models.anchors import Anchors
     from fedhash.models.hash_model import build_model
     from fedhash.models.layout import Layout
-    from fedhash.rounds.settings import RoundSettings, check_round
+    from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 
     try:
         problems: list[Problem] = []
@@ -58,6 +58,9 @@ def check(
                 settings = read_settings(round_file, RoundSettings)
             if not problems:
                 problems += [problem_at(round_file, *p) for p in check_round(settings, terms)]
+                fault = check_roster(settings, terms, len(terms.sites)) if terms.sites else None
+                if fault is not None:
+                    problems.append(problem_at(agreement, ("sites",), f"sites: {fault}"))
         if problems:
             raise ConfigurationError(problems)
         anchors = Anchors.build(terms)
