@@ -16,5 +16,6 @@ what it promises is written in docs/threat-model.md.
     key_agreement   keys of pairs
     round_secrets   what a site alone knows in a round
     opened_rounds   what it remembers of rounds
+    outlook         what a person should know before the first round
     messages        what travels
 """
