@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.configuration import Settings, did_you_mean
+from fedhash.secagg.ed25519 import key_fault
 from fedhash.secagg.terms import SecureAggregationTerms
 
 __all__ = ["Agreement", "SiteName"]
@@ -43,6 +44,14 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_key(key: str) -> str:
+    if fault := key_fault(bytes.fromhex(key)):
+        raise ValueError(
+            f"{key} {fault}; ask the site for what 'fedhash-site identity' prints there"
+        )
+    return key
+
+
 _Name = Annotated[
     str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": f"^{_NAME_PATTERN}$"})
 ]
@@ -52,7 +61,7 @@ _Names = Annotated[
     Field(json_schema_extra={"uniqueItems": True}),
 ]
 SiteName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-_PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), AfterValidator(_check_key)]
 # Cosines lie in [-1, 1], so no code can keep a margin above 2.
 _Margin = Annotated[float, Field(ge=0, le=2)]
 
@@ -75,7 +84,8 @@ class Agreement(Settings):
         largest_k: Most hits that one query may ask of a site.
         largest_local_steps: Most optimiser steps that one round may ask of a site.
         sites: The roster: each site's name and the Ed25519 public key of its identity, 64 hex
-            digits. Secure aggregation takes no keys but those signed by an identity of this list.
+            digits, each site another. Secure aggregation takes no keys but those signed by an
+            identity of this list.
         secure_aggregation: The terms of secure aggregation.
     """
 
@@ -98,6 +108,19 @@ class Agreement(Settings):
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @field_validator("sites")
+    @classmethod
+    def _check_identities_differ(cls, sites: dict[str, str]) -> dict[str, str]:
+        holders: dict[str, list[str]] = {}
+        for site, key in sites.items():
+            holders.setdefault(key, []).append(site)
+        if shared := [" and ".join(each) for each in holders.values() if len(each) > 1]:
+            raise ValueError(
+                f"one public key for {'; one for '.join(shared)}; each site makes a key of its own "
+                "with 'fedhash-site identity'"
+            )
+        return sites
 
     @field_validator("margin_range")
     @classmethod

@@ -12,7 +12,7 @@ A message says what was found, what was expected and what to do.
     │   ├── RefusedError       the site's own rules forbid the request
     │   ├── CohortError        too few sites answered
     │   └── AggregationError   a masked sum that cannot be opened
-    ├── CheckpointError        a stored state that cannot be resumed
+    ├── CheckpointError        a stored state that cannot be resumed, or not be stored
     ├── ReleaseError           a released model that does not verify
     ├── ArchiveError           the site's binary index
     ├── QueryError             a search request that cannot be answered
@@ -116,7 +116,7 @@ class AggregationError(ProtocolError):
 
 
 class CheckpointError(FedhashError):
-    """A checkpoint cannot be read or belongs to another run."""
+    """A checkpoint cannot be read or written, or belongs to another run."""
 
 
 class ReleaseError(FedhashError):

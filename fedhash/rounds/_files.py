@@ -15,15 +15,34 @@ from fedhash.rounds.messages import Message
 __all__ = ["read_stored", "write_stored"]
 
 _HASH_BYTES = 32
+# A site's memory keeps it from giving to a run twice: of all files, only checkpoints may go.
+_REMEDY = (
+    "restore it from a copy or start a new run; do not delete it, for it keeps this site from "
+    "answering the same round in two ways"
+)
 
 
 def write_stored(path: Path, message: Message) -> None:
-    """Store `message`; a process that dies here leaves the earlier file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Store `message`; a process that dies here leaves the earlier file or the whole new one.
+
+    Raises:
+        CheckpointError: The operating system refuses to write; an earlier file stays as it is.
+    """
     data = message.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, hashlib.sha256(data).digest() + data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); free disk space or correct "
+            "the folder's rights, then go on: what was stored before is whole"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
-        file.write(hashlib.sha256(data).digest() + data)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -34,8 +53,13 @@ def write_stored(path: Path, message: Message) -> None:
         os.close(folder)
 
 
-def read_stored(path: Path, kind: str) -> Message:
+def read_stored(path: Path, kind: str, remedy: str = _REMEDY) -> Message:
     """Read what `write_stored` wrote.
+
+    Args:
+        path: The file.
+        kind: What kind of message it must hold.
+        remedy: What to do about a damaged file.
 
     Raises:
         CheckpointError: The file is damaged or holds something else.
@@ -47,8 +71,7 @@ def read_stored(path: Path, kind: str) -> Message:
     digest, content = data[:_HASH_BYTES], data[_HASH_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(
-            f"{path} does not match its own hash, so it was damaged or altered; "
-            f"delete it to go on from the round before"
+            f"{path} does not match its own hash, so it was damaged or altered; {remedy}"
         )
     try:
         message = Message.decode(content, max_bytes=len(content))

@@ -77,7 +77,8 @@ class Checkpoints:
         paths = self._paths()
         if not paths:
             return None
-        arrays = read_stored(paths[-1], "checkpoint").arrays
+        remedy = "delete it to go on from the round before"
+        arrays = read_stored(paths[-1], "checkpoint", remedy).arrays
         try:
             facts = _Facts.model_validate_json(arrays["facts"].tobytes())
         except ValidationError as error:

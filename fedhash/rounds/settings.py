@@ -16,13 +16,15 @@ from pydantic import Field
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import KeyPath, Settings
+from fedhash.errors import ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.hash_model import check_towers
 from fedhash.models.settings import ModelSettings
+from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
-__all__ = ["RoundSettings", "check_round"]
+__all__ = ["RoundSettings", "check_roster", "check_round"]
 
 
 class RoundSettings(Settings):
@@ -87,3 +89,18 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         )
         problems.append((("learning", "local_steps"), message))
     return problems
+
+
+def check_roster(settings: RoundSettings, agreement: Agreement, sites: int) -> str | None:
+    """Why a run of so many sites would lose every round that all of them take part in, or None."""
+    if sites < agreement.smallest_cohort:
+        return (
+            f"{sites} sites are fewer than the agreement's smallest_cohort, "
+            f"{agreement.smallest_cohort}: no round could be finished; enrol more sites"
+        )
+    if settings.aggregation == "secure":
+        try:
+            plan_graph(sites, agreement.secure_aggregation)
+        except ProtocolError as error:
+            return str(error)
+    return None

@@ -12,8 +12,10 @@ what it promises is written in docs/threat-model.md.
     shamir          shares of a secret
     graph           who masks with whom, and how many shares open a secret
     identity        who signs
+    ed25519         which public keys can be trusted at all
     key_agreement   keys of pairs
     round_secrets   what a site alone knows in a round
     opened_rounds   what it remembers of rounds
+    outlook         what a person should know before the first round
     messages        what travels
 """

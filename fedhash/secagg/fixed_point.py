@@ -107,6 +107,11 @@ class FixedPoint:
         """Weights are multiples of this."""
         return ceil(self.largest_weight / self.largest)
 
+    @property
+    def fewest_levels(self) -> float:
+        """The integer of a value at its clip, at a site of the smallest weight, one step."""
+        return self.largest * self.weight_step / self.largest_weight
+
     def digest(self) -> str:
         """SHA-256 (hex) over blocks, ring, sites and largest weight."""
         blocks = [(block.name, block.length, block.clip) for block in self.blocks]

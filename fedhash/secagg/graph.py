@@ -25,7 +25,14 @@ from typing import Literal
 from fedhash.errors import ProtocolError
 from fedhash.secagg.terms import SecureAggregationTerms
 
-__all__ = ["GraphPlan", "fewest_honest_summands", "fewest_survivors", "neighbours", "plan_graph"]
+__all__ = [
+    "GraphPlan",
+    "cohorts_without_graph",
+    "fewest_honest_summands",
+    "fewest_survivors",
+    "neighbours",
+    "plan_graph",
+]
 
 _COMPLETE_UP_TO = 32  # sites; below, a sparse graph saves half at most and bears fewer dropouts
 # Sigma and eta of Bell et al. 2020; Google's implementation takes 40 and 20
@@ -68,9 +75,10 @@ def plan_graph(sites: int, terms: SecureAggregationTerms) -> GraphPlan:
     for degree in (*sparse, sites - 1):
         if degree > _LARGEST_DEGREE:
             break
-        near_corrupt = _most_near(sites, corrupt, degree, _SECURITY_BITS)
         near_dropped = _most_near(sites, dropped, degree, _CORRECTNESS_BITS)
-        for threshold in range(2 * degree // 3 + 1, degree - near_dropped + 1):
+        thresholds = range(2 * degree // 3 + 1, degree - near_dropped + 1)
+        near_corrupt = _most_near(sites, corrupt, degree, _SECURITY_BITS) if thresholds else 0
+        for threshold in thresholds:
             fewest = fewest_honest_summands(sites, degree, threshold, near_corrupt)
             if fewest >= min(_FEWEST_HONEST, sites - corrupt):
                 complete = degree == sites - 1
@@ -81,6 +89,22 @@ def plan_graph(sites: int, terms: SecureAggregationTerms) -> GraphPlan:
         f"{terms.largest_dropout_share}); ask another number of sites, at most "
         f"{_LARGEST_DEGREE + 1} where the shares are large, or agree on smaller shares"
     )
+
+
+def cohorts_without_graph(
+    smallest: int, largest: int, terms: SecureAggregationTerms
+) -> tuple[int, ...]:
+    """The sizes of a cohort, from smallest to largest, of which no graph keeps the terms.
+
+    A share is rounded down to sites, so a cohort may have none although a larger one has.
+    """
+    missing = []
+    for sites in range(smallest, largest + 1):
+        try:
+            plan_graph(sites, terms)
+        except ProtocolError:
+            missing.append(sites)
+    return tuple(missing)
 
 
 def neighbours(sites: Sequence[str], degree: int, seed: bytes) -> Mapping[str, tuple[str, ...]]:
@@ -164,9 +188,14 @@ def _most_near(sites: int, marked: int, degree: int, bits: int) -> int:
 
     Up to odds of 2^-bits: exact hypergeometric tail, union bound over the pairs of runs.
     """
-    ways = 0
-    for most in range(min(marked, degree), 0, -1):
-        ways += comb(marked, most) * comb(sites - marked, degree - most)
-        if comb(sites, 2) * ways << bits > comb(sites, degree):
+    ways, of, pairs = 0, comb(sites, degree), comb(sites, 2)
+    largest = min(marked, degree)
+    exactly = comb(marked, largest) * comb(sites - marked, degree - largest)
+    for most in range(largest, 0, -1):
+        ways += exactly
+        if pairs * ways << bits > of:
             return most
+        # from each number of ways to the next: a binomial coefficient anew takes ten times as long
+        exactly *= most * (sites - marked - degree + most)
+        exactly //= (marked - most + 1) * (degree - most + 1)
     return 0

@@ -35,6 +35,7 @@ from fedhash.rounds.training_messages import RunId, TrainRequest, read_header
 
 __all__ = [
     "KEY_BYTES",
+    "PROTOCOL",
     "SEALED_BYTES",
     "SECRET_BYTES",
     "AdvertiseRequest",

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,11 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
 from fedhash_server import FLOWER_SWITCHES
+
+if TYPE_CHECKING:
+    from fedhash.models.layout import Layout
+    from fedhash.rounds.settings import RoundSettings
+    from fedhash.secagg.outlook import SumOutlook
 
 __all__ = ["app"]
 
@@ -47,10 +52,11 @@ def check(
     from fedhash.models.anchors import Anchors
     from fedhash.models.hash_model import build_model
     from fedhash.models.layout import Layout
-    from fedhash.rounds.settings import RoundSettings, check_round
+    from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 
     try:
         problems: list[Problem] = []
+        warnings: tuple[str, ...] = ()
         with gathered(problems):
             terms = read_settings(agreement, Agreement)
         if round_file is not None:
@@ -58,6 +64,9 @@ def check(
                 settings = read_settings(round_file, RoundSettings)
             if not problems:
                 problems += [problem_at(round_file, *p) for p in check_round(settings, terms)]
+                fault = check_roster(settings, terms, len(terms.sites)) if terms.sites else None
+                if fault is not None:
+                    problems.append(problem_at(agreement, ("sites",), f"sites: {fault}"))
         if problems:
             raise ConfigurationError(problems)
         anchors = Anchors.build(terms)
@@ -71,6 +80,7 @@ def check(
             "code bits": terms.code_bits,
             "anchors": anchors.digest(),
             "anchors apart (bits)": f"{min(apart)} to {max(apart)}",
+            "sites": len(terms.sites),
             "smallest cohort": terms.smallest_cohort,
             "margin range": f"{terms.margin_range[0]} to {terms.margin_range[1]}",
         }
@@ -85,9 +95,20 @@ def check(
                 "rounds": settings.rounds,
                 "aggregation": settings.aggregation,
             }
+            if settings.aggregation == "secure" and terms.sites:
+                outlook = _outlook(settings, terms, layout)
+                facts |= {
+                    f"rounding sd, sites of weight {weight:g}": {
+                        block: float(f"{sd:.3g}") for block, sd in sds.items()
+                    }
+                    for weight, sds in outlook.rounding_sd.items()
+                }
+                warnings = outlook.warnings
     except (FedhashError, OSError) as error:
         _fail(error)
-    _show(facts, as_json=as_json)
+    _show(facts | {"warnings": warnings} if as_json else facts, as_json=as_json)
+    for warning in warnings:
+        _err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -124,6 +145,21 @@ def release(
     except (FedhashError, OSError) as error:
         _fail(error)
     _show(loaded.describe(), as_json=as_json)
+
+
+def _outlook(settings: RoundSettings, terms: Agreement, layout: Layout) -> SumOutlook:
+    """What the secure sums of a run with all sites of the agreement will be like."""
+    from fedhash.rounds.training_messages import RunPlan
+    from fedhash.secagg.outlook import sum_outlook
+
+    plan = RunPlan(
+        run_id="check",
+        agreement_digest=terms.digest(),
+        layout_digest=layout.digest(),
+        sites=tuple(sorted(terms.sites)),
+        settings=settings,
+    )
+    return sum_outlook(plan, layout.size, terms)
 
 
 def _show(facts: dict[str, object], *, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.engine import Engine
 from fedhash.rounds.run import coordinator_of, run_rounds
-from fedhash.rounds.settings import RoundSettings, check_round
+from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash_server.flower_engine import FlowerEngine
 from fedhash_server.settings import RunSettings
@@ -111,12 +111,8 @@ def _read_run(
     if problems:
         raise ConfigurationError(problems)
     problems = [problem_at(rounds, *each) for each in check_round(settings, terms)]
-    if len(roster.sites) < terms.smallest_cohort:
-        message = (
-            f"sites names {len(roster.sites)}, the agreement's smallest_cohort is "
-            f"{terms.smallest_cohort}: no round could be finished; enrol more sites"
-        )
-        problems.append(problem_at(run, ("sites",), message))
+    if fault := check_roster(settings, terms, len(roster.sites)):
+        problems.append(problem_at(run, ("sites",), f"sites: {fault}"))
     strangers = [site for site in roster.sites if site not in terms.sites]
     if settings.aggregation == "secure" and strangers:
         message = (

@@ -29,6 +29,7 @@ from fedhash.errors import CheckpointError, DataError
 from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.randomness import stream_seed
+from fedhash.rounds.settings import check_roster
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
 from fedhash_sim.partitions import partition_patients
 from fedhash_sim.run_folder import explained
@@ -218,6 +219,10 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
                 "Change 'splits' or 'evaluation.queries' in the study"
             )
     sites = partition_patients(splits["train"], settings.partition, seed)
+    federated = study.round_of.get("federated")
+    fault = None if federated is None else check_roster(federated, study.agreement, len(sites))
+    if fault is not None:
+        raise DataError(f"the partition: {fault}")
     held_out = settings.evaluation.held_out_database
     training, database = {}, {}
     notes = []

@@ -22,7 +22,7 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import Settings, gathered, problem_at, read_settings
 from fedhash.data.phantom import PhantomSettings
 from fedhash.errors import ConfigurationError, Problem
-from fedhash.rounds.settings import RoundSettings, check_round
+from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 
 __all__ = [
     "Direction",
@@ -280,6 +280,12 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
                     own,
                 )
             )
+    sites = settings.partition.sites  # of a natural partition the data tells, later
+    if sites is not None and "federated" in round_of:
+        fault = check_roster(round_of["federated"], agreement, sites)
+        if fault is not None:
+            message = f"partition.sites: {fault}"
+            problems.append(problem_at(path, ("partition", "sites"), message, own))
     if problems:
         raise ConfigurationError(problems)
     return ResolvedStudy(settings, agreement, base, round_of)

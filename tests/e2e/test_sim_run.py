@@ -178,7 +178,8 @@ def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> No
         ("round.loss.margin=0.9", "margin_range is 0.05 to 0.6"),
         ("evaluation.directions=[{query: report, target: mri}]", "asks for 'mri'"),
         ("method_settings={central: {rouns: 3}}", 'did you mean "rounds"'),
-        ("partition={scheme: iid, sites: 1000}", "need 1000 patients"),
+        ("partition={scheme: iid, sites: 200}", "need 200 patients"),
+        ("partition={scheme: iid, sites: 1000}", "partition.sites: no graph of 1000 sites bears"),
         ("round.model.towers.report.options.hiden=3", "hiden"),
     ],
 )
@@ -310,7 +311,7 @@ def test_a_changed_manifest_is_another_run(study_file: Path, tmp_path: Path) -> 
 def test_failing_replacements_do_not_push_out_a_good_run(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
     for _ in range(2):
-        wrong = ("--set", "partition={scheme: iid, sites: 900}", "--replace")
+        wrong = ("--set", "partition={scheme: iid, sites: 200}", "--replace")
         run("run", study_of(finished), "--out", finished, *wrong, ok=False)
     assert (finished.with_name("run.previous") / "results.csv").read_bytes() == kept
 

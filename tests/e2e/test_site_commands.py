@@ -281,6 +281,37 @@ def test_an_identity_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert "chmod 600" in call(site_app, "identity", key, code=1)
 
 
+def test_the_coordinator_is_told_what_a_roster_makes_of_secure_rounds(tmp_path: Path) -> None:
+    round_file = ROOT / "configs" / "round" / "phantom.yaml"
+    agreement = tmp_path / "agreement.yaml"
+    check = ("check", agreement, "--round", round_file)
+
+    def agree(sites: int, terms: str) -> None:
+        roster = "".join(f"  site-{i}: '{public_key(tmp_path / str(i))}'\n" for i in range(sites))
+        whole = (ROOT / "configs" / "agreement" / "phantom.yaml").read_text()
+        agreement.write_text(f"{whole}sites:\n{roster}secure_aggregation: {{{terms}}}\n")
+
+    agree(3, "")
+    facts = json.loads(call(coordinator_app, *check, "--json"))
+    assert (facts["sites"], facts["warnings"]) == (3, [])
+    blocks = facts["rounding sd, sites of weight 1"]
+    assert blocks == {"update": 4.03e-06, "control": 4.03e-05, "loss": 0.00403}
+    assert facts["rounding sd, sites of weight 10000"]["update"] == 4.03e-10
+    agree(5, "ring_bits: 16, largest_dropout_share: 0.3, largest_weight: 1000")
+    facts = json.loads(call(coordinator_app, *check, "--json"))
+    assert [each[:16] for each in facts["warnings"]] == ["ring_bits is 16:", "no graph joins 4"]
+    result = CliRunner().invoke(coordinator_app, [str(each) for each in check])
+    assert "rounding sd, sites of weight 1:" in result.stdout
+    assert [f"warning: {each}" for each in facts["warnings"]] == result.stderr.splitlines()
+    agree(4, "largest_dropout_share: 0.3")
+    line = agreement.read_text().splitlines().index("sites:") + 1
+    message = call(coordinator_app, *check, code=1)
+    assert f"{agreement}:{line}: sites: no graph of 4 sites bears" in message
+    agree(2, "")
+    message = call(coordinator_app, *check, code=1)
+    assert "sites: 2 sites are fewer than the agreement's smallest_cohort, 3" in message
+
+
 @pytest.mark.parametrize("on_path", [True, False])
 def test_a_bundle_is_written_with_the_command_that_starts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: bool

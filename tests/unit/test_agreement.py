@@ -11,8 +11,10 @@ from fedhash.agreement import Agreement
 from fedhash.codes import check_code_bits
 from fedhash.configuration import read_settings, resolved
 from fedhash.errors import ConfigurationError, ModelError
+from fedhash.secagg.identity import SiteIdentity
 
 GOOD = {"name": "demo", "findings": ["no_finding", "edema", "mass"], "modalities": ["image"]}
+KEY = SiteIdentity.from_seed(bytes(32)).public_hex
 TREE = {"edema": "mass", "mass": "no_finding"}
 
 
@@ -51,6 +53,10 @@ def test_defaults():
         ({"margin_range": [0.1, 2.5]}, "less than or equal to 2"),
         ({"largest_k": 0}, "greater than or equal to 1"),
         ({"largest_local_steps": 0}, "greater than or equal to 1"),
+        ({"sites": {"b": KEY, "a": KEY}}, "one public key for b and a; each site makes a key of"),
+        ({"sites": {"a": "00" * 32}}, r"sites\.a\n.*is a point of small order.*site identity"),
+        ({"sites": {"a": "02" + "00" * 31}}, r"sites\.a\n.*is no point of the curve"),
+        ({"sites": {"a": "f" * 64}}, r"sites\.a\n.*is not written as RFC 8032"),
     ],
 )
 def test_terms_that_no_one_can_keep(changes, message):
@@ -92,7 +98,7 @@ def test_the_digest_depends_on_every_term_and_on_nothing_else(tmp_path):
         "margin_range": [0.05, 0.5],
         "largest_k": 10,
         "largest_local_steps": 10,
-        "sites": {"hospital-a": "0" * 64},
+        "sites": {"hospital-a": KEY},
         "secure_aggregation": {"ring_bits": 24},
     }
     assert set(changes) == set(Agreement.model_fields)
@@ -106,6 +112,18 @@ def test_the_digest_depends_on_every_term_and_on_nothing_else(tmp_path):
     path.write_text(resolved(agreement), encoding="utf-8")
     assert read_settings(path, Agreement).digest() == agreement.digest()
     assert agree(ancestor_weight=1).digest() == agree(ancestor_weight=1.0).digest()
+
+
+def test_a_wrong_public_key_has_the_line_of_its_site(tmp_path):
+    path = tmp_path / "agreement.yaml"
+    path.write_text(
+        "name: demo\nfindings: [edema, mass]\nmodalities: [image]\nsites:\n"
+        f"  hospital-a: {KEY}\n  hospital-b: '{'00' * 32}'\n"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(path, Agreement)
+    ((line, message),) = [(problem.line, problem.message) for problem in caught.value.problems]
+    assert (line, message.partition(":")[0]) == (6, '"sites.hospital-b"')
 
 
 def test_a_file_with_wrong_findings_names_each_line(tmp_path):

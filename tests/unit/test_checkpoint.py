@@ -34,6 +34,8 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
+from fedhash.rounds.training_messages import Refusal
+from fedhash.secagg.opened_rounds import FileOpenedRounds
 from fedhash_sim.engines.inprocess import InProcessEngine
 
 SETTINGS = round_settings(
@@ -138,6 +140,17 @@ def test_damage_is_found_and_the_round_before_serves(tmp_path: Path) -> None:
     assert resume_and_run(tmp_path).state.model.tobytes() == whole.tobytes()
 
 
+def test_what_a_site_remembers_is_never_to_be_deleted(tmp_path: Path) -> None:
+    opened, state = FileOpenedRounds(tmp_path / "opened"), FileSiteState(tmp_path / "rounds")
+    write_stored(tmp_path / "opened" / "run-1", Message("opened_round", {}, {}))
+    state.keep("run-1", 1, {}, counted_round=0)
+    for path in (tmp_path / "opened" / "run-1", next(tmp_path.glob("rounds/run-1/*.state"))):
+        path.write_bytes(path.read_bytes()[:-1])
+    for read in (lambda: opened.newest("run-1"), lambda: state.carried("run-1", 1)):
+        with pytest.raises(CheckpointError, match=r"start a new run; do not delete it"):
+            read()
+
+
 def test_a_stored_file_of_another_kind_or_version_is_named(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "round-000001.checkpoint"
     write_stored(path, Message("site_state", {}, {}))
@@ -152,6 +165,33 @@ def test_a_stored_file_of_another_kind_or_version_is_named(tmp_path: Path) -> No
         Checkpoints(path.parent).load(PLAN)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_stored(tmp_path / "absent", "checkpoint")
+
+
+def test_a_full_disk_is_told_with_its_path_and_the_stored_state_stays(tmp_path: Path) -> None:
+    state = FileSiteState(tmp_path)
+    state.keep("run-1", 1, {"control": np.ones(3, np.float32)}, counted_round=0)
+    path = tmp_path / "run-1" / "round-000001.state"
+    path.with_name(path.name + ".tmp").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=f"{path} cannot be written .No space left on device"):
+        state.keep("run-1", 1, {"control": np.zeros(3, np.float32)}, counted_round=0)
+    assert state.carried("run-1", 1)["control"].tolist() == [1, 1, 1]
+
+
+def test_a_site_that_cannot_store_its_state_refuses_and_logs_where(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    stage = next(new_coordinator(round_settings()).round(SITES))
+    answer = site_agent("site-0", tmp_path / "state").handle(stage.requests["site-0"])
+    assert Refusal.from_message(answer).reason == "training_failed"
+    assert f"{tmp_path / 'state'}" in caplog.text
+    assert "cannot be written (Not a directory); free disk space or correct" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(CheckpointError, match=r"round-000001\.checkpoint cannot be written"):
+        resume_and_run(tmp_path)
 
 
 class PowerCut(BaseException):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fedhash.errors import DataError
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.settings import RoundSettings
+from fedhash.secagg.terms import SecureAggregationTerms
 from fedhash_sim.consortium import assign_roles
 from fedhash_sim.settings import (
     EvaluationSettings,
@@ -119,6 +121,18 @@ def test_an_attribute_to_report_by_that_no_study_has_gets_the_nearest_name() -> 
     assign_roles(
         study_with(evaluation=EvaluationSettings(groups=("sex",))), pool_of(60, sex="female"), 0
     )
+
+
+def test_natural_sites_that_no_round_can_have_are_told_with_the_data() -> None:
+    whole = study_with(partition=Partition())
+    study = replace(whole, round_of={"federated": whole.round})
+    sites = [study_of(patient, site=f"site-{patient % 4}") for patient in range(100)]
+    assert len(assign_roles(study, Pool(tuple(sites)), seed=0).training) == 4
+    terms = SecureAggregationTerms(largest_corrupt_share=0.2, largest_dropout_share=0.3)
+    agreement = study.agreement.model_copy(update={"secure_aggregation": terms})
+    with pytest.raises(DataError, match="seed 0: the partition: no graph of 4 sites bears"):
+        assign_roles(replace(study, agreement=agreement), Pool(tuple(sites)), seed=0)
+    assert assign_roles(replace(whole, agreement=agreement), Pool(tuple(sites)), seed=0)
 
 
 def test_a_site_that_keeps_nothing_for_the_database_is_noted() -> None:

@@ -344,7 +344,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
         ({"run": "{run_id: trial, sites: [a, b, a], seed: 1}"}, "more than once: a; keep one"),
         (
             {"agreement": AGREEMENT.replace("smallest_cohort: 1", "smallest_cohort: 3")},
-            "run.yaml:1: sites names 2, the agreement's smallest_cohort is 3",
+            "run.yaml:1: sites: 2 sites are fewer than the agreement's smallest_cohort, 3",
         ),
         ({"rounds": ROUND.replace("local_steps: 1", "local_steps: 5000")}, "local_steps is 5000"),
         (
@@ -354,6 +354,15 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
                 "run": RUN.replace("[a, b]", "[a, b, c]"),
             },
             "agreement.yaml:2: sites has no identity of a, b, c; aggregation is secure",
+        ),
+        (
+            {
+                "agreement": AGREEMENT.replace("cohort: 1", "cohort: 3")
+                + "secure_aggregation: {largest_corrupt_share: 0.2, largest_dropout_share: 0.3}",
+                "rounds": ROUND.replace("plain", "secure"),
+                "run": RUN.replace("[a, b]", "[a, b, c, d]"),
+            },
+            "run.yaml:1: sites: no graph of 4 sites bears 0 corrupt ones",
         ),
         ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
         ({"rounds": ROUND.replace("image_convnet", "image_convent")}, 'mean "image_convnet"?'),

@@ -27,6 +27,7 @@ from scipy.stats import chi2, hypergeom
 from fedhash.errors import ProtocolError
 from fedhash.secagg.graph import (
     _most_near,
+    cohorts_without_graph,
     fewest_honest_summands,
     fewest_survivors,
     neighbours,
@@ -377,6 +378,17 @@ def test_most_near_counts_every_placement(sites, marked, degree):
         assert most == next(m for m, odd in enumerate(odds) if odd <= Fraction(1, 2**bits))
 
 
+@given(st.integers(2, 400), st.data())
+def test_most_near_is_the_tail_of_the_binomial_coefficients(sites, data):
+    marked = data.draw(st.integers(0, sites // 2))
+    degree = data.draw(st.integers(1, min(sites - 1, 255)))
+    bits = data.draw(st.sampled_from([0, 30, 40]))
+    ways = [comb(marked, m) * comb(sites - marked, degree - m) for m in range(degree + 1)]
+    most = _most_near(sites, marked, degree, bits)
+    assert comb(sites, 2) * sum(ways[most + 1 :]) << bits <= comb(sites, degree)
+    assert most == 0 or comb(sites, 2) * sum(ways[most:]) << bits > comb(sites, degree)
+
+
 def test_small_cohorts_form_the_complete_graph():
     for sites in range(2, 33):
         plan = plan_graph(sites, TERMS)
@@ -410,6 +422,13 @@ def test_terms_that_no_graph_keeps(sites, shares, message):
     terms = SecureAggregationTerms(largest_corrupt_share=shares[0], largest_dropout_share=shares[1])
     with pytest.raises(ProtocolError, match=message):
         plan_graph(sites, terms)
+
+
+def test_cohorts_between_others_may_have_no_graph():
+    heavy = SecureAggregationTerms(largest_corrupt_share=0.2, largest_dropout_share=0.3)
+    assert cohorts_without_graph(3, 40, heavy) == (4, 5, 7, 10, 11, 17, 20, 21, 27, 30, 37, 40)
+    assert cohorts_without_graph(6, 7, heavy) == (7,)
+    assert cohorts_without_graph(3, 256, TERMS) == ()
 
 
 def table_rows(page: str, columns: int) -> list[list[str]]:

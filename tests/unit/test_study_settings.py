@@ -119,6 +119,19 @@ def test_mistakes_of_one_method_have_their_line(
     assert problem.startswith(f"study.yaml:{line}: method_settings.central: {message}")
 
 
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [(2, "2 sites are fewer than the agreement's smallest_cohort, 3"), (900, "no graph of 900")],
+)
+def test_a_number_of_sites_that_no_round_can_have_has_its_line(
+    tmp_path: Path, sites: int, message: str
+) -> None:
+    study = f"{STUDY}partition:\n  scheme: iid\n  sites: {sites}\n"
+    (problem,) = problems(tmp_path, study=study)
+    assert problem.startswith(f"study.yaml:8: partition.sites: {message}")
+    read_study(tmp_path / "study.yaml", ["methods=[local, central]"])
+
+
 def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:
     study = f"{STUDY}evaluation:\n  directions:\n  - query: image\n    target: mri\n"
     (problem,) = problems(tmp_path, study=study)
