@@ -3,8 +3,7 @@
 Rules that `encode` and `decode` both keep, so nothing is sent that a peer would refuse:
 
 1. The container is safetensors (https://github.com/huggingface/safetensors#format), never pickle;
-   its metadata holds one entry with kind and header as canonical JSON. It is written and read here:
-   each vector is copied once, where the safetensors package copies it twice.
+   its metadata holds one entry with kind and header as canonical JSON.
 2. Canonical JSON has sorted keys, no white space, finite numbers and no duplicate names; text that
    does not re-encode to itself is refused, so two peers never read one header differently.
 3. Kind and array names are short lower-case names; arrays are integers, float32 or float64.
@@ -27,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from fedhash.configuration import Settings
 from fedhash.errors import MessageError
 
 __all__ = ["Json", "Message", "canonical_json"]
@@ -38,16 +37,9 @@ Json: TypeAlias = Any  # None, bool, int, float, str, list and dict[str, Json]; 
 
 _METADATA_KEY = "fedhash"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
-_DTYPES = {  # numpy's name to the container's
-    f"{kind}{bits}": f"{letter}{bits}"
-    for kind, letter, widths in (
-        ("int", "I", (8, 16, 32, 64)),
-        ("uint", "U", (8, 16, 32, 64)),
-        ("float", "F", (32, 64)),
-    )
-    for bits in widths
-}
-_DTYPE_OF = {written: np.dtype(name).newbyteorder("<") for name, written in _DTYPES.items()}
+_DTYPES = frozenset(
+    ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+)
 _LENGTH_BYTES = 8  # safetensors: the header's length stands first, little-endian
 _LARGEST_HEADER_BYTES = 1 << 20  # headers carry plans and names; vectors belong in arrays
 _LARGEST_DEPTH = 16
@@ -79,21 +71,11 @@ class Message:
         text = canonical_json({"header": self.header, "kind": self.kind})
         for name, array in self.arrays.items():
             _check_array(name, array)
-        container: dict[str, Json] = {"__metadata__": {_METADATA_KEY: text}}
-        contents, end = [], 0
-        # the wide types first: each array then begins at a multiple of its items' size
-        for name, array in sorted(
-            self.arrays.items(), key=lambda item: (-item[1].itemsize, item[0])
-        ):
-            dtype = _DTYPES[array.dtype.name]
-            contents.append(np.asarray(array, _DTYPE_OF[dtype], order="C").data)
-            start, end = end, end + array.nbytes
-            offsets = [start, end]
-            container[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
-        head = json.dumps(container, separators=(",", ":"), ensure_ascii=False).encode()
-        head += b" " * (-len(head) % _LENGTH_BYTES)
-        _check_header_length(len(head))
-        return b"".join((len(head).to_bytes(_LENGTH_BYTES, "little"), head, *contents))
+        # order="C": safetensors copies raw memory and would send a strided view's neighbours
+        arrays = {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
+        data = save(arrays, {_METADATA_KEY: text})
+        _header_text(data)
+        return data
 
     def digest(self) -> bytes:
         """SHA-256 over kind, header and arrays: equal for equal messages only."""
@@ -141,8 +123,13 @@ class Message:
                 "the message header is not canonical JSON (sorted keys, no white space, finite "
                 "numbers, no duplicate names); encode it with Message.encode"
             )
-        del container["__metadata__"]
-        return Message(kind, header, _read_arrays(container, data))
+        try:
+            arrays = load(data)
+        except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+            raise MessageError(f"the arrays cannot be read ({error!r}); send them again") from error
+        for name, array in arrays.items():
+            _check_array(name, array)
+        return Message(kind, header, arrays)
 
 
 def canonical_json(value: Json) -> str:
@@ -161,44 +148,6 @@ def canonical_json(value: Json) -> str:
     return text
 
 
-class _Tensor(Settings):
-    """The container's description of an array."""
-
-    dtype: str
-    shape: list[NonNegativeInt]
-    data_offsets: list[NonNegativeInt] = Field(min_length=2, max_length=2)
-
-
-_TENSORS = TypeAdapter(dict[str, _Tensor])
-
-
-def _read_arrays(container: Json, data: bytes) -> dict[str, np.ndarray]:
-    """The arrays that the container describes: they fill its content without gap or overlap."""
-    arrays: dict[str, np.ndarray] = {}
-    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    content = end
-    try:
-        tensors = _TENSORS.validate_python(container)
-        for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
-            dtype, (start, stop) = _DTYPE_OF[tensor.dtype], tensor.data_offsets
-            array = np.ndarray(tensor.shape, dtype, data, content + start)
-            _check_array(name, array)
-            if content + start != end or stop - start != array.nbytes:
-                break
-            end = content + stop
-            arrays[name] = array.copy()
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise MessageError(
-            f"the arrays cannot be read ({str(error)[:200]}); send them again"
-        ) from error
-    if end != len(data) or len(arrays) != len(tensors):
-        raise MessageError(
-            "the arrays cannot be read: they do not fill the message's bytes one behind the other; "
-            "send them again"
-        )
-    return arrays
-
-
 def _header_text(data: bytes) -> str:
     """The container's JSON header, its length checked before its content is looked at."""
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -207,19 +156,15 @@ def _header_text(data: bytes) -> str:
             f"{len(data)} bytes are not a whole safetensors container; the message was cut short "
             f"or is of another protocol"
         )
-    _check_header_length(length)
-    try:
-        return data[_LENGTH_BYTES : _LENGTH_BYTES + length].decode()
-    except UnicodeDecodeError as error:
-        raise MessageError("the container header is not UTF-8 text") from error
-
-
-def _check_header_length(length: int) -> None:
     if length > _LARGEST_HEADER_BYTES:
         raise MessageError(
             f"the header has {length} bytes, at most {_LARGEST_HEADER_BYTES} are allowed; "
             f"send large values as arrays"
         )
+    try:
+        return data[_LENGTH_BYTES : _LENGTH_BYTES + length].decode()
+    except UnicodeDecodeError as error:
+        raise MessageError("the container header is not UTF-8 text") from error
 
 
 def _parse_json(text: str, what: str) -> Any:

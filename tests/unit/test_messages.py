@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from fedhash.errors import MessageError
 from fedhash.rounds.messages import Message, canonical_json
@@ -71,16 +71,6 @@ def with_tensor(data: bytes = b"\0\0\0\0", **changes: object) -> bytes:
 def test_a_message_survives_its_byte_form(message: Message) -> None:
     data = message.encode()
     assert same(Message.decode(data, max_bytes=len(data)), message)
-
-
-@given(messages)
-def test_the_container_is_that_of_the_safetensors_package(message: Message) -> None:
-    data = message.encode()
-    theirs = load(data)
-    assert same(Message(message.kind, message.header, theirs), message)
-    text = canonical_json({"header": message.header, "kind": message.kind})
-    written = save(theirs, {"fedhash": text})
-    assert same(Message.decode(written, max_bytes=len(written)), message)
 
 
 def test_the_byte_form_holds_values_and_not_memory() -> None:
@@ -177,8 +167,8 @@ def test_a_deep_header_is_neither_sent_nor_read() -> None:
         (with_envelope('{"kind":"train","header":{}}'), "not canonical JSON"),
         (with_envelope('{"header": {},"kind":"train"}'), "not canonical JSON"),
         (with_tensor(dtype="BF16", data_offsets=[0, 2], data=b"\0\0"), "cannot be read"),
-        (with_tensor(dtype="F16", data_offsets=[0, 2], data=b"\0\0"), "cannot be read"),
-        (with_tensor(dtype="BOOL", data_offsets=[0, 1], data=b"\2"), "cannot be read"),
+        (with_tensor(dtype="F16", data_offsets=[0, 2], data=b"\0\0"), "'model' is float16"),
+        (with_tensor(dtype="BOOL", data_offsets=[0, 1], data=b"\2"), "'model' is bool"),
         (with_tensor(dtype="O"), "cannot be read"),
         (with_tensor(shape=[2]), "cannot be read"),
         (with_tensor(shape=[-1]), "cannot be read"),
@@ -188,13 +178,6 @@ def test_a_deep_header_is_neither_sent_nor_read() -> None:
         (with_tensor(data_offsets=[4, 0]), "cannot be read"),
         (with_tensor(data_offsets=[4, 8], data=b"\0" * 8), "cannot be read"),
         (with_tensor(data=b"\0" * 5), "cannot be read"),
-        (with_tensor(data=b"\0" * 3), "cannot be read"),
-        (with_tensor(shape=[True]), "cannot be read"),
-        (with_tensor(shape=[1.0]), "cannot be read"),
-        (with_tensor(shape=[1] * 100), "cannot be read"),
-        (with_tensor(data_offsets=[0, 4, 4]), "cannot be read"),
-        (with_tensor(shape=[0], data_offsets=[-4, -4], data=b""), "cannot be read"),
-        (with_tensor(more=1), "cannot be read"),
     ],
 )
 def test_hostile_bytes_are_a_message_error(data: bytes, problem: str) -> None:
