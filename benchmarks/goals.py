@@ -86,7 +86,7 @@ SECAGG_GOALS = {
     "all CPU": ("at most a fifth of Flower's", 0.2),
     "bytes a parameter, 32 bits": ("at most 4", 4.0),
     "bytes a parameter, 24 bits": ("at most 3", 3.0),
-    "bytes a parameter, 16 bits": ("at most 3", 3.0),
+    "bytes a parameter, 20 bits": ("at most 3", 3.0),
     "coordinator memory, 20 sites by 5": ("does not grow with the sites", 1.1),
 }
 """Figure to its goal and to the largest value that meets it; one accumulator is 46.8 MB."""

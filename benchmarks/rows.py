@@ -170,7 +170,7 @@ def secagg_goal_rows(figures: Sequence[Figure]) -> Rows:
         "all CPU": None if cpu is None or flower is None else cpu / flower,
         **{
             f"bytes a parameter, {bits} bits": value("sent by a client", f"secure, {bits} bits")
-            for bits in (32, 24, 16)
+            for bits in (32, 24, 20)
         },
         "coordinator memory, 20 sites by 5": None if not growth or not few else growth / few,
     }

@@ -58,7 +58,7 @@ from fedhash.secagg.messages import (
     UnmaskedReply,
     UnmaskRequest,
 )
-from fedhash.secagg.packing import Words, add_packed, word_dtype
+from fedhash.secagg.packing import Words, add_packed, packed_bytes, word_dtype
 from fedhash.secagg.round_secrets import mask_sign
 from fedhash.secagg.shamir import combine
 
@@ -188,10 +188,10 @@ class SecureAggregation:
         words = np.zeros(encoding.length, word_dtype(encoding.ring_bits))
         masked = _Sum(words, digests(message).asked)
         this_round = (set_up.run_id, set_up.round_number, session)
-        packed_bytes = encoding.length * encoding.ring_bits // 8
+        expected_bytes = packed_bytes(encoding.length, encoding.ring_bits)
 
         def reply_of(site: str, message: Message) -> MaskedReply:
-            reply = MaskedReply.from_message(message, packed_bytes)
+            reply = MaskedReply.from_message(message, expected_bytes)
             _check_round((reply.run_id, reply.round_number, reply.session), this_round)
             expected = fingerprint(reply.masked, set_up.session, site)
             if reply.fingerprint.tobytes() != expected.tobytes():

@@ -34,7 +34,7 @@ class SecureAggregationTerms(Settings):
         largest_loss: A site's mean loss is clipped to this size.
     """
 
-    ring_bits: Literal[16, 24, 32] = 32
+    ring_bits: Literal[16, 20, 24, 32] = 32
     largest_weight: float = Field(default=10_000.0, ge=1)
     # no honest majority from a half on; above a third no threshold of two thirds is reached
     largest_corrupt_share: float = Field(default=0.1, ge=0, lt=0.5)

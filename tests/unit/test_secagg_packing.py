@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from fedhash.errors import MessageError
 from fedhash.secagg import packing
-from fedhash.secagg.packing import RingBits, add_packed, pack, reduced, word_dtype
+from fedhash.secagg.packing import RingBits, add_packed, pack, packed_bytes, reduced, word_dtype
 
 USUAL_CHUNK = packing._CHUNK_WORDS
-RINGS: tuple[RingBits, ...] = (16, 24, 32)
+RINGS: tuple[RingBits, ...] = (16, 20, 24, 32)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_chunks():
     """Short vectors cross the border between chunks too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_CHUNK_WORDS", 7)
+        patch.setattr(packing, "_CHUNK_WORDS", 6)
         yield
 
 
@@ -53,13 +53,24 @@ def test_packed_vectors_add_up_modulo_the_ring(drawn: tuple[RingBits, list[list[
 def test_packing_keeps_every_word_and_nothing_else(drawn: tuple[RingBits, list[list[int]]]):
     ring_bits, (words, *_) = drawn
     packed = pack(np.array(words, word_dtype(ring_bits)), ring_bits)
-    whole = b"".join(word.to_bytes(ring_bits // 8, "little") for word in words)
+    if ring_bits == 20:
+        upper = [word >> 16 for word in words] + [0] * (len(words) % 2)
+        whole = b"".join((word & 0xFFFF).to_bytes(2, "little") for word in words)
+        whole += bytes(one | other << 4 for one, other in zip(*[iter(upper)] * 2, strict=True))
+    else:
+        whole = b"".join(word.to_bytes(ring_bits // 8, "little") for word in words)
     assert packed.tobytes() == whole
+    assert len(packed) == packed_bytes(len(words), ring_bits)
 
 
 @pytest.mark.parametrize(
     ("ring_bits", "hexadecimal"),
-    [(16, "0403ffff0000"), (24, "040302ffffff000000"), (32, "04030201ffffffff00000000")],
+    [
+        (16, "0403ffff0000"),
+        (20, "0403ffff0000f200"),
+        (24, "040302ffffff000000"),
+        (32, "04030201ffffffff00000000"),
+    ],
 )
 def test_known_bytes(ring_bits: RingBits, hexadecimal: str):
     words = np.array([0x01020304, 0xFFFFFFFF, 0], np.uint32).astype(word_dtype(ring_bits))
@@ -73,10 +84,11 @@ def test_the_ends_of_the_ring_keep_their_sign(ring_bits: RingBits):
     assert reduced(words, ring_bits).tolist() == [0, 1, half - 1, -half, -1]
 
 
-def test_the_upper_byte_of_24_bit_words_means_nothing():
+@pytest.mark.parametrize(("ring_bits", "hexadecimal"), [(20, "0100fffff0"), (24, "010000ffffff")])
+def test_the_upper_bits_of_wider_words_mean_nothing(ring_bits: RingBits, hexadecimal: str):
     words = np.array([0xAB000001, 0xCDFFFFFF], np.uint32)
-    assert reduced(words, 24).tolist() == [1, -1]
-    assert pack(words, 24).tobytes().hex() == "010000ffffff"
+    assert reduced(words, ring_bits).tolist() == [1, -1]
+    assert pack(words, ring_bits).tobytes().hex() == hexadecimal
 
 
 @pytest.mark.parametrize("ring_bits", RINGS)
@@ -98,8 +110,8 @@ def test_words_may_be_a_strided_view(ring_bits: RingBits):
 @pytest.mark.parametrize("difference", [-1, 1, 4])
 def test_another_length_is_refused_and_adds_nothing(ring_bits: RingBits, difference: int):
     accumulator = np.ones(10, word_dtype(ring_bits))
-    length = 10 * ring_bits // 8 + difference
-    with pytest.raises(MessageError, match=f"of {length} bytes, expected {10 * ring_bits // 8}"):
+    length = packed_bytes(10, ring_bits) + difference
+    with pytest.raises(MessageError, match=f"of {length} bytes, expected {length - difference} "):
         add_packed(accumulator, np.ones(length, np.uint8), ring_bits)
     assert (accumulator == 1).all()
 
@@ -108,7 +120,7 @@ def test_another_length_is_refused_and_adds_nothing(ring_bits: RingBits, differe
 def test_adding_needs_no_second_vector(ring_bits: RingBits, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packing, "_CHUNK_WORDS", USUAL_CHUNK)
     accumulator = np.zeros(1 << 21, word_dtype(ring_bits))
-    packed = np.ones(len(accumulator) * ring_bits // 8, np.uint8)
+    packed = np.ones(packed_bytes(len(accumulator), ring_bits), np.uint8)
     tracemalloc.start()
     try:
         add_packed(accumulator, packed, ring_bits)
