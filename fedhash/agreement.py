@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.configuration import Settings, did_you_mean
+from fedhash.privacy.terms import PrivacyTerms
 from fedhash.secagg.terms import SecureAggregationTerms
 
 __all__ = ["Agreement", "SiteName"]
@@ -77,6 +78,8 @@ class Agreement(Settings):
         sites: The roster: each site's name and the Ed25519 public key of its identity, 64 hex
             digits. Secure aggregation takes no keys but those signed by an identity of this list.
         secure_aggregation: The terms of secure aggregation.
+        privacy: A cap on epsilon for every site, beside its own; both bind. Null leaves it to the
+            sites.
     """
 
     name: str = Field(min_length=1)
@@ -93,6 +96,7 @@ class Agreement(Settings):
     largest_local_steps: int = Field(default=1000, ge=1)
     sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)
     secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
+    privacy: PrivacyTerms | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""
