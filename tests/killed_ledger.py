@@ -2,8 +2,8 @@
 
 It reads requests, one JSON a line, and answers each with one JSON line. A request forks a process
 that opens the ledger and reserves each event; after each it notes, in a pipe, that the private
-step ran. At the `line`-th statement that it runs in `fedhash/privacy/ledger.py`, counted from the
-opening of the ledger to its closing, it kills itself with SIGKILL.
+step ran. At the `line`-th statement that it runs in the ledger's code, counted from the opening of
+the ledger to its closing, it kills itself with SIGKILL.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ from types import FrameType
 from typing import Any
 
 from fedhash.errors import BudgetError
-from fedhash.privacy import Ledger, PrivacyTerms, epsilon, ledger, parse_event, read_ledger
+from fedhash.privacy import (
+    Ledger,
+    PrivacyTerms,
+    _anchor,
+    accountant,
+    epsilon,
+    ledger,
+    parse_event,
+    read_ledger,
+)
+
+COARSE_GRID = 1e-2  # bounds all the same, and quick
+CODE = {ledger.__file__, _anchor.__file__}
 
 
 def kill_at(line: int) -> None:
@@ -33,7 +45,7 @@ def kill_at(line: int) -> None:
         return count
 
     def enter(frame: FrameType, *_: object) -> Any:
-        return count if frame.f_code.co_filename == ledger.__file__ else None
+        return count if frame.f_code.co_filename in CODE else None
 
     sys.settrace(enter)
 
@@ -54,6 +66,7 @@ def use(request: dict[str, Any], ran: int) -> None:
 
 def main() -> None:
     assert threading.active_count() == 1
+    accountant._FINE = COARSE_GRID
     for request in map(json.loads, sys.stdin):
         # compositions that are computed here need not be computed in every fork
         spent = [entry.event for entry in read_ledger(Path(request["ledger"]))]

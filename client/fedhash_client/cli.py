@@ -152,7 +152,6 @@ def budget(
 
     Ends with status 1 when the ledger does not verify, or when the round does not fit.
     """
-    from fedhash.rounds.settings import RoundSettings
     from fedhash_client.privacy_budget import PlannedSteps, plan_steps, read_budget
 
     try:
@@ -164,6 +163,8 @@ def budget(
         settings, agreement = _read(site)
         planned: PlannedSteps | None = None
         if round_file is not None and noise_multiplier is not None:
+            from fedhash.rounds.settings import RoundSettings
+
             learning = read_settings(round_file, RoundSettings).learning
             planned = plan_steps(settings, agreement, learning, noise_multiplier)
         found = read_budget(site, settings, agreement, planned)

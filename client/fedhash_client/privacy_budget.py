@@ -14,7 +14,6 @@ from pathlib import Path
 from fedhash.agreement import Agreement
 from fedhash.configuration import problem_at
 from fedhash.errors import ConfigurationError, DataError
-from fedhash.learning.local_training import planned_steps
 from fedhash.learning.settings import LearningSettings
 from fedhash.privacy import (
     DistributedGaussianStep,
@@ -28,7 +27,6 @@ from fedhash.privacy import (
     spending,
     steps_left,
 )
-from fedhash_client.archive_index import read_site_manifest
 from fedhash_client.settings import SitePrivacy, SiteSettings
 
 __all__ = [
@@ -132,6 +130,10 @@ def plan_steps(
         ManifestError: The manifest cannot be read.
         DataError: No patient can be used.
     """
+    # they import torch, which a display of the ledger does without
+    from fedhash.learning.local_training import planned_steps
+    from fedhash_client.archive_index import read_site_manifest
+
     studies = read_site_manifest(settings, agreement).studies
     patients = len({study.patient_id for study in studies if study.consent})
     if not patients:

@@ -37,7 +37,7 @@ grid. Where they are chosen from earlier private outputs, composition is fully a
 al. 2016, arXiv 1605.08294, who found that the usual formulas need not hold then). For Rényi and
 concentrated bounds the plain sum is a valid filter (Feldman and Zrnic 2021, arXiv 2008.11193), and
 so it is for Gaussian differential privacy, hence for Gaussian events without sampling (Smith and
-Thakurta 2022, arXiv 2210.17520; Koskela et al. 2023, arXiv 2210.01975). For the distributions of
+Thakurta 2022, arXiv 2210.17520; Koskela et al. 2023, arXiv 2209.15596). For the distributions of
 privacy losses of *sampled* steps no such theorem is claimed here: keep their parameters fixed for
 a run, or derive them from public figures alone.
 
@@ -63,6 +63,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedhash.errors import BudgetError, LedgerError, PrivacyError, StorageError
+from fedhash.privacy._anchor import (
+    Anchor,
+    altered,
+    anchor_path,
+    new_file,
+    read_anchor,
+    sync_folder,
+    write_anchor,
+)
 from fedhash.privacy.accountant import epsilon
 from fedhash.privacy.events import PrivacyEvent, canonical_json, parse_event
 from fedhash.privacy.terms import PrivacyTerms
@@ -108,17 +117,6 @@ class LedgerEntry:
     hash: str
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """A ledger's length and newest hash; whoever notes it can later tell a shortened ledger."""
-
-    entries: int
-    newest: str
-
-    def __str__(self) -> str:
-        return f"{self.entries}:{self.newest}"
-
-
 class Ledger:
     """The open ledger, created where there is none.
 
@@ -160,8 +158,8 @@ class Ledger:
         """Write the first anchor, before the first entry."""
         entries = _chain(self._database, self._path)
         if entries:
-            raise _altered(self._path, f"{anchor_path(self._path)} is gone")
-        _write_anchor(self._path, anchor_of(entries))
+            raise altered(self._path, f"{anchor_path(self._path)} is gone")
+        write_anchor(self._path, anchor_of(entries))
 
     def reserve(self, event: PrivacyEvent) -> LedgerEntry:
         """Write `event` down if it fits under every cap; call it before the private step.
@@ -192,7 +190,7 @@ class Ledger:
             self._database.execute(
                 "UPDATE head SET entries = ?, newest = ?", (position, entry.hash)
             )
-        _write_anchor(self._path, Anchor(position, entry.hash))
+        write_anchor(self._path, Anchor(position, entry.hash))
         return entry
 
     @contextmanager
@@ -246,14 +244,9 @@ def read_ledger(path: Path, anchor: Anchor | None = None) -> tuple[LedgerEntry, 
     return entries
 
 
-def anchor_path(path: Path) -> Path:
-    """The file beside a ledger that holds its length and newest hash."""
-    return path.with_name(path.name + ".anchor")
-
-
 def _check_limit(spent: list[PrivacyEvent], event: PrivacyEvent, limit: PrivacyTerms) -> None:
     after = epsilon([*spent, event], limit.delta)
-    if after > limit.epsilon_cap:
+    if not after <= limit.epsilon_cap:  # what is no number is refused too
         before = epsilon(spent, limit.delta)
         raise BudgetError(
             f"{event.purpose!r} of run {event.run_id}, round {event.round_number}, would bring "
@@ -264,10 +257,10 @@ def _check_limit(spent: list[PrivacyEvent], event: PrivacyEvent, limit: PrivacyT
 
 def _verified(database: sqlite3.Connection, path: Path) -> tuple[LedgerEntry, ...]:
     """All entries, held against the chain, the head and the anchor file."""
-    anchor = _read_anchor(path)  # first: it never runs ahead of a chain that is read after it
+    anchor = read_anchor(path)  # first: it never runs ahead of a chain that is read after it
     entries = _chain(database, path)
     if entries and not anchor_path(path).exists():
-        raise _altered(path, f"{anchor_path(path)} is gone")
+        raise altered(path, f"{anchor_path(path)} is gone")
     if anchor is not None:
         _check_anchor(path, entries, anchor, str(anchor_path(path)))
     return entries
@@ -282,9 +275,9 @@ def _chain(database: sqlite3.Connection, path: Path) -> tuple[LedgerEntry, ...]:
     )
     for expected, (position, written_at, text, stored) in enumerate(rows, 1):
         if position != expected:
-            raise _altered(path, f"entry {expected} is missing")
+            raise altered(path, f"entry {expected} is missing")
         if stored != _hash(before, position, written_at, text):
-            raise _altered(path, f"entry {position} does not match its hash")
+            raise altered(path, f"entry {position} does not match its hash")
         try:
             event = parse_event(text)
         except ValidationError as error:
@@ -295,14 +288,14 @@ def _chain(database: sqlite3.Connection, path: Path) -> tuple[LedgerEntry, ...]:
         entries.append(LedgerEntry(position, written_at, event, stored))
         before = stored
     if database.execute("SELECT entries, newest FROM head").fetchall() != [(len(entries), before)]:
-        raise _altered(path, f"it ends after {len(entries)} entries, its head says otherwise")
+        raise altered(path, f"it ends after {len(entries)} entries, its head says otherwise")
     return tuple(entries)
 
 
-def _hash(before: str, position: int, written_at: str, event: str) -> str:
+def _hash(before: str, position: int, *content: object) -> str:
     # what is no text was not written here: as text it fails to match, whatever it is
-    content = json.dumps([before, position, written_at, event], separators=(",", ":"), default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+    text = json.dumps([before, position, *content], separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def anchor_of(entries: Sequence[LedgerEntry]) -> Anchor:
@@ -312,35 +305,10 @@ def anchor_of(entries: Sequence[LedgerEntry]) -> Anchor:
 
 def _check_anchor(path: Path, entries: Sequence[LedgerEntry], anchor: Anchor, source: str) -> None:
     if anchor_of(entries[: anchor.entries]) != anchor:
-        raise _altered(
+        raise altered(
             path,
             f"its {len(entries)} entries do not go on from the {anchor.entries} of {source}",
         )
-
-
-def _read_anchor(path: Path) -> Anchor | None:
-    try:
-        content = json.loads(anchor_path(path).read_text(encoding="utf-8"))
-        return Anchor(int(content["entries"]), str(content["newest"]))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise _altered(path, f"{anchor_path(path)} is damaged") from error
-
-
-def _write_anchor(path: Path, anchor: Anchor) -> None:
-    """Replace the anchor file in one step, synced."""
-    content = json.dumps({"entries": anchor.entries, "newest": anchor.newest}) + "\n"
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # two processes may write
-    try:
-        with open(_new_file(unfinished), "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(anchor_path(path))
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(error, anchor_path(path)) from error
 
 
 def _create(path: Path) -> None:
@@ -349,7 +317,7 @@ def _create(path: Path) -> None:
     with _explained(path):
         _refuse_a_lost_ledger(path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(_new_file(unfinished))
+        os.close(new_file(unfinished))
         with closing(sqlite3.connect(unfinished)) as database:
             database.executescript(_SCHEMA)
             database.execute("INSERT INTO head VALUES (0, ?)", (_START,))
@@ -361,11 +329,11 @@ def _create(path: Path) -> None:
             pass
         finally:
             unfinished.unlink()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _refuse_a_lost_ledger(path: Path) -> None:
-    anchor = _read_anchor(path)
+    anchor = read_anchor(path)
     # two processes make a ledger: the other's may have come since this one looked
     if anchor is not None and not path.exists():
         raise LedgerError(
@@ -403,26 +371,6 @@ def _check_kind(database: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _new_file(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Without it a power cut may forget a rename in `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _altered(path: Path, found: str) -> LedgerError:
-    return LedgerError(
-        f"{path} was altered, shortened or damaged ({found}); it was left as it is and nothing "
-        "private runs: keep a copy, find out who wrote to it, and restore the newest whole one"
-    )
-
-
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn what SQLite and the operating system raise into errors that say what to do."""
@@ -441,7 +389,7 @@ def _explained(path: Path) -> Iterator[None]:
                 f"{path} cannot be used ({error}); check rights and disk space, "
                 "no private step runs before"
             ) from error
-        raise _altered(path, str(error)) from error
+        raise altered(path, str(error)) from error
 
 
 _OUTSIDE_CAUSES = {

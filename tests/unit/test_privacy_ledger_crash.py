@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from killed_ledger import COARSE_GRID
 from privacy_events import distributed, full_batch, poisson, release
 
 from fedhash.errors import BudgetError
@@ -214,10 +215,11 @@ class Site(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_any_sequence(killer: Killer) -> None:
+def test_any_sequence(killer: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedhash.privacy.accountant._FINE", COARSE_GRID)
     machine = type("SiteWithKills", (Site,), {"killer": killer})
     machine.TestCase.settings = settings(
-        max_examples=30, stateful_step_count=20, deadline=None, print_blob=True
+        max_examples=25, stateful_step_count=15, deadline=None, print_blob=True
     )
     machine.TestCase().runTest()
 
@@ -225,6 +227,7 @@ def test_any_sequence(killer: Killer) -> None:
 RACE = """
 import sys
 from pathlib import Path
+from killed_ledger import COARSE_GRID
 from privacy_events import release
 from fedhash.errors import BudgetError
 from fedhash.privacy import Ledger, PrivacyTerms
