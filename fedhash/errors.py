@@ -10,11 +10,14 @@ A message says what was found, what was expected and what to do.
     ├── ProtocolError          a message or a reply of a peer
     │   ├── MessageError       bytes that are not a message of this protocol
     │   ├── RefusedError       the site's own rules forbid the request
+    │   │   └── BudgetError    it would exceed the cap on what patients' data may leak
     │   ├── CohortError        too few sites answered
     │   └── AggregationError   a masked sum that cannot be opened
     ├── CheckpointError        a stored state that cannot be resumed, or not be stored
     ├── ReleaseError           a released model that does not verify
     ├── ArchiveError           the site's binary index
+    ├── PrivacyError           parameters of privacy that guarantee nothing
+    ├── LedgerError            a privacy ledger that was altered, or cannot be used
     ├── QueryError             a search request that cannot be answered
     └── StorageError           a file that the operating system refuses
 """
@@ -27,14 +30,17 @@ from pathlib import Path
 __all__ = [
     "AggregationError",
     "ArchiveError",
+    "BudgetError",
     "CheckpointError",
     "CohortError",
     "ConfigurationError",
     "DataError",
     "FedhashError",
+    "LedgerError",
     "ManifestError",
     "MessageError",
     "ModelError",
+    "PrivacyError",
     "Problem",
     "ProtocolError",
     "QueryError",
@@ -107,6 +113,13 @@ class RefusedError(ProtocolError):
         super().__init__(message)
 
 
+class BudgetError(RefusedError):
+    """A private step would exceed a cap on epsilon; it was refused before any work."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("epsilon_cap", message)
+
+
 class CohortError(ProtocolError):
     """Fewer sites answered than the agreement's smallest cohort."""
 
@@ -125,6 +138,14 @@ class ReleaseError(FedhashError):
 
 class ArchiveError(FedhashError):
     """The site's index cannot be opened or does not match the release."""
+
+
+class PrivacyError(FedhashError):
+    """Parameters of privacy that are out of range or cannot be met."""
+
+
+class LedgerError(FedhashError):
+    """A privacy ledger was altered, shortened or damaged, or cannot be used."""
 
 
 class QueryError(FedhashError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,8 +16,11 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, Problem, QueryError, StorageError
+from fedhash.errors import FedhashError, PrivacyError, Problem, QueryError, StorageError
 from fedhash_client.settings import SiteSettings
+
+if TYPE_CHECKING:
+    from fedhash_client.privacy_budget import Budget
 
 __all__ = ["app"]
 
@@ -134,6 +138,47 @@ def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> No
 
 
 @app.command()
+def budget(
+    site: SiteFile,
+    round_file: Annotated[
+        Path | None, typer.Option("--round", help="The round to come.", metavar="ROUND.yaml")
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="The noise of its steps: sigma over the clipping norm.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify the privacy ledger; show what is spent and left, and what a round would cost.
+
+    Ends with status 1 when the ledger does not verify, or when the round does not fit.
+    """
+    from fedhash_client.privacy_budget import PlannedSteps, plan_steps, read_budget
+
+    try:
+        if (round_file is None) != (noise_multiplier is None):
+            raise PrivacyError(
+                "--round and --noise-multiplier belong together: the round file holds the steps "
+                "and the batch, and the noise is agreed on beside it; give both or neither"
+            )
+        settings, agreement = _read(site)
+        planned: PlannedSteps | None = None
+        if round_file is not None and noise_multiplier is not None:
+            from fedhash.rounds.settings import RoundSettings
+
+            learning = read_settings(round_file, RoundSettings).learning
+            planned = plan_steps(settings, agreement, learning, noise_multiplier)
+        found = read_budget(site, settings, agreement, planned)
+    except (FedhashError, OSError) as error:
+        _fail(error)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _print_budget(found)
+    if found.next_round is not None and not found.next_round.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def search(
     site: SiteFile,
     release: ReleaseFolder,
@@ -210,6 +255,65 @@ def search(
     for rank, hit in enumerate(hits, 1):
         table.add_row(str(rank), str(hit.distance), hit.handle)
     _out.print(table if hits else "no study within the radius and the filters")
+
+
+def _print_budget(found: Budget) -> None:
+    if found.exists:
+        verified = f"{found.entries} entries, verified; anchor {found.anchor}"
+    else:
+        verified = "no ledger yet, nothing was spent; the first private step makes it"
+    _out.print(f"{escape(found.ledger)}: {verified}", highlight=False, soft_wrap=True)
+    caps = Table("cap of", "delta", "epsilon cap", "spent", "left", box=None, header_style="dim")
+    for cap in found.caps:
+        caps.add_row(
+            cap.of,
+            f"{cap.delta:g}",
+            f"{cap.epsilon_cap:g}",
+            f"{cap.spent.together:.3f}",
+            f"{cap.left:.3f}",
+        )
+    _out.print(caps)
+    for cap in found.caps:
+        if cap.spent.shared_noise:
+            _out.print(
+                f"[dim]at delta {cap.delta:g}:[/] the site's own noise {cap.spent.own_noise:.3f}; "
+                f"noise added together {cap.spent.shared_noise:.3f}, if {cap.spent.trust}",
+                highlight=False,
+            )
+    if found.events:
+        events = Table(
+            *("purpose", "mechanism", "sigma", "q", "steps", "entries"),
+            box=None,
+            header_style="dim",
+        )
+        for group in found.events:
+            events.add_row(
+                escape(group.purpose),
+                group.kind,
+                f"{group.noise_multiplier:g}",
+                f"{group.sampling_rate:g}",
+                str(group.steps),
+                str(group.entries),
+            )
+        _out.print(events)
+    if found.next_round is not None:
+        planned = found.next_round
+        _out.print(
+            f"the next round ({planned.steps} steps, sigma {planned.noise_multiplier:g}, "
+            f"q {planned.sampling_rate:.3g}):",
+            highlight=False,
+        )
+        for after in planned.after:
+            _out.print(
+                f"  {after.of}: epsilon {after.together:.3f} after it, {after.cost:.3f} more; "
+                + ("it fits" if after.fits else "[bold red]it is refused[/]"),
+                highlight=False,
+            )
+        _out.print(
+            f"  at least {planned.rounds_left} such rounds are left, "
+            f"or {planned.steps_left} such steps",
+            highlight=False,
+        )
 
 
 def _read(site: Path) -> tuple[SiteSettings, Agreement]:

@@ -12,8 +12,21 @@ from pathlib import Path
 from pydantic import Field
 
 from fedhash.configuration import Settings
+from fedhash.privacy.terms import PrivacyTerms
 
-__all__ = ["SiteSettings"]
+__all__ = ["SitePrivacy", "SiteSettings"]
+
+
+class SitePrivacy(PrivacyTerms):
+    """The site's own cap, which binds beside the agreement's, and its ledger.
+
+    Attributes:
+        ledger: The privacy ledger, one for all runs and data sets of the site; made before the
+            first private step. Move it and its `.anchor` file together, and never restore it from
+            an older copy.
+    """
+
+    ledger: Path
 
 
 class SiteSettings(Settings):
@@ -26,6 +39,7 @@ class SiteSettings(Settings):
         archive: The binary index; made by `fedhash-site index`.
         handle_key: File with the 32 secret bytes that make study handles opaque; made at need,
             readable by its owner alone.
+        privacy: The cap on what may leak of one patient; without it nothing private is trained.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -33,3 +47,4 @@ class SiteSettings(Settings):
     manifest: Path
     archive: Path
     handle_key: Path
+    privacy: SitePrivacy | None = None

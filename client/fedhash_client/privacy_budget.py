@@ -1,0 +1,241 @@
+"""What a site's patients have spent of their privacy, what is left, and what a round would cost.
+
+>>> found = read_budget(Path("site.yaml"), settings, agreement, planned=None)
+>>> found.caps[0].spent.together, found.caps[0].left
+(1.83, 6.17)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import problem_at
+from fedhash.errors import ConfigurationError, DataError
+from fedhash.learning.settings import LearningSettings
+from fedhash.privacy import (
+    DistributedGaussianStep,
+    PoissonGaussianSteps,
+    PrivacyEvent,
+    PrivacyTerms,
+    Spending,
+    anchor_of,
+    epsilon_after,
+    read_ledger,
+    spending,
+    steps_left,
+)
+from fedhash_client.settings import SitePrivacy, SiteSettings
+
+__all__ = [
+    "Budget",
+    "CapAfter",
+    "CapBudget",
+    "EventGroup",
+    "NextRound",
+    "PlannedSteps",
+    "limits_of",
+    "plan_steps",
+    "read_budget",
+]
+
+
+@dataclass(frozen=True)
+class PlannedSteps:
+    """Steps of a round to come: sigma over the clipping norm, q of a patient in a step."""
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class CapBudget:
+    """One cap: "the site" or "the agreement", and what is spent and left of it."""
+
+    of: str
+    epsilon_cap: float
+    delta: float
+    spent: Spending
+    left: float
+
+
+@dataclass(frozen=True)
+class EventGroup:
+    """Entries that differ in run and round only.
+
+    Of noise that sites add together, `noise_multiplier` is the guaranteed one.
+    """
+
+    purpose: str
+    kind: str
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class CapAfter:
+    """A cap after the planned round; `cost` is what the round adds to epsilon."""
+
+    of: str
+    together: float
+    cost: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class NextRound(PlannedSteps):
+    """What a round to come would cost, and how many steps and whole rounds like it surely fit."""
+
+    after: tuple[CapAfter, ...]
+    fits: bool
+    steps_left: int
+    rounds_left: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A verified ledger beside its caps; without a ledger there are no entries and no anchor."""
+
+    ledger: str
+    exists: bool
+    entries: int
+    anchor: str | None
+    caps: tuple[CapBudget, ...]
+    events: tuple[EventGroup, ...]
+    next_round: NextRound | None
+
+
+def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTerms]:
+    """The caps that bind a site, by whose they are."""
+    limits: dict[str, PrivacyTerms] = {"the site": privacy}
+    if agreement.privacy is not None:
+        limits["the agreement"] = agreement.privacy
+    return limits
+
+
+def plan_steps(
+    settings: SiteSettings,
+    agreement: Agreement,
+    learning: LearningSettings,
+    noise_multiplier: float,
+) -> PlannedSteps:
+    """The steps of a round at this site: its batch is the expected number of patients in a step.
+
+    Raises:
+        ManifestError: The manifest cannot be read.
+        DataError: No patient can be used.
+    """
+    # they import torch, which a display of the ledger does without
+    from fedhash.learning.local_training import planned_steps
+    from fedhash_client.archive_index import read_site_manifest
+
+    studies = read_site_manifest(settings, agreement).studies
+    patients = len({study.patient_id for study in studies if study.consent})
+    if not patients:
+        raise DataError(
+            f"{settings.manifest} holds no usable study with consent; "
+            "fedhash-site check names the reason of each row"
+        )
+    rate = min(1.0, learning.batch_patients / patients)
+    return PlannedSteps(noise_multiplier, rate, planned_steps(patients, learning))
+
+
+def read_budget(
+    site: Path, settings: SiteSettings, agreement: Agreement, planned: PlannedSteps | None
+) -> Budget:
+    """Verify the ledger and account for it.
+
+    Args:
+        site: The site's file, for messages.
+        settings: What it holds.
+        agreement: What the site signed.
+        planned: Steps to come.
+
+    Raises:
+        ConfigurationError: The site's file has no section `privacy`.
+        LedgerError: The ledger does not verify, or is gone.
+        PrivacyError: The planned steps are out of range.
+        StorageError: The operating system refuses the ledger.
+    """
+    privacy = settings.privacy
+    if privacy is None:
+        message = (
+            "there is no section privacy; add epsilon_cap, delta and ledger, "
+            "as configs/site/example.yaml has them"
+        )
+        raise ConfigurationError([problem_at(site, (), message)])
+    entries = read_ledger(privacy.ledger)
+    events = [entry.event for entry in entries]
+    limits = limits_of(privacy, agreement)
+    caps = tuple(_cap(name, terms, events) for name, terms in limits.items())
+    exists = privacy.ledger.exists()
+    return Budget(
+        ledger=str(privacy.ledger),
+        exists=exists,
+        entries=len(entries),
+        anchor=str(anchor_of(entries)) if exists else None,
+        caps=caps,
+        events=_grouped(events),
+        next_round=None if planned is None else _next_round(planned, events, caps),
+    )
+
+
+def _cap(name: str, terms: PrivacyTerms, events: list[PrivacyEvent]) -> CapBudget:
+    spent = spending(events, terms.delta)
+    left = max(0.0, terms.epsilon_cap - spent.together)
+    return CapBudget(name, terms.epsilon_cap, terms.delta, spent, left)
+
+
+def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
+    """Groups in the order of their first entries."""
+    steps: Counter[tuple[str, str, float, float]] = Counter()
+    entries: Counter[tuple[str, str, float, float]] = Counter()
+    for event in events:
+        sigma = (
+            event.guaranteed_noise_multiplier
+            if isinstance(event, DistributedGaussianStep)
+            else event.noise_multiplier
+        )
+        rate = event.sampling_rate if isinstance(event, PoissonGaussianSteps) else 1.0
+        group = (event.purpose, event.kind, sigma, rate)
+        steps[group] += getattr(event, "steps", 1)
+        entries[group] += 1
+    return tuple(EventGroup(*group, steps[group], count) for group, count in entries.items())
+
+
+def _next_round(
+    planned: PlannedSteps, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
+) -> NextRound:
+    after = []
+    for cap in caps:
+        together = epsilon_after(
+            events,
+            noise_multiplier=planned.noise_multiplier,
+            sampling_rate=planned.sampling_rate,
+            steps=planned.steps,
+            delta=cap.delta,
+        )
+        cost = together - cap.spent.together
+        after.append(CapAfter(cap.of, together, cost, fits=together <= cap.epsilon_cap))
+    left = min(
+        steps_left(
+            events,
+            noise_multiplier=planned.noise_multiplier,
+            sampling_rate=planned.sampling_rate,
+            epsilon_cap=cap.epsilon_cap,
+            delta=cap.delta,
+        )
+        for cap in caps
+    )
+    return NextRound(
+        **asdict(planned),
+        after=tuple(after),
+        fits=all(each.fits for each in after),
+        steps_left=left,
+        rounds_left=left // planned.steps,
+    )
