@@ -105,7 +105,7 @@ class RefusedError(ProtocolError):
     """The site's own rules forbid what was asked.
 
     Attributes:
-        reason: A short machine-readable name of the rule, such as ``cohort_too_small``.
+        reason: A short machine-readable name of the rule, such as ``bad_cohort``.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -227,7 +227,7 @@ class Refusal:
     """A site's answer to a request that its rules forbid.
 
     Attributes:
-        reason: A short machine-readable name of the rule, such as ``cohort_too_small``.
+        reason: A short machine-readable name of the rule, such as ``bad_cohort``.
         detail: What was found and what was expected, never anything about a study.
     """
 

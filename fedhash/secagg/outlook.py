@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fedhash.agreement import Agreement
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.encoding import round_encoding
+from fedhash.secagg.floors import smallest_cohort
 from fedhash.secagg.graph import cohorts_without_graph
-from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
 __all__ = ["SumOutlook", "sum_outlook"]
 
@@ -57,7 +57,7 @@ def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutl
             f"below {_FEWEST_LEVELS} it is mostly rounding; widen ring_bits or lower "
             "largest_weight"
         )
-    smallest = max(agreement.smallest_cohort, SMALLEST_SECURE_COHORT)
+    smallest = smallest_cohort(agreement)
     if missing := cohorts_without_graph(smallest, sites, terms):
         listed = ", ".join(map(str, missing[:_LISTED]))
         more = f" and {len(missing) - _LISTED} other numbers of" if len(missing) > _LISTED else ""

@@ -1,19 +1,11 @@
-"""The coordinator's programs: the Flower ServerApp and the command line.
-
-Importing this package switches off what Flower would otherwise do by itself: report usage, look
-for updates and install an app's dependencies. The switches are set here, before any module of
-this package imports Flower.
-"""
+"""The coordinator's programs: the Flower ServerApp and the command line."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["FLOWER_SWITCHES"]
+from fedhash.offline import OFFLINE_SWITCHES
 
-FLOWER_SWITCHES = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
-os.environ.update(FLOWER_SWITCHES)
+os.environ.update(OFFLINE_SWITCHES)  # before any module of this package imports Flower
+
+__all__: list[str] = []

@@ -16,7 +16,7 @@ from rich.markup import escape
 from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
-from fedhash_server import FLOWER_SWITCHES
+from fedhash.offline import FLOWER_SWITCHES
 
 if TYPE_CHECKING:
     from fedhash.models.layout import Layout

@@ -168,7 +168,14 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
 
 
 def _log_round(record: RoundRecord) -> None:
-    logger.info("round %d: %s, %s", record.round_number, record.failure or "ok", record.sites)
+    logger.info(
+        "round %d: %s, %s; %s; notes: %s",
+        record.round_number,
+        record.failure or "ok",
+        record.sites,
+        record.aggregation,
+        record.notes,
+    )
 
 
 app = ServerApp()

@@ -210,6 +210,20 @@ class FailingTrainer(PullTrainer):
         raise DataError("study of Mrs Miller has no image")
 
 
+class FullDisk(MemorySiteState):
+    def keep(self, *args: object, **named: object) -> None:
+        raise OSError(28, "No space left on device", "/var/lib/fedhash/run-1")
+
+
+def test_what_the_operating_system_refuses_is_a_typed_refusal(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = agent(PullTrainer(1.0), FullDisk()).handle(request().to_message())
+    assert Refusal.from_message(answer).reason == "training_failed"
+    assert "No space left on device" in caplog.text
+
+
 def test_a_failed_training_tells_the_log_and_not_the_coordinator(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
