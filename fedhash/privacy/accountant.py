@@ -5,7 +5,9 @@
    grid. Where a figure is far from any privacy, or there are very many steps, the Rényi bound
    stands for it: larger still, and cheap whatever a coordinator asks for.
 2. Equal steps are grouped first, and all Gaussian releases over all patients are one, for their
-   precisions add: ten thousand equal rounds cost one composition. Compositions are kept.
+   precisions add: ten thousand equal rounds cost one composition. Compositions are kept. Without
+   sampled steps the figure is that of one Gaussian in closed form (Balle and Wang 2018, arXiv
+   1805.06530).
 3. Noise that sites add together is accounted apart (`Spending.shared_noise`), for it holds under a
    trust assumption that the site's own noise does not need. The cap is held against everything
    composed (`Spending.together`): one patient is in both.
@@ -31,6 +33,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from fedhash.errors import PrivacyError
 from fedhash.privacy.events import (
@@ -64,6 +68,7 @@ _LARGEST_TIGHT_EPSILON = 50.0  # above it nobody asks for the third digit, and t
 _RENYI_ORDERS = (*range(2, 65), 128, 256, 512, 1024)
 _ROUNDING_WIDTH = 2.0  # s in rule 4
 _SIGMA_TOLERANCE = 1e-3
+_ROOT_TOLERANCE = 1e-9  # far above that of dp-accounting's root, 1e-12
 
 
 class _Composition(NamedTuple):
@@ -265,6 +270,12 @@ def _epsilon(composition: _Composition, delta: float, grid: float) -> float:
     steps = sum(steps for _, _, steps in composition.sampled)
     if loose > _LARGEST_TIGHT_EPSILON or steps > LARGEST_STEPS:
         return loose
+    if not composition.sampled:
+        from dp_accounting import get_epsilon_gaussian
+
+        with np.errstate(divide="ignore"):  # delta underflows far from the root
+            exact: float = get_epsilon_gaussian(composition.precision**-0.5, delta)
+        return exact + _ROOT_TOLERANCE
     return float(_composed(composition, grid).get_epsilon(delta))
 
 

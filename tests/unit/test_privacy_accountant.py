@@ -125,7 +125,7 @@ SOME_EVENTS: st.SearchStrategy[PrivacyEvent] = st.one_of(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(events=st.lists(SOME_EVENTS, min_size=1, max_size=6), data=st.data())
 def test_order_is_nothing_and_more_is_more(events: list[PrivacyEvent], data: st.DataObject) -> None:
     whole = epsilon(events, DELTA)
@@ -214,8 +214,8 @@ def test_what_is_asked_beforehand_is_what_is_counted_afterwards() -> None:
 
 
 def test_less_noise_or_more_sampling_never_costs_less() -> None:
-    by_noise = [epsilon([poisson(s, 0.1, 50)], DELTA) for s in (0.5, 0.7, 1.0, 2.0, 8.0)]
-    by_rate = [epsilon([poisson(1.0, q, 50)], DELTA) for q in (1.0, 0.5, 0.1, 0.01)]
+    by_noise = [epsilon([poisson(s, 0.1, 50)], DELTA) for s in (0.5, 1.0, 4.0)]
+    by_rate = [epsilon([poisson(1.0, q, 50)], DELTA) for q in (1.0, 0.3, 0.01)]
     for figures in (by_noise, by_rate):
         assert all(more > less for more, less in pairwise(figures))
 
