@@ -66,6 +66,8 @@ def manifest_rows(path: Path, known: Collection[str], problems: list[Problem]) -
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if path.suffix.lower() not in readers:
         raise ManifestError(f"{path} is neither .csv nor .jsonl; save the manifest as one of them")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ManifestError(f"the manifest {path} is no file; name the CSV or JSON Lines file")
     try:
         # Bytes that are not UTF-8 become lone surrogates, so that they cost their row alone.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

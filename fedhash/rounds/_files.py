@@ -12,7 +12,7 @@ from pathlib import Path
 from fedhash.errors import CheckpointError, MessageError
 from fedhash.rounds.messages import Message
 
-__all__ = ["read_stored", "write_stored"]
+__all__ = ["is_stored", "read_stored", "stored_names", "write_stored"]
 
 _HASH_BYTES = 32
 # A site's memory keeps it from giving to a run twice: of all files, only checkpoints may go.
@@ -41,16 +41,53 @@ def write_stored(path: Path, message: Message) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # without it a power cut may forget the rename
     finally:
         os.close(folder)
+
+
+def is_stored(path: Path) -> bool:
+    """Whether there is anything at `path`; what cannot be looked at is not nothing.
+
+    Raises:
+        CheckpointError: The operating system does not say.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return True
+
+
+def stored_names(folder: Path) -> list[str]:
+    """Names in a folder; none for a folder that is not there.
+
+    Raises:
+        CheckpointError: The operating system does not say.
+    """
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read ({error}); check its permissions")
 
 
 def read_stored(path: Path, kind: str, remedy: str = _REMEDY) -> Message:
@@ -67,7 +104,7 @@ def read_stored(path: Path, kind: str, remedy: str = _REMEDY) -> Message:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); check its permissions") from error
+        raise _unreadable(path, error) from error
     digest, content = data[:_HASH_BYTES], data[_HASH_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise CheckpointError(

@@ -16,19 +16,24 @@ The arrays are those of `fedhash.learning.local_training`; here they are only st
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from fedhash.rounds._files import read_stored, write_stored
+from fedhash.rounds._files import read_stored, stored_names, write_stored
 from fedhash.rounds.messages import Message
 
 __all__ = ["FileSiteState", "MemorySiteState", "SiteState"]
 
 _KEPT_RUNS = 8
+_STATE_NAME = re.compile(r"round-([0-9]{6,})\.state")  # and no copies that a person made
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable  # the test suite checks types at run time
@@ -91,7 +96,11 @@ class FileSiteState:
         self._folder = folder
 
     def newest_round(self, run_id: str) -> int:
-        """See :class:`SiteState`."""
+        """See :class:`SiteState`.
+
+        Raises:
+            CheckpointError: The folder cannot be read.
+        """
         return max(self._rounds(run_id), default=0)
 
     def carried(self, run_id: str, round_number: int) -> Mapping[str, np.ndarray] | None:
@@ -114,17 +123,24 @@ class FileSiteState:
         """See :class:`SiteState`."""
         path = self._folder / run_id / f"round-{round_number:06d}.state"
         write_stored(path, Message("site_state", {}, dict(carried)))
-        for number, earlier in self._rounds(run_id).items():
-            if number not in (round_number, counted_round):
+        try:
+            self._tidy(path.parent, {round_number, counted_round})
+        except OSError:  # what is left over takes room and does no harm
+            _log.warning("old states under %s cannot be removed", self._folder, exc_info=True)
+
+    def _tidy(self, this_run: Path, kept_rounds: Collection[int]) -> None:
+        for number, earlier in self._rounds(this_run.name).items():
+            if number not in kept_rounds:
                 earlier.unlink()
-        others = {state.parent for state in self._folder.glob("*/round-*.state")} - {path.parent}
+        others = {state.parent for state in self._folder.glob("*/round-*.state")} - {this_run}
         by_last_round = sorted(others, key=lambda run: run.stat().st_mtime_ns, reverse=True)
         for ended in by_last_round[_KEPT_RUNS - 1 :]:
             shutil.rmtree(ended)
 
     def _rounds(self, run_id: str) -> dict[int, Path]:
-        paths = (self._folder / run_id).glob("round-*.state")
-        return {int(path.stem.removeprefix("round-")): path for path in paths}
+        folder = self._folder / run_id
+        names = (_STATE_NAME.fullmatch(name) for name in stored_names(folder))
+        return {int(name[1]): folder / name[0] for name in names if name}
 
 
 def _copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -52,6 +52,7 @@ RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # also a f
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _H = TypeVar("_H", bound=Settings)
 _LONGEST_TEXT = 500
+_MOST_FAULTS = 20
 
 
 class RunPlan(Settings):
@@ -262,8 +263,8 @@ def reply_blocks(plan: RunPlan, model_size: int) -> dict[str, int]:
 def largest_message_bytes(model_size: int) -> int:
     """No message of a round over a model of `model_size` parameters is longer."""
     # two float32 vectors, or a masked vector of their length; the rest is header, margins and the
-    # sealed shares of up to a thousand sites
-    return 2 * model_size * 4 + (16 << 20)
+    # sealed shares (92 bytes) that a thousand sites with at most 255 neighbours send each other
+    return 2 * model_size * 4 + 1000 * 255 * 92 + (4 << 20)
 
 
 def read_header(message: Message, kind: str, header: type[_H]) -> _H:
@@ -277,6 +278,9 @@ def read_header(message: Message, kind: str, header: type[_H]) -> _H:
     try:
         return header.model_validate_json(canonical_json(message.header))
     except ValidationError as error:
+        count = error.error_count()
+        if count > _MOST_FAULTS:  # a peer can make half a million, and each is a thousand bytes
+            raise MessageError(f"the header of a {kind!r} message has {count} faults") from None
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
         )

@@ -8,7 +8,7 @@ What the two shares buy is tabled in docs/adr/0009-degree-and-threshold.md.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from fedhash.configuration import Settings
 
 __all__ = ["SMALLEST_SECURE_COHORT", "SecureAggregationTerms"]
 
+_Clip = Annotated[float, Field(ge=1e-9, le=1e9)]  # far beyond what float32 training makes of use
 SMALLEST_SECURE_COHORT = 3  # of two sites each knows the other's vector from the sum
 
 
@@ -39,6 +40,6 @@ class SecureAggregationTerms(Settings):
     # no honest majority from a half on; above a third no threshold of two thirds is reached
     largest_corrupt_share: float = Field(default=0.1, ge=0, lt=0.5)
     largest_dropout_share: float = Field(default=0.1, ge=0, lt=1 / 3)
-    largest_update: float = Field(default=1.0, gt=0)
-    largest_control: float = Field(default=10.0, gt=0)
-    largest_loss: float = Field(default=1000.0, gt=0)
+    largest_update: _Clip = 1.0
+    largest_control: _Clip = 10.0
+    largest_loss: _Clip = 1000.0

@@ -98,7 +98,7 @@ def write_report(run: Path) -> Path:
         site_costs=_site_costs(exchanges),
         sums=_sums(read_sums(run)),
         configuration=[
-            (name, (run / name).read_text(encoding="utf-8"))
+            (name, (run / name).read_text(encoding="utf-8", errors="replace"))
             for name in ("study.yaml", "agreement.yaml", "round.yaml")
         ],
     )

@@ -88,7 +88,7 @@ class RunFolder:
         if path.exists() and any(path.iterdir()):
             for name, text in files.items():
                 stored = path / name
-                if not stored.is_file() or stored.read_text(encoding="utf-8") != text:
+                if not stored.is_file() or stored.read_bytes() != text.encode():
                     raise CheckpointError(
                         f"{path} holds another run: its {name} differs from what is asked now. "
                         f"{_remedy(path)}"

@@ -185,7 +185,7 @@ def test_a_site_that_cannot_store_its_state_refuses_and_logs_where(
     answer = site_agent("site-0", tmp_path / "state").handle(stage.requests["site-0"])
     assert Refusal.from_message(answer).reason == "training_failed"
     assert f"{tmp_path / 'state'}" in caplog.text
-    assert "cannot be written (Not a directory); free disk space or correct" in caplog.text
+    assert "cannot be read ([Errno 20] Not a directory" in caplog.text
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_path(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -397,3 +398,9 @@ def test_two_more_studies_change_no_other(tmp_path: Path, where: int, patient: s
     for split, members in split_patients(before, shares, seed=3).items():
         longer = split_patients(after, shares, seed=3)[split]
         assert tuple(study for study in longer if study.study_id[0] == "s") == members
+
+
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.csv")
+    with pytest.raises(ManifestError, match="is no file; name the CSV"):
+        read_manifest(tmp_path / "manifest.csv", ["no_finding"], ["report"])

@@ -18,6 +18,7 @@ from fedhash.rounds.training_messages import (
     largest_message_bytes,
     reply_blocks,
 )
+from fedhash.secagg.messages import SEALED_BYTES
 
 PLAN = run_plan(round_settings())
 
@@ -181,3 +182,13 @@ def test_any_header_is_read_or_refused(field: str, plan_field: str, value: objec
             continue
         assert request.plan.sites == tuple(sorted(request.plan.sites))
         assert len(AGREEMENT.findings) == request.margins.mu.size
+
+
+def test_a_header_of_many_faults_is_refused_without_listing_them() -> None:
+    message = Message("train", {"cohort": [1] * 50_000, "plan": {}}, {})
+    with pytest.raises(MessageError, match=r"has 50\d{3} faults$"):
+        TrainRequest.from_message(message)
+
+
+def test_the_largest_message_holds_the_shares_of_the_largest_roster() -> None:
+    assert largest_message_bytes(1) > 1000 * 255 * SEALED_BYTES

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from fedhash.errors import CheckpointError
 from fedhash.rounds.site_state import FileSiteState
 
 CARRIED = {"control": np.zeros(3, np.float32)}
@@ -39,3 +41,26 @@ def test_the_run_that_trains_is_kept_whatever_the_clock_says(tmp_path: Path) -> 
     state.keep("new", 1, CARRIED, counted_round=0)
     assert state.newest_round("new") == 1
     assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_a_copy_beside_a_state_is_not_taken_for_one(tmp_path: Path) -> None:
+    state = FileSiteState(tmp_path)
+    state.keep("run-1", 1, CARRIED, counted_round=0)
+    stored = tmp_path / "run-1" / "round-000001.state"
+    (tmp_path / "run-1" / "round-000009 (copy).state").write_bytes(stored.read_bytes())
+    assert state.newest_round("run-1") == 1
+    state.keep("run-1", 2, CARRIED, counted_round=1)
+    assert state.newest_round("run-1") == 2
+
+
+def test_a_memory_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "run-1").write_text("no folder")
+    with pytest.raises(CheckpointError, match="run-1 cannot be read"):
+        FileSiteState(tmp_path).newest_round("run-1")
+
+
+def test_what_cannot_be_tidied_up_costs_no_round(tmp_path: Path) -> None:
+    state = FileSiteState(tmp_path)
+    (tmp_path / "run-1" / "round-000007.state").mkdir(parents=True)  # cannot be unlinked
+    state.keep("run-1", 8, CARRIED, counted_round=0)
+    assert state.carried("run-1", 8) is not None
