@@ -114,9 +114,7 @@ def poisson_sample(noise: NoiseSource, population: int, rate: float) -> Int64[np
     return np.flatnonzero(noise.uniforms(population) < rate)
 
 
-def one_of_each(
-    noise: NoiseSource, sizes: Int64[np.ndarray, " n"]
-) -> Int64[np.ndarray, " n"]:
+def one_of_each(noise: NoiseSource, sizes: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """One place of each of n lists, uniform but for `size` x 2^-53."""
     return np.asarray(noise.uniforms(len(sizes)) * sizes, dtype=np.int64)
 
