@@ -98,9 +98,7 @@ def moment_alarms(draws: np.ndarray) -> list[str]:
         "neighbours": np.mean(draws[1:] * draws[:-1]) * math.sqrt(len(draws) - 1),
         # the two numbers that share their uniforms stand half a chunk apart
         "halves": np.mean(draws[:half] * draws[half:]) * math.sqrt(half),
-        "squares": np.mean((draws[:half] ** 2 - 1) * (draws[half:] ** 2 - 1))
-        * math.sqrt(half)
-        / 2,
+        "squares": np.mean((draws[:half] ** 2 - 1) * (draws[half:] ** 2 - 1)) * math.sqrt(half) / 2,
     }
     return [name for name, deviation in deviations.items() if abs(deviation) > LIMIT]
 
