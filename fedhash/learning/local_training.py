@@ -2,33 +2,33 @@
 
 Shape suffix: d parameters of the whole model.
 
-1. A step takes at most `batch_patients` patients and one study of each, so a patient with many
-   studies weighs no more than one with a single study. A pass over the patients is cut into
-   batches of nearly equal size; steps beyond one pass start the next.
-2. The result depends on the model, the studies, the settings and the generator alone. The global
-   generator is left as it was.
+1. Each step's gradient comes from the `GradientSource`, which alone reads the patients' data. All
+   that is done here with a gradient is post-processing: it leaks nothing that the gradient did not.
+2. The result depends on the model, the studies, the settings, the generator and the source alone.
+   The global generator is left as it was.
 3. Control variates (SCAFFOLD, arXiv 1910.06378): the optimiser is fed g - c_i + c, where c_i is
    the site's mean gradient in its last round and c the mean of all sites' c_i. The new c_i is the
    mean of the raw g over the round's steps. For plain SGD that equals the paper's option II,
    c_i - c + (x - y_i) / (steps learning_rate); unlike it, the mean also serves AdamW, momentum
    and weight decay.
-4. FedProx's pull and the correction are added after clipping: they depend on no patient.
+4. FedProx's pull and the correction are added after the source has clipped: they depend on no
+   patient. Where the source adds noise, c_i is the mean of the noised gradients.
 5. What a site carries from one round to the next (its control variate, AdamW's moments) goes in and
    comes out as named arrays; the caller keeps them and sends them to nobody.
 
     >>> result = train_locally(
     ...     model, studies, loss, LearningSettings(), margins=margins, round_number=1,
     ...     rounds_total=30, shared_control=np.zeros(layout.size, np.float32), carried={},
-    ...     most_steps=1000, generator=generator,
+    ...     most_steps=1000, generator=generator, source=NoPrivacy(),
     ... )
     >>> vector, carried = vector + result.update, result.carried
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil, cos, isfinite, pi
 
 import numpy as np
@@ -36,7 +36,8 @@ import torch
 from jaxtyping import Float32
 
 from fedhash.errors import DataError, ModelError
-from fedhash.learning.loss import AnchorMarginLoss, Margins
+from fedhash.learning.gradients import GradientSource
+from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
@@ -58,14 +59,14 @@ class LocalResult:
         update: The model after minus the model before.
         control_delta: The new c_i minus the old; None without control variates.
         steps: Optimiser steps done.
-        mean_loss: Mean patient loss over all steps.
+        mean_loss: Mean patient loss over all steps; None where the source must not tell it.
         carried: What the site's next round starts from, for the caller to keep.
     """
 
     update: Float32[np.ndarray, " d"]
     control_delta: Float32[np.ndarray, " d"] | None
     steps: int
-    mean_loss: float
+    mean_loss: float | None
     carried: Mapping[str, np.ndarray]
 
 
@@ -101,7 +102,7 @@ def learning_rate_of(settings: LearningSettings, round_number: int, rounds_total
 def train_locally(
     model: HashModel,
     studies: PreparedStudies,
-    loss: AnchorMarginLoss,
+    loss: Loss,
     settings: LearningSettings,
     *,
     margins: Margins,
@@ -111,6 +112,7 @@ def train_locally(
     carried: Mapping[str, np.ndarray],
     most_steps: int,
     generator: torch.Generator,
+    source: GradientSource,
 ) -> LocalResult:
     """Train `model` in place for one round.
 
@@ -126,11 +128,13 @@ def train_locally(
         carried: From the result of the site's last round; empty before its first.
         most_steps: The round is cut short after so many.
         generator: Draws the batches; advanced by this call.
+        source: Of the gradients.
 
     Raises:
         DataError: There is no study, or one without a positive finding.
         ModelError: The control variates, what is carried or the studies' modalities do not fit,
             the round number is wrong, or the loss or the update is not finite.
+        FedhashError: The source refuses.
     """
     layout = Layout.of(model)
     _check(model, studies, settings, shared_control)
@@ -147,18 +151,15 @@ def train_locally(
     steps = min(planned_steps(len(set(studies.patient_ids)), settings), most_steps)
     losses: list[float] = []
 
-    with torch.random.fork_rng(devices=[]):
+    gradients = source.gradients(
+        model, studies, loss, settings, margins=margins, steps=steps, generator=generator
+    )
+    with torch.random.fork_rng(devices=[]), closing(gradients):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for random layers
         model.train()
-        for rows in islice(_batches(studies, settings.batch_patients, generator), steps):
-            optimiser.zero_grad()
-            batch = studies.select(rows)
-            outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
-            mean_loss = loss(outputs, batch.present, batch.labels, margins).mean()
-            mean_loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(_finite(mean_loss.item(), len(losses) + 1, round_number))
-            if settings.gradient_clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip_norm)
+        for mean_loss in gradients:
+            if mean_loss is not None:
+                losses.append(_finite(mean_loss, len(losses) + 1, round_number))
             for place, parameter in enumerate(parameters):
                 gradient = parameter.grad
                 if gradient is None:
@@ -184,7 +185,8 @@ def train_locally(
         control_delta = following[_CONTROL] - own_control
     if _keeps_moments(settings):
         following |= _moments(optimiser, parameters)
-    return LocalResult(update, control_delta, steps, sum(losses) / steps, following)
+    told = sum(losses) / steps if losses else None
+    return LocalResult(update, control_delta, steps, told, following)
 
 
 def _keeps_moments(settings: LearningSettings) -> bool:
@@ -222,25 +224,6 @@ def _restore_moments(
             "exp_avg": first[place].clone(),
             "exp_avg_sq": second[place].clone(),
         }
-
-
-def _batches(
-    studies: PreparedStudies, batch_patients: int, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Rows of one step after another, without end."""
-    rows_of: dict[str, list[int]] = {}
-    for row, patient in enumerate(studies.patient_ids):
-        rows_of.setdefault(patient, []).append(row)
-    patients = list(rows_of.values())
-    batches = ceil(len(patients) / batch_patients)
-    while True:
-        order = torch.randperm(len(patients), generator=generator)
-        for part in torch.tensor_split(order, batches):
-            yield [_one_of(patients[place], generator) for place in part.tolist()]
-
-
-def _one_of(rows: list[int], generator: torch.Generator) -> int:
-    return rows[int(torch.randint(len(rows), (), generator=generator))]
 
 
 def _optimiser(

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, sqrt
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.relaxed import normalised
 
-__all__ = ["AnchorMarginLoss", "Margins", "default_scale"]
+__all__ = ["AnchorMarginLoss", "Loss", "Margins", "default_scale"]
 
 _SMALLEST_SCALE = 4.0  # below, the loss of few findings is nearly linear and never lets go
 
@@ -64,14 +65,39 @@ class Margins:
         return cls(mu, np.ones(findings, dtype=np.float32))
 
 
+@runtime_checkable  # the test suite checks types at run time
+class Loss(Protocol):
+    """What a site minimises.
+
+    Attributes:
+        sum_of_patient_terms: Whether a patient's loss depends on that patient alone. Without it, a
+            clipped gradient bounds no patient's influence (see `fedhash.privacy.soundness`).
+    """
+
+    sum_of_patient_terms: ClassVar[bool]
+
+    def __call__(
+        self,
+        outputs: Mapping[str, Float[torch.Tensor, "B b"]],
+        present: Mapping[str, Bool[torch.Tensor, " B"]],
+        labels: Int8[torch.Tensor, "B K"],
+        margins: Margins,
+    ) -> Float[torch.Tensor, " B"]:
+        """Losses of B patients, one study each; see :meth:`AnchorMarginLoss.__call__`."""
+        ...
+
+
 class AnchorMarginLoss:
     """Per-patient losses over all modalities.
 
     Attributes:
+        sum_of_patient_terms: See :class:`Loss`.
         anchors: A and t.
         settings: As given.
         scale: s as used.
     """
+
+    sum_of_patient_terms: ClassVar[bool] = True
 
     def __init__(self, anchors: Anchors, settings: LossSettings) -> None:
         self.anchors = anchors

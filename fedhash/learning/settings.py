@@ -19,21 +19,27 @@ __all__ = ["LearningSettings", "LossSettings"]
 
 
 class LossSettings(Settings):
-    """Constants of the anchor-margin loss (see `fedhash.learning.loss`).
+    """Which loss, and its constants.
 
     Attributes:
+        name: anchor_margin (`fedhash.learning.loss`, which all others but `temperature` belong to),
+            or as a baseline contrastive (`fedhash.learning.contrastive`), which takes its negatives
+            from the batch.
         scale: s; None takes max(4, sqrt(2) log(K - 1)) for K findings.
         beta: Weight of the pull towards the target code.
         gamma: Weight of the quantisation term.
         kappa: Softening of the outputs' normalisation.
         margin: mu_0, the margin of every finding before a schedule moves it.
+        temperature: Of the contrastive loss.
     """
 
+    name: Literal["anchor_margin", "contrastive"] = "anchor_margin"
     scale: float | None = Field(default=None, gt=0)
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.1, ge=0)
     kappa: float = Field(default=KAPPA, gt=0)
     margin: float = Field(default=0.3, ge=0)
+    temperature: float = Field(default=0.1, gt=0)
 
 
 class LearningSettings(Settings):
@@ -46,7 +52,8 @@ class LearningSettings(Settings):
         learning_rate: In the first round; see `schedule`.
         weight_decay: Decoupled for AdamW, an L2 term for SGD.
         momentum: Of SGD; AdamW keeps its (0.9, 0.999).
-        batch_patients: Patients a step; each gives one study.
+        batch_patients: Patients a step; each gives one study. Under privacy, privacy.sampling_rate
+            decides in its place.
         local_steps: Steps a round, the same at every site; or
         local_epochs: passes over the site's patients a round. Exactly one of the two.
         schedule: Of the learning rate over the rounds; constant within a round.

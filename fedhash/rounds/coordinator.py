@@ -72,7 +72,8 @@ class RoundRecord:
         sites: Each site of the roster: ``ok``, ``not reachable`` or the reason it was left out;
             ``ok`` in a failed round is a site that did all it was asked for.
         weight: Sum of the counted sites' weights.
-        mean_loss: Weighted mean of the sites' training losses; None for a failed round.
+        mean_loss: Weighted mean of the sites' training losses; None for a failed round, and where
+            privacy keeps the losses at the sites.
         seconds: Wall time of the round.
         aggregation: How the sum was made: graph, threshold, how many shared and survived; of a
             failed round, what was known when it failed.
@@ -263,8 +264,8 @@ class RoundCoordinator:
 
     def _following(
         self, aggregate: Aggregate, counted: Sequence[str]
-    ) -> tuple[CoordinatorState, float]:
-        """The state after a completed round, and the round's mean loss."""
+    ) -> tuple[CoordinatorState, float | None]:
+        """The state after a completed round, and the round's mean loss if the sites tell it."""
         state = self.state
         lengths = list(reply_blocks(self.plan, state.model.size).values())
         update, *control_delta, loss = np.split(
@@ -290,7 +291,7 @@ class RoundCoordinator:
             control=control,
             counted={**state.counted, **this_round},
         )
-        return following, float(loss[0])
+        return following, float(loss[0]) if self.plan.settings.privacy.tells_loss else None
 
     def _end(self, state: CoordinatorState, record: RoundRecord) -> None:
         self.state = replace(

@@ -18,13 +18,16 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import KeyPath, Settings
 from fedhash.errors import ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
+from fedhash.learning.losses import LOSSES
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.hash_model import check_towers
 from fedhash.models.settings import ModelSettings
+from fedhash.privacy.settings import NoPrivacySettings, PrivacySettings, SitePrivacySettings
+from fedhash.privacy.soundness import learning_problems, loss_problem
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
-__all__ = ["RoundSettings", "check_roster", "check_round"]
+__all__ = ["RoundSettings", "check_privacy", "check_roster", "check_round"]
 
 
 class RoundSettings(Settings):
@@ -33,6 +36,7 @@ class RoundSettings(Settings):
     model: ModelSettings
     learning: LearningSettings
     loss: LossSettings = LossSettings()
+    privacy: PrivacySettings = NoPrivacySettings()
     rounds: int = Field(ge=1, le=100_000)
     aggregation: Literal["secure", "plain"] = Field(
         default="secure",
@@ -88,6 +92,25 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
             f"{agreement.largest_local_steps}"
         )
         problems.append((("learning", "local_steps"), message))
+    return problems + check_privacy(settings)
+
+
+def check_privacy(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+    """What would break the guarantee of a private round, as `check_round` tells it."""
+    if not isinstance(settings.privacy, SitePrivacySettings):
+        return []
+    problems: list[tuple[KeyPath, str]] = [
+        (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
+        for key, message in learning_problems(settings.learning)
+    ]
+    if settings.weighting != "uniform":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: a "
+            "site's exact number of patients would be sent without noise; set weighting: uniform"
+        )
+        problems.append((("weighting",), message))
+    if not LOSSES[settings.loss.name].sum_of_patient_terms:
+        problems.append((("loss", "name"), loss_problem(settings.loss.name)))
     return problems
 
 

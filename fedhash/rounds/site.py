@@ -11,7 +11,8 @@ refused, by a typed reply that names the rule, unless:
 6. its round is within the run and not older than one already trained       ``stale_round``
 7. its margins fit the findings and lie in the agreed range                 ``margin_out_of_range``
 8. its local steps are within the agreed cap                                ``too_much_work``
-9. what it carries from the counted round is still there                    ``state_lost``
+9. its privacy guarantees what it says (`check_privacy`)                    ``unsound_privacy``
+10. what it carries from the counted round is still there                   ``state_lost``
 
 Then the site trains, stores what its next round needs and only then replies; a training that fails
 is a refusal as well (``training_failed``). What went wrong with which study stands in the site's
@@ -20,7 +21,8 @@ epochs, whose steps would tell the number of patients, are cut at the cap withou
 
 Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
-round that last counted and gives the same answer.
+round that last counted and gives the same answer; under privacy, an answer with new noise, which is
+accounted for as well.
 
 Shape suffixes: d model parameters, K findings.
 
@@ -44,6 +46,7 @@ from fedhash.learning.local_training import LocalResult, carried_names
 from fedhash.models.settings import ModelSettings
 from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
+from fedhash.rounds.settings import check_privacy
 from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
 
@@ -125,12 +128,14 @@ class SiteAgent:
         self._check_round(request)
         self._check_margins(request)
         self._check_work(request)
+        self._check_privacy(request)
         plan = request.plan
         result = self._trainer.train(request, self._carried(request))
         blocks = [result.update]
         if result.control_delta is not None:
             blocks.append(result.control_delta)
-        blocks.append(np.array([result.mean_loss], dtype=np.float32))
+        told_loss = 0.0 if result.mean_loss is None else result.mean_loss
+        blocks.append(np.array([told_loss], dtype=np.float32))
         vector = np.concatenate(blocks)
         if not all(np.isfinite(array).all() for array in (vector, *result.carried.values())):
             raise RefusedError("training_failed", "the training left the finite numbers")
@@ -219,6 +224,12 @@ class SiteAgent:
                 f"the request asks for {steps} local steps, the agreement allows {most}; "
                 "lower local_steps",
             )
+
+    @staticmethod
+    def _check_privacy(request: TrainRequest) -> None:
+        problems = check_privacy(request.plan.settings)
+        if problems:
+            raise RefusedError("unsound_privacy", "; ".join(message for _, message in problems))
 
     def _carried(self, request: TrainRequest) -> Mapping[str, np.ndarray]:
         """What the site carries from the round that last counted."""

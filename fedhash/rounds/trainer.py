@@ -5,6 +5,9 @@
    for again gives the same reply, the same round of another run does not, and no site's draws
    depend on another's.
 3. A round takes at most the agreement's `largest_local_steps`.
+4. A site with `SitePrivacy` trains private rounds alone, and one without it none. A private round
+   that is asked for again draws anew and is reserved anew: equal noise under two requests would
+   show the difference of two gradients.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
     >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState(), aggregation)
@@ -12,22 +15,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from fedhash.agreement import Agreement
+from fedhash.errors import RefusedError
+from fedhash.learning.gradients import GradientSource, NoPrivacy
 from fedhash.learning.local_training import LocalResult, train_locally
-from fedhash.learning.loss import AnchorMarginLoss
+from fedhash.learning.losses import build_loss
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings
+from fedhash.privacy.noise import NoiseSource
+from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.randomness import torch_stream
 from fedhash.rounds.training_messages import TrainRequest
 
-__all__ = ["SiteTrainer"]
+__all__ = ["SitePrivacy", "SiteTrainer"]
+
+
+@dataclass(frozen=True)
+class SitePrivacy:
+    """What a site needs to train under privacy.
+
+    Attributes:
+        noise: The noise source of a run and a round.
+        reserve: Called with run, round and steps before any data is read; it writes down what is
+            about to happen, or raises to refuse it.
+    """
+
+    noise: Callable[[str, int], NoiseSource]
+    reserve: Callable[[str, int, PrivateSteps], object]
 
 
 class SiteTrainer:
@@ -38,6 +61,9 @@ class SiteTrainer:
         layout_digest: `Layout.digest()` of it.
         model_size: Its number of parameters d.
         patients: Number of patients that train.
+
+    Args:
+        privacy: None for a site that trains without privacy.
     """
 
     def __init__(
@@ -47,10 +73,12 @@ class SiteTrainer:
         model_settings: ModelSettings,
         studies: PreparedStudies,
         seed: int,
+        privacy: SitePrivacy | None = None,
     ) -> None:
         self.model_settings = model_settings
         self._site = site
         self._seed = seed
+        self._privacy = privacy
         self._studies = studies
         self._most_steps = agreement.largest_local_steps
         self._anchors = Anchors.build(agreement)
@@ -69,6 +97,8 @@ class SiteTrainer:
             carried: From the site's last counted round; empty before its first.
 
         Raises:
+            RefusedError: The request's privacy is not the site's, or `reserve` refuses the steps.
+            PrivacyError: The model's towers would break the guarantee.
             DataError: The site has no study that can train.
             ModelError: The training left the finite numbers, or what is carried does not fit.
         """
@@ -77,7 +107,7 @@ class SiteTrainer:
         return train_locally(
             self._model,
             self._studies,
-            AnchorMarginLoss(self._anchors, settings.loss),
+            build_loss(settings.loss, self._anchors),
             settings.learning,
             margins=request.margins,
             round_number=request.round_number,
@@ -88,4 +118,22 @@ class SiteTrainer:
             generator=torch_stream(
                 self._seed, "training", plan.run_id, self._site, request.round_number
             ),
+            source=self._source(request),
+        )
+
+    def _source(self, request: TrainRequest) -> GradientSource:
+        asked, own = request.plan.settings.privacy, self._privacy
+        run, number = request.plan.run_id, request.round_number
+        if isinstance(asked, NoPrivacySettings):
+            if own is None:
+                return NoPrivacy()
+            raise RefusedError("not_private", "this site trains under privacy.mode site alone")
+        if own is None:
+            raise RefusedError(
+                "no_privacy_here", f"this site is not set up for privacy.mode {asked.mode}"
+            )
+        from fedhash.privacy.dp_sgd import SiteDpSgd  # Opacus takes seconds to import
+
+        return SiteDpSgd(
+            asked, own.noise(run, number), lambda steps: own.reserve(run, number, steps)
         )

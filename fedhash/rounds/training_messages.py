@@ -7,7 +7,8 @@ What travels, and in which message:
   the coordinator's variate.
 - site -> coordinator, `TrainReply`: one vector and one weight, nothing else. The vector is
   ``[update | control delta | mean loss]`` (`reply_blocks`), and what the coordinator needs is
-  linear in it, so secure aggregation can mask the reply without touching the training.
+  linear in it, so secure aggregation can mask the reply without touching the training. In a private
+  round the loss, which has no noise, is zero.
 - site -> coordinator, `Refusal`: which rule forbade the request.
 
 Every `from_message` checks kind, header fields, array names, dtypes, shapes and finiteness, and

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhash.secagg.packing import Words
 
-__all__ = ["add_masks", "mask_key"]
+__all__ = ["KEY_BYTES", "add_masks", "keystream", "mask_key"]
 
-_KEY_BYTES = 32
+KEY_BYTES = 32
 _NONCE = bytes(12)  # a key makes one keystream
 _CHUNK_BYTES = 1 << 18  # vector, zeros and keystream of a chunk fit the second-level cache
 
@@ -40,7 +40,16 @@ def mask_key(secret: bytes, info: bytes) -> bytes:
         secret: An X25519 shared secret or 32 random bytes.
         info: Names the one use of the key.
     """
-    return HKDF(SHA256(), _KEY_BYTES, salt=None, info=info).derive(secret)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
+
+
+def keystream(key: bytes) -> CipherContext:
+    """The key's stream from its beginning: what the context encrypts zeros to.
+
+    Raises:
+        ValueError: The key is not 32 bytes.
+    """
+    return Cipher(AES256(key), GCM(_NONCE)).encryptor()
 
 
 def add_masks(accumulator: Words, masks: Sequence[tuple[bytes, int]]) -> None:
@@ -53,12 +62,12 @@ def add_masks(accumulator: Words, masks: Sequence[tuple[bytes, int]]) -> None:
     Raises:
         ValueError: A key is not 32 bytes; nothing was added.
     """
-    keystreams = [(Cipher(AES256(key), GCM(_NONCE)).encryptor(), sign) for key, sign in masks]
+    streams = [(keystream(key), sign) for key, sign in masks]
     zeros = memoryview(bytes(_CHUNK_BYTES))
-    keystream = np.empty(_CHUNK_BYTES // accumulator.itemsize, accumulator.dtype)
-    for start in range(0, len(accumulator), len(keystream)):
-        part = accumulator[start : start + len(keystream)]
-        mask = keystream[: len(part)]
-        for encryptor, sign in keystreams:
-            encryptor.update_into(zeros[: mask.nbytes], mask.view(np.uint8).data)
+    chunk = np.empty(_CHUNK_BYTES // accumulator.itemsize, accumulator.dtype)
+    for start in range(0, len(accumulator), len(chunk)):
+        part = accumulator[start : start + len(chunk)]
+        mask = chunk[: len(part)]
+        for stream, sign in streams:
+            stream.update_into(zeros[: mask.nbytes], mask.view(np.uint8).data)
             (np.add if sign > 0 else np.subtract)(part, mask, out=part)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedhash.errors import DataError, FedhashError, QueryError
+from fedhash.errors import DataError, QueryError
+from fedhash_sim.audits import audits
+from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
 
 if TYPE_CHECKING:
     from fedhash_sim.search import Answer
@@ -31,33 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_out = Console()
-_err = Console(stderr=True)
+app.add_typer(audits, name="audit")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder of 'fedhash-sim run'.", metavar="RUN")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-@contextmanager
-def _told(interrupted: str = "interrupted") -> Iterator[None]:
-    """End a command that cannot go on with one line and its exit code, not with a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        _err.print(interrupted, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from error  # 128 + SIGINT, as shells count
-    except ModuleNotFoundError as error:
-        _err.print(
-            "[bold red]error:[/] fedhash-sim needs the extra 'sim': "
-            + escape(f"pip install 'fedhash[sim]' (there is no module {error.name!r})"),
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(1) from error
-    except FedhashError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -89,8 +64,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or go on with an unfinished run of it."""
-    console = _err if as_json else _out
-    with _told("interrupted; run the same command again, it goes on where it stopped"):
+    console = err_console if as_json else out_console
+    with told("interrupted; run the same command again, it goes on where it stopped"):
         from fedhash_sim.settings import read_study
         from fedhash_sim.study_run import plan_study, run_study
 
@@ -99,7 +74,7 @@ def run(
         if dry_run:
             plan = plan_study(resolved)
             if as_json:
-                _print_json(plan)
+                print_json(plan)
             else:
                 _print_plan(plan)
             return
@@ -117,7 +92,7 @@ def run(
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
     """Draw the report of a finished run again and print its main table."""
-    with _told():
+    with told():
         from fedhash_sim.report import write_report
         from fedhash_sim.run_folder import explained
 
@@ -138,7 +113,7 @@ def recipe(
     as_json: AsJson = False,
 ) -> None:
     """Write the manifest of a public data set, without copying its images."""
-    with _told():
+    with told():
         from fedhash.data.recipes import RECIPES
         from fedhash_sim.run_folder import explained
         from fedhash_sim.settings import RecipeSource
@@ -147,9 +122,9 @@ def recipe(
         if name is None:
             listing = {each.name: list(each.findings) for each in RECIPES.values()}
             if as_json:
-                _print_json(listing)
+                print_json(listing)
             for key, findings in {} if as_json else listing.items():
-                _out.print(f"[bold]{key}[/]: {escape(', '.join(findings))}")
+                out_console.print(f"[bold]{key}[/]: {escape(', '.join(findings))}")
             return
         chosen = find_recipe(name)
         folder = recipe_folder(RecipeSource(kind="recipe", recipe=name, folder=source))
@@ -159,13 +134,13 @@ def recipe(
         with explained(target):
             written = chosen.write(folder, target)
         if as_json:
-            _print_json({**vars(written), "manifest": str(written.manifest)})
+            print_json({**vars(written), "manifest": str(written.manifest)})
             return
-        _out.print(
+        out_console.print(
             f"{written.manifest}: {written.rows} studies, findings {', '.join(chosen.findings)}"
         )
         for reason, count in written.skipped.items():
-            _out.print(f"left out: {count} {reason}")
+            out_console.print(f"left out: {count} {reason}")
 
 
 @app.command()
@@ -186,7 +161,7 @@ def phantom(
     as_json: AsJson = False,
 ) -> None:
     """Draw a phantom consortium: images, reports, signals and a manifest for each site."""
-    with _told():
+    with told():
         from fedhash.data.phantom import PhantomSettings, export_phantom, generate_phantom
         from fedhash_sim.run_folder import explained
 
@@ -203,9 +178,9 @@ def phantom(
                 export_phantom(own, out / site)
             counts[str(out / site / "manifest.csv")] = len(own)
         if as_json:
-            _print_json({"studies": counts})
+            print_json({"studies": counts})
         for manifest, count in {} if as_json else counts.items():
-            _out.print(f"{manifest}: {count} studies", markup=False, soft_wrap=True)
+            out_console.print(f"{manifest}: {count} studies", markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> float | None:
@@ -259,7 +234,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Ask all sites of a run; the answer is one list in one order."""
-    with _told():
+    with told():
         from fedhash.search.filters import parse_filters
         from fedhash_sim.run_folder import explained
         from fedhash_sim.search import SimulatedConsortium
@@ -284,19 +259,21 @@ def search(
                 abstention_margin=abstention_margin,
             )
         if as_json:
-            _print_json(answer.as_json())
+            print_json(answer.as_json())
         else:
             _print_answer(answer)
 
 
 def _print_answer(answer: Answer) -> None:
     question = answer.question
-    _out.print()
-    _out.print(f"[bold]{question.modality} → {question.target}[/]  {escape(question.text)}")
+    out_console.print()
+    out_console.print(f"[bold]{question.modality} → {question.target}[/]  {escape(question.text)}")
     if question.findings:
-        _out.print(f"[dim]the study's own findings: {escape(', '.join(question.findings))}[/]")
+        out_console.print(
+            f"[dim]the study's own findings: {escape(', '.join(question.findings))}[/]"
+        )
     if answer.abstained:
-        _out.print(
+        out_console.print(
             "[yellow]Abstained:[/] no finding leads by the abstention margin, so nobody was asked."
         )
         return
@@ -311,9 +288,11 @@ def _print_answer(answer: Answer) -> None:
             escape(", ".join(hit.findings)),
             f"[dim]{hit.handle}[/]",
         )
-    _out.print(table)
+    out_console.print(table)
     sites = sorted({hit.site for hit in answer.hits})
-    _out.print(f"[dim]{len(answer.hits)} hits from {len(sites)} of {answer.sites_asked} sites[/]")
+    out_console.print(
+        f"[dim]{len(answer.hits)} hits from {len(sites)} of {answer.sites_asked} sites[/]"
+    )
 
 
 def _show_results(run: Path, *, as_json: bool) -> None:
@@ -322,7 +301,7 @@ def _show_results(run: Path, *, as_json: bool) -> None:
     results = read_results(run)
     tables = {metric: main_table(results, metric) for metric in ("map", "macro_map")}
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": str(run),
                 "report": str(run / "report.html"),
@@ -353,9 +332,9 @@ def _show_results(run: Path, *, as_json: bool) -> None:
                 *(str(each) for each in row.methods.values()),
                 f"[dim]{row.chance}[/]",
             )
-        _out.print(table)
-    _out.print(f"report: {run / 'report.html'}", highlight=False, soft_wrap=True)
-    _out.print(f"run folder: {run} (results.csv, rounds.csv, plots/)", highlight=False)
+        out_console.print(table)
+    out_console.print(f"report: {run / 'report.html'}", highlight=False, soft_wrap=True)
+    out_console.print(f"run folder: {run} (results.csv, rounds.csv, plots/)", highlight=False)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -368,21 +347,23 @@ def _print_plan(plan: dict[str, Any]) -> None:
     facts.add_row(
         "queries", ", ".join(f"{each['queries']} (seed {each['seed']})" for each in seeds)
     )
-    _out.print(f"[bold]{escape(plan['study'])}[/]")
-    _out.print(facts)
+    out_console.print(f"[bold]{escape(plan['study'])}[/]")
+    out_console.print(facts)
     table = Table(title="Training studies", title_justify="left", title_style="bold")
     table.add_column("site")
     for each in seeds:
         table.add_column(f"seed {each['seed']}", justify="right")
     for site in sorted({site for each in seeds for site in each["training studies"]}):
         table.add_row(escape(site), *(_held(each, site, plan) for each in seeds))
-    _out.print(table)
+    out_console.print(table)
     notes = [f"seed {each['seed']}: {note}" for each in seeds for note in each["notes"]]
     for line in [*notes, *plan["rows with problems"]]:
-        _out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
     if plan["studies without consent"]:
-        _out.print(f"{plan['studies without consent']} studies are left out for want of consent")
-    _out.print("Nothing was trained: leave out --dry-run to start.")
+        out_console.print(
+            f"{plan['studies without consent']} studies are left out for want of consent"
+        )
+    out_console.print("Nothing was trained: leave out --dry-run to start.")
 
 
 def _held(seed: dict[str, Any], site: str, plan: dict[str, Any]) -> str:
@@ -391,8 +372,3 @@ def _held(seed: dict[str, Any], site: str, plan: dict[str, Any]) -> str:
         return "-"
     held_out = f" + {seed['database studies'][site]} held out" if plan["held-out database"] else ""
     return f"{seed['training studies'][site]}{held_out}"
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    sys.stdout.flush()  # a reader that has gone is noticed here, where the command ends quietly

@@ -19,6 +19,8 @@ from fedhash.learning.loss import Margins
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.privacy.noise import SimulatedNoise
+from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.registry.release import Release, save_release
 from fedhash.rounds.aggregation import PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
@@ -28,7 +30,7 @@ from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
-from fedhash.rounds.trainer import SiteTrainer
+from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.opened_rounds import FileOpenedRounds
@@ -75,8 +77,14 @@ class Federation:
         self, name: str, state_folder: Path, trainer_type: type[SiteTrainer] = SiteTrainer
     ) -> SiteAgent:
         """The agent of one site; its memory between rounds is kept in `state_folder`."""
+        is_private = not isinstance(self.settings.privacy, NoPrivacySettings)
         trainer = trainer_type(
-            name, self.agreement, self.settings.model, self.studies[name], self.seed
+            name,
+            self.agreement,
+            self.settings.model,
+            self.studies[name],
+            self.seed,
+            self._privacy(name) if is_private else None,
         )
         aggregation: SiteAggregation = (
             SecureSiteAggregation(
@@ -91,6 +99,13 @@ class Federation:
         )
         state = FileSiteState(state_folder / "rounds" / file_name(name))
         return SiteAgent(name, self.agreement, trainer, state, aggregation)
+
+    def _privacy(self, name: str) -> SitePrivacy:
+        """Noise that anyone can compute and no ledger: nobody is protected, the study repeats."""
+        return SitePrivacy(
+            noise=lambda run, number: SimulatedNoise(self.seed, run, name, number),
+            reserve=lambda *_: None,
+        )
 
 
 @dataclass(frozen=True)

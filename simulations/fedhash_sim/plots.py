@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from fedhash_sim.results import final_round, main_table
 from fedhash_sim.run_folder import file_name
 
-__all__ = ["METHOD_COLOURS", "draw_plots"]
+__all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots"]
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 METHOD_COLOURS = {"local": "#E69F00", "federated": "#0072B2", "central": "#009E73"}
 _CHANCE_COLOUR = "#6b7280"
 _LONGEST_SHOWN = 40
-_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
+PLOT_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -71,7 +71,7 @@ def draw_plots(
     if (results["group"].str.startswith("site_model=")).any():
         drawings["site_models"] = lambda: _group_bars(results, "site_model")
     files = {}
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(PLOT_STYLE), warnings.catch_warnings():
         # scripts that the font lacks become boxes in the picture; the tables have the names
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         for name, draw in drawings.items():

@@ -16,9 +16,9 @@ from fedhash.agreement import Agreement
 from fedhash.codes import hamming_distances, pack_signs
 from fedhash.data.study import InMemory, Study
 from fedhash.errors import DataError, ModelError
+from fedhash.learning.gradients import NoPrivacy, _batches
 from fedhash.learning.local_training import (
     LocalResult,
-    _batches,
     carried_names,
     learning_rate_of,
     planned_steps,
@@ -112,6 +112,7 @@ def train(
         carried=carried or ({} if controls is None else controls.carried(settings)),
         most_steps=most_steps,
         generator=torch.Generator().manual_seed(seed),
+        source=NoPrivacy(),
     )
 
 

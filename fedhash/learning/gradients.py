@@ -1,0 +1,102 @@
+"""Where the gradient of a local step comes from: all that reads the patients' data in training.
+
+What a source fills in may be released; what `fedhash.learning.local_training` makes of it, the
+optimiser's step, its moments, FedProx's pull and the control variates, reads no patient again.
+So a source that protects patients protects them against everything that follows.
+
+`NoPrivacy` is the source without protection; `fedhash.privacy.dp_sgd` has the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import islice
+from math import ceil
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from fedhash.learning.loss import Loss, Margins
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.hash_model import HashModel
+from fedhash.models.prepared import PreparedStudies
+
+__all__ = ["GradientSource", "NoPrivacy", "rows_by_patient"]
+
+
+@runtime_checkable  # the test suite checks types at run time
+class GradientSource(Protocol):
+    """Fills in the gradients of one round."""
+
+    def gradients(
+        self,
+        model: HashModel,
+        studies: PreparedStudies,
+        loss: Loss,
+        settings: LearningSettings,
+        *,
+        margins: Margins,
+        steps: int,
+        generator: torch.Generator,
+    ) -> Generator[float | None, None, None]:
+        """Before each of `steps` steps, set `.grad` of the model's parameters.
+
+        Yields:
+            The step's mean patient loss; None where it must not leave the site.
+        """
+        ...
+
+
+class NoPrivacy:
+    """The gradient of the mean loss of a batch. What is released may hold any patient's data.
+
+    A batch has at most `batch_patients` patients and one study of each, so a patient with many
+    studies weighs no more than one with a single study. A pass over the patients is cut into
+    batches of nearly equal size; steps beyond one pass start the next.
+    """
+
+    def gradients(
+        self,
+        model: HashModel,
+        studies: PreparedStudies,
+        loss: Loss,
+        settings: LearningSettings,
+        *,
+        margins: Margins,
+        steps: int,
+        generator: torch.Generator,
+    ) -> Generator[float | None, None, None]:
+        """See :class:`GradientSource`."""
+        for rows in islice(_batches(studies, settings.batch_patients, generator), steps):
+            model.zero_grad()
+            batch = studies.select(rows)
+            outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
+            mean_loss = loss(outputs, batch.present, batch.labels, margins).mean()
+            mean_loss.backward()  # type: ignore[no-untyped-call]
+            if settings.gradient_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip_norm)
+            yield mean_loss.item()
+
+
+def rows_by_patient(studies: PreparedStudies) -> list[list[int]]:
+    """The rows of each patient's studies, patients in the order of their first study."""
+    rows_of: dict[str, list[int]] = {}
+    for row, patient in enumerate(studies.patient_ids):
+        rows_of.setdefault(patient, []).append(row)
+    return list(rows_of.values())
+
+
+def _batches(
+    studies: PreparedStudies, batch_patients: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Rows of one step after another, without end."""
+    patients = rows_by_patient(studies)
+    batches = ceil(len(patients) / batch_patients)
+    while True:
+        order = torch.randperm(len(patients), generator=generator)
+        for part in torch.tensor_split(order, batches):
+            yield [_one_of(patients[place], generator) for place in part.tolist()]
+
+
+def _one_of(rows: list[int], generator: torch.Generator) -> int:
+    return rows[int(torch.randint(len(rows), (), generator=generator))]

@@ -1,0 +1,230 @@
+"""DP-SGD with the patient as the unit (Abadi et al. 2016, arXiv 1607.00133), through Opacus.
+
+Two data sets are neighbours if one patient, with all studies and modalities, is added or removed.
+Each of a round's steps is one Poisson-sampled Gaussian mechanism between such neighbours:
+
+1. Every patient takes part with probability q, independently; of each that does, one study is drawn
+   evenly. Both draws come from the noise source and are told to nobody.
+2. A patient's gradient over **all** towers together is clipped to L2 norm C: two towers clipped
+   apart would cost sqrt(2) C. A tower whose modality the study lacks gives zero.
+3. The clipped gradients are summed, N(0, (sigma C)^2) is added to each coordinate in float64, and
+   only this noised sum is used. A batch without a patient is a step like any other: noise alone.
+4. The sum is divided by q N, the expected batch, never by the batch's own size. N is the number of
+   the site's patients as `published_patients` rounds it, and is treated as public.
+5. The round's steps are reserved before the first patient is looked at: a crash counts too much.
+6. Floats round: gradients are clipped a thousandth below C, which leaves room for it. At most 64
+   gradients are summed in float32, the rest in float64; 20,000 equal ones round by less (a test).
+7. Values that are not finite count as zero, so that a patient cannot make a round fail.
+
+Noise and clipping are Opacus's `DPOptimizer` with `add_noise` replaced: its own secure mode needs
+torchcsprng, which does not go with this torch.
+
+Shape suffix: d parameters of the whole model.
+
+    >>> source = SiteDpSgd(settings.privacy, SecureNoise(), reserve=ledger_entry_of)
+    >>> result = train_locally(..., source=source)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from fedhash.learning.gradients import rows_by_patient
+from fedhash.learning.loss import Loss, Margins
+from fedhash.learning.settings import LearningSettings
+from fedhash.models.hash_model import HashModel
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+from fedhash.privacy._opacus import DPOptimizer, GradSampleHooks
+from fedhash.privacy.noise import NoiseSource, one_of_each, poisson_sample
+from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.settings import SitePrivacySettings
+from fedhash.privacy.soundness import check_sound
+
+__all__ = ["SiteDpSgd", "clipped_sum", "published_patients"]
+
+_ROUNDING = 1e-3
+_ROWS_AT_ONCE = 64  # see rule 6
+_BYTES_AT_ONCE = 1 << 28  # of patients' gradients; large models come in smaller parts
+
+
+class SiteDpSgd:
+    """A `fedhash.learning.gradients.GradientSource` that protects each patient.
+
+    Args:
+        settings: C, sigma and q.
+        noise: Of samples and noise.
+        reserve: Called once a round before any data is read; raises to refuse the steps.
+    """
+
+    def __init__(
+        self,
+        settings: SitePrivacySettings,
+        noise: NoiseSource,
+        reserve: Callable[[PrivateSteps], object],
+    ) -> None:
+        self._settings = settings
+        self._noise = noise
+        self._reserve = reserve
+
+    def gradients(
+        self,
+        model: HashModel,
+        studies: PreparedStudies,
+        loss: Loss,
+        settings: LearningSettings,
+        *,
+        margins: Margins,
+        steps: int,
+        generator: torch.Generator,  # noqa: ARG002 - what a seed decides is no secret
+    ) -> Generator[float | None, None, None]:
+        """See :class:`fedhash.learning.gradients.GradientSource`; never tells a loss.
+
+        Raises:
+            PrivacyError: Clipping would not bound a patient's influence; nothing was reserved.
+            FedhashError: What `reserve` raises.
+        """
+        privacy = self._settings
+        check_sound(model, loss, settings)
+        self._reserve(PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps))
+        patients = rows_by_patient(studies)
+        sums = _NoisedSum(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            clip_norm=privacy.clip_norm * (1 - _ROUNDING),
+            noise_sd=privacy.noise_multiplier * privacy.clip_norm,
+            divisor=privacy.sampling_rate * published_patients(len(patients)),
+            noise=self._noise,
+        )
+        with _gradients_by_patient(model):
+            for _ in range(steps):
+                taken = [
+                    patients[place]
+                    for place in poisson_sample(self._noise, len(patients), privacy.sampling_rate)
+                ]
+                places = one_of_each(self._noise, np.array([len(rows) for rows in taken], np.int64))
+                rows = [rows[place] for rows, place in zip(taken, places, strict=True)]
+                sums.fill(model, studies, rows, loss, margins)
+                yield None
+
+
+def published_patients(patients: int) -> int:
+    """A site's number of patients as it is made public: two leading digits, and tens at least.
+
+    Neighbours may differ in it (99 patients and 100 do not, 104 and 105 do), so it is no part of
+    what is protected. The rounding keeps the exact number, and with it who joined, at the site.
+    """
+    grain = 10 if patients < 1000 else 10 ** (len(str(patients)) - 2)
+    return max(10, (patients + grain // 2) // grain * grain)
+
+
+def clipped_sum(
+    model: HashModel,
+    studies: PreparedStudies,
+    loss: Loss,
+    margins: Margins,
+    clip_norm: float,
+) -> Float64[np.ndarray, " d"]:
+    """The sum of the patients' clipped gradients, one study each, as a step of DP-SGD forms it.
+
+    Without noise: to audit its sensitivity and never to be released. Any loss is taken, for the
+    audit shows what is wrong with those that `SiteDpSgd` refuses.
+    """
+    model.train()
+    sums = _NoisedSum(
+        list(model.parameters()),
+        clip_norm=clip_norm * (1 - _ROUNDING),
+        noise_sd=0.0,
+        divisor=1.0,
+        noise=None,
+    )
+    with _gradients_by_patient(model):
+        sums.fill(model, studies, range(len(studies)), loss, margins)
+        return torch.cat([each.summed_grad.reshape(-1) for each in sums.params]).numpy()
+
+
+class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
+    """Clips, sums, adds noise and divides; the step itself is its caller's."""
+
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        *,
+        clip_norm: float,
+        noise_sd: float,
+        divisor: float,
+        noise: NoiseSource | None,
+    ) -> None:
+        super().__init__(
+            torch.optim.SGD(parameters, lr=1.0),  # only names the parameters
+            noise_multiplier=0.0,  # Opacus's own noise
+            max_grad_norm=clip_norm,
+            expected_batch_size=divisor,
+        )
+        self._noise_sd = noise_sd
+        self._noise = noise
+
+    def add_noise(self) -> None:
+        """Opacus's hook between the sum and the division."""
+        sizes = [parameter.numel() for parameter in self.params]
+        noise = np.zeros(sum(sizes)) if self._noise is None else self._noise.gaussians(sum(sizes))
+        parts = torch.split(torch.from_numpy(noise).mul_(self._noise_sd), sizes)
+        for parameter, part in zip(self.params, parts, strict=True):
+            noised = parameter.summed_grad + part.view_as(parameter)  # float64, rounded only then
+            parameter.grad = noised.to(parameter.dtype)
+
+    def fill(
+        self,
+        model: HashModel,
+        studies: PreparedStudies,
+        rows: Sequence[int],
+        loss: Loss,
+        margins: Margins,
+    ) -> None:
+        """Set `.grad` of the parameters from one study of each patient taken."""
+        whole = [(rows, True)]  # only patients who do not see each other can be taken in parts
+        for part, is_last in self._parts(rows) if loss.sum_of_patient_terms else whole:
+            self.zero_grad()
+            if part:
+                batch = studies.select(part)
+                outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
+                losses = loss(outputs, batch.present, batch.labels, margins)
+                with warnings.catch_warnings():
+                    # Opacus's hooks on the first layers, whose inputs need no gradient
+                    warnings.filterwarnings("ignore", "Full backward hook is firing")
+                    losses.sum().backward()  # type: ignore[no-untyped-call]
+            for parameter in self.params:
+                if not part:
+                    parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+                if not parameter.grad_sample.sum().isfinite():  # no value that is not finite hides
+                    parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            self.signal_skip_step(do_skip=not is_last)
+            self.pre_step()
+            for parameter in self.params:
+                parameter.summed_grad = parameter.summed_grad.double()
+
+    def _parts(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
+        """The rows cut so that their gradients fit the memory, and whether a part is the last."""
+        parameters = sum(parameter.numel() for parameter in self.params)
+        at_once = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE // (4 * parameters)))
+        for start in range(0, max(1, len(rows)), at_once):
+            yield rows[start : start + at_once], start + at_once >= len(rows)
+
+
+@contextmanager
+def _gradients_by_patient(model: HashModel) -> Iterator[None]:
+    """Let Opacus keep the gradient of every row of a batch beside the parameters."""
+    Layout.of(model)  # refuses what Opacus would refuse without a word of advice
+    hooks = GradSampleHooks(model, loss_reduction="sum")
+    try:
+        yield
+    finally:
+        hooks.cleanup()
+        for parameter in model.parameters():
+            if hasattr(parameter, "summed_grad"):  # no sum without noise outlives its round
+                del parameter.summed_grad

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fedhash.evaluation import sensitivity
+from fedhash.evaluation.sensitivity import Sensitivity, audit_sensitivity
+from fedhash.learning.contrastive import ContrastiveLoss
+from fedhash.learning.losses import LOSSES
+from fedhash_sim.cli import app
+
+
+@pytest.mark.parametrize("patients", [2, 16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_accepted_losses_stay_below_c_and_refused_ones_do_not(name: str, patients: int) -> None:
+    found = audit_sensitivity(name, patients=patients, seed=3)
+    assert found.accepted == LOSSES[name].sum_of_patient_terms
+    if found.accepted:
+        # the patient's own clipped gradient, so the search reached the bound
+        assert 0.998 < found.change_in_c <= 1 + 1e-6
+    else:
+        assert 1.5 * patients / 2 < found.change_in_c <= 2 * patients - 1
+    assert found.holds == found.accepted
+
+
+def test_the_audit_notices_a_loss_that_wrongly_claims_to_be_a_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ContrastiveLoss, "sum_of_patient_terms", True)
+    found = audit_sensitivity("contrastive", patients=8, seed=0)
+    assert found.accepted
+    assert not found.holds
+    done = CliRunner().invoke(app, ["audit", "sensitivity", "--patients", "8", "--json"])
+    assert done.exit_code == 1
+    assert [each["holds"] for each in json.loads(done.stdout)] == [True, False]
+    assert "An accepted loss moved by more than C" in done.stderr
+
+
+def test_the_formula_of_the_ascent_is_the_sum_through_opacus() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.eye(4, dtype=np.int8)[rng.integers(4, size=5)]
+    inputs = sensitivity._start("random", 5, rng)
+    batch = sensitivity._batch(inputs, labels)
+    agreement = sensitivity.Agreement(
+        name="audit", findings=sensitivity._FINDINGS, code_bits=16, modalities=("image", "report")
+    )
+    anchors = sensitivity.Anchors.build(agreement)
+    for name in LOSSES:
+        loss = sensitivity.build_loss(
+            sensitivity.LossSettings.model_validate({"name": name}), anchors
+        )
+        leaves = {key: values.clone().requires_grad_() for key, values in inputs.items()}
+        rest = batch.select(range(1, 5))
+        others = {key: values[1:] for key, values in leaves.items()}
+        change = sensitivity._formula(leaves, batch, loss) - sensitivity._formula(
+            others, rest, loss
+        )
+        through_opacus = sensitivity._change(batch, loss) * sensitivity._CLIP_NORM
+        assert float(change.detach().norm()) == pytest.approx(through_opacus, rel=2e-3)
+        assert torch.isfinite(change).all()
+
+
+def test_the_command_tells_and_draws(tmp_path: Path) -> None:
+    plot = tmp_path / "sensitivity.png"
+    arguments = ["audit", "sensitivity", "--loss", "anchor_margin", "--patients", "4"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(plot)])
+    assert done.exit_code == 0, done.output
+    assert "anchor_margin" in done.stdout
+    assert "0.999" in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    (record,) = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert record["patients"] == 4
+    assert record["accepted"]
+
+
+def test_a_loss_that_is_not_there_is_told() -> None:
+    done = CliRunner().invoke(app, ["audit", "sensitivity", "--loss", "triplet"])
+    assert done.exit_code == 2
+    assert "there is no loss 'triplet', only anchor_margin, contrastive" in done.stderr
+
+
+def test_rounding_is_no_violation() -> None:
+    assert Sensitivity("a", True, 2, 1 + 5e-7, "random").holds
+    assert not Sensitivity("a", True, 2, 1 + 5e-6, "random").holds
