@@ -277,7 +277,7 @@ class RoundCoordinator:
             if control is not None:
                 share = len(counted) / len(self.plan.sites)
                 control = np.asarray(control + share * control_delta[0], np.float32)
-        for vector in (model, control):
+        for vector in (model, control, loss):
             if vector is not None and not np.isfinite(vector).all():
                 raise ProtocolError(
                     "the sites' mean left the finite numbers, so the model stays; lower "

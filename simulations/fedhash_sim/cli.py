@@ -267,7 +267,9 @@ def search(
 def _print_answer(answer: Answer) -> None:
     question = answer.question
     out_console.print()
-    out_console.print(f"[bold]{question.modality} → {question.target}[/]  {escape(question.text)}")
+    # rich takes a minute to wrap a word of a hundred thousand letters
+    asked = question.text if len(question.text) <= 300 else question.text[:300] + "…"
+    out_console.print(f"[bold]{question.modality} → {question.target}[/]  {escape(asked)}")
     if question.findings:
         out_console.print(
             f"[dim]the study's own findings: {escape(', '.join(question.findings))}[/]"
