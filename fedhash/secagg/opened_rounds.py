@@ -1,12 +1,12 @@
 """Which sum a site last helped to open: it must outlive a restart of the site.
 
 A coordinator that lost a round asks for it again, and the sites answer with the same vectors. If
-that sum were opened over other sites than the first time, or for another request, the difference of
-the two sums would be single sites' updates. So a round that was opened is opened again for the same
-task and sites only.
+that sum were opened over other sites than the first time, for another request, or after a site's
+data changed, the difference of the two sums would be single sites' updates. So a round that was
+opened is opened again for the same task and sites and with the same vector only.
 
     >>> opened = FileOpenedRounds(Path("/var/lib/fedhash/opened"))
-    >>> opened.keep("run-7", OpenedRound(12, ("hospital-a", "hospital-b", "hospital-c"), task))
+    >>> opened.keep("run-7", OpenedRound(12, ("hospital-a", "hospital-b"), task, vector))
     >>> opened.newest("run-7").round_number
     12
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from fedhash.errors import CheckpointError
-from fedhash.rounds._files import read_stored, write_stored
+from fedhash.rounds._files import is_stored, read_stored, write_stored
 from fedhash.rounds.messages import Message
 
 __all__ = ["FileOpenedRounds", "MemoryOpenedRounds", "OpenedRound", "OpenedRounds"]
@@ -32,11 +32,14 @@ class OpenedRound:
         round_number: From 1.
         survivors: The sites in the sum, sorted.
         task: `Digests.task` of the request.
+        vector: Fingerprint of the site's own vector before it was masked, hexadecimal. It finds a
+            change of the site's data; nobody else has a hand in the vector.
     """
 
     round_number: int
     survivors: tuple[str, ...]
     task: str
+    vector: str
 
 
 @runtime_checkable  # the test suite checks types at run time
@@ -77,15 +80,18 @@ class FileOpenedRounds:
         """See :class:`OpenedRounds`.
 
         Raises:
-            CheckpointError: The stored file is damaged.
+            CheckpointError: The stored file is damaged or cannot be read.
         """
         path = self._folder / run_id
-        if not path.is_file():
+        if not is_stored(path):
             return None
         header = read_stored(path, "opened_round").header
         try:
             return OpenedRound(
-                int(header["round_number"]), tuple(header["survivors"]), str(header["task"])
+                int(header["round_number"]),
+                tuple(header["survivors"]),
+                str(header["task"]),
+                str(header["vector"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -98,5 +104,6 @@ class FileOpenedRounds:
             "round_number": opened.round_number,
             "survivors": list(opened.survivors),
             "task": opened.task,
+            "vector": opened.vector,
         }
         write_stored(self._folder / run_id, Message("opened_round", header, {}))

@@ -16,8 +16,8 @@ A request is refused, by a typed reply that names the rule, unless:
    replayed keys fail here                                                     ``unreadable_shares``
 10. enough sites survived, among them this one and enough of the
    neighbours whose shares it opened                                           ``too_few_survivors``
-11. a round that was opened before is opened for the same task and sites,
-   and no round before it is                                                 ``opened_otherwise``
+11. a round that was opened before is opened for the same task and sites and
+   with the same vector of this site, and no round before it is              ``opened_otherwise``
 
 Rules 1 and 2 give each neighbour's secrets one fate: this site opens its share of the seed or its
 share of the key, never both. Secrets live in memory only; a site that restarts drops out of the
@@ -34,6 +34,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from fedhash.agreement import Agreement
 from fedhash.errors import MessageError, RefusedError
@@ -79,6 +81,7 @@ class _Masked:
     secrets: RoundSecrets
     sharers: tuple[str, ...]
     task: str
+    vector: str
 
 
 class SecureSiteAggregation:
@@ -161,9 +164,12 @@ class SecureSiteAggregation:
         words = encoding.encode(
             contribution.vector, min(contribution.weight, encoding.largest_weight), rng
         )
+        own = fingerprint(words.view(np.uint8), b"", bytes.fromhex(of_request.task), self._site)
         add_masks(words, masks)
         self._shared.clear()
-        self._masked = {this_round: _Masked(secrets, request.sharers, of_request.task)}
+        self._masked = {
+            this_round: _Masked(secrets, request.sharers, of_request.task, own.tobytes().hex())
+        }
         following = None
         if train.round_number < train.plan.settings.rounds:
             following = self._new_secrets(train.plan.run_id, train.round_number + 1)
@@ -177,7 +183,7 @@ class SecureSiteAggregation:
         if masked is None or masked.secrets.session.hex() != request.session:
             raise self._no_session(this_round)
         self._check_survivors(request, masked)
-        opened = OpenedRound(request.round_number, request.survivors, masked.task)
+        opened = OpenedRound(request.round_number, request.survivors, masked.task, masked.vector)
         self._check_opened(request.run_id, opened)
         self._opened.keep(request.run_id, opened)
         del self._masked[this_round]
@@ -331,6 +337,6 @@ class SecureSiteAggregation:
         raise RefusedError(
             "opened_otherwise",
             f"this site has opened the sum of round {before.round_number} over "
-            f"{len(before.survivors)} sites; an earlier round, or the same one over other sites or "
-            "of another request, would show a difference of sums",
+            f"{len(before.survivors)} sites; an earlier round, or the same one over other sites, "
+            "for another request or with other data here, would show a difference of sums",
         )

@@ -371,6 +371,16 @@ def test_the_same_round_opened_again_for_another_task(
         assert cheat.refusal(site, ask) == "opened_otherwise"
 
 
+def test_the_same_round_opened_again_after_a_sites_data_changed(cheat: Coordinator) -> None:
+    """The difference of the two sums would be that of the site's two vectors."""
+    cheat.up_to_unmask()
+    victim = cheat.federation.sites[VICTIM]
+    victim.contribution = replace(victim.contribution, weight=victim.contribution.weight + 1)
+    roster = cheat.up_to_mask()
+    ask = cheat.unmask_request(roster, cheat.sites).to_message()
+    assert cheat.refusal(VICTIM, ask) == "opened_otherwise"
+
+
 def test_the_same_round_opened_again_for_another_cohort(cheat: Coordinator) -> None:
     """A lost round is asked again of those who can be reached; the sum's sites must be the same."""
     cheat.up_to_unmask()
@@ -382,7 +392,7 @@ def test_the_same_round_opened_again_for_another_cohort(cheat: Coordinator) -> N
 def test_an_older_round_than_the_one_that_was_opened(cheat: Coordinator) -> None:
     for site in cheat.sites:
         opened = cheat.federation.sites[site].aggregation._opened
-        opened.keep("run-1", OpenedRound(2, cheat.sites, "0" * 64))
+        opened.keep("run-1", OpenedRound(2, cheat.sites, "0" * 64, "0" * 32))
     roster = cheat.up_to_mask()
     ask = cheat.unmask_request(roster, cheat.sites).to_message()
     assert cheat.refusal(VICTIM, ask) == "opened_otherwise"
