@@ -291,12 +291,9 @@ class SecureSiteAggregation:
                 f"of the roster and {secrets.roster.threshold} neighbours must have, "
                 f"and {self._site!r} itself",
             )
-        neighbourhood = secrets.neighbourhoods
         secrets.receive(
             {
-                sender: request.sealed[
-                    sharers.index(sender), neighbourhood[sender].index(self._site)
-                ]
+                sender: request.sealed[sharers.index(sender), secrets.rows[sender]]
                 for sender in sorted(around)
             }
         )
