@@ -19,7 +19,6 @@ from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.secagg import graph
 from fedhash.secagg.graph import fewest_survivors, plan_graph
-from fedhash.secagg.messages import RoundKeys
 
 STAGES = ("advertise", "share", "mask", "unmask")
 LATE = SiteFailure("late", "no answer in time")
@@ -278,23 +277,3 @@ def test_the_generated_runs_hold_sparse_graphs() -> None:
         assert [plan_graph(count, TERMS).kind for count in (12, 17, 40)] == ["harary"] * 3
     assert plan_graph(40, TERMS).kind == "harary"
     assert plan_graph(17, TERMS).kind == "complete"
-
-
-def test_a_key_of_low_order_leaves_out_its_site_alone() -> None:
-    federation = Federation.of(5)
-    identity = federation.sites["site-03"].aggregation._identity
-
-    def low_order(stage: Stage) -> Iterator[Answer]:
-        for answer in federation.ask(stage):
-            if stage.name == "advertise" and answer.site == "site-03":
-                assert isinstance(answer.outcome, Message)
-                text = RoundKeys.signed_text("run-1", 1, "site-03", bytes(64))
-                answer.outcome.arrays["keys"] = np.zeros(64, np.uint8)
-                answer.outcome.arrays["signature"] = np.frombuffer(identity.sign(text), np.uint8)
-            yield answer
-
-    aggregate = federation.round(1, low_order)
-    assert (
-        "bad_key" in aggregate.left_out["site-03"] or "low order" in aggregate.left_out["site-03"]
-    )
-    check_sum(federation, aggregate, 1, [each for each in names(5) if each != "site-03"])
