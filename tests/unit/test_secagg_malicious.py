@@ -327,9 +327,11 @@ def test_the_next_rounds_keys_are_vetted_as_well(cheat: CheatingCoordinator) -> 
     [
         lambda m: with_header(m, session="x"),
         lambda m: with_header(m, sharers=["site-01", "site-00"]),
+        lambda m: with_header(m, sharers=m.header["sharers"][::-1]),
         lambda m: with_header(m, train={}),
         lambda m: replace(m, arrays={**m.arrays, "more": np.zeros(1)}),
         lambda m: replace(m, arrays={**m.arrays, "sealed": m.arrays["sealed"].astype(np.int64)}),
+        lambda m: replace(m, arrays={**m.arrays, "sealed": m.arrays["sealed"][:, 0, 0]}),
         lambda m: replace(m, kind="masks"),
     ],
 )

@@ -54,6 +54,26 @@ def test_a_cohort_below_the_agreed_one() -> None:
     assert cheat.refusal(VICTIM, ask) == "bad_cohort"
 
 
+def test_two_sites_are_too_few_whatever_was_agreed() -> None:
+    cheat = CheatingCoordinator(3, smallest_cohort=1)
+    keys = cheat.advertise()
+    del keys["site-02"]
+    ask = ShareRequest("run-1", 1, cheat.roster(keys)).to_message()
+    assert cheat.refusal(VICTIM, ask) == "bad_cohort"
+
+
+def test_a_roster_out_of_order() -> None:
+    cheat = CheatingCoordinator()
+    roster = cheat.roster(cheat.advertise())
+    turned = replace(
+        roster,
+        sites=roster.sites[::-1],
+        keys=roster.keys[::-1],
+        signatures=roster.signatures[::-1],
+    )
+    assert cheat.refusal(VICTIM, ShareRequest("run-1", 1, turned).to_message()) == "bad_message"
+
+
 def test_keys_signed_for_another_run() -> None:
     cheat = CheatingCoordinator()
     keys = cheat.advertise()
@@ -174,6 +194,13 @@ def test_survivors_below_the_agreed_cohort() -> None:
     roster = cheat.up_to_mask()
     ask = cheat.unmask_request(roster, cheat.sites[:4]).to_message()
     assert cheat.refusal(VICTIM, ask) == "too_few_survivors"
+
+
+def test_survivors_out_of_order() -> None:
+    cheat = CheatingCoordinator()
+    roster = cheat.up_to_mask()
+    ask = cheat.unmask_request(roster, cheat.sites[::-1]).to_message()
+    assert cheat.refusal(VICTIM, ask) == "bad_message"
 
 
 def test_survivors_of_the_roster_that_did_not_share() -> None:
