@@ -5,9 +5,12 @@
    joiner, a site that came back, one that is gone), has two exchanges of its own before them.
 2. A masked vector is added to the sum when it arrives and is not kept; beside it stand a few
    hundred bytes a pair of neighbours, and whatever an engine holds of answers that are ready.
-3. Shares are checked against their owner's commitment and reconstructed secrets against what the
+3. A masked vector is added only with the fingerprint that stands for this vector and this request:
+   a site that was asked for something else, by damage on the way, hid its vector under masks that
+   nobody else has. The ring's two last words alone would let such a sum pass too often.
+4. Shares are checked against their owner's commitment and reconstructed secrets against what the
    owner published, so a bad share is left out and never ends up in the sum.
-4. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
+5. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
    whatever happens, the next round starts from new keys.
 
     >>> aggregation = SecureAggregation(agreement)
@@ -193,9 +196,12 @@ class SecureAggregation:
         def reply_of(site: str, message: Message) -> MaskedReply:
             reply = MaskedReply.from_message(message, expected_bytes)
             _check_round((reply.run_id, reply.round_number, reply.session), this_round)
-            expected = fingerprint(reply.masked, set_up.session, site)
+            expected = fingerprint(reply.masked, set_up.session, masked.asked, site)
             if reply.fingerprint.tobytes() != expected.tobytes():
-                raise MessageError("the masked vector was damaged on its way")
+                raise MessageError(
+                    "the masked vector or the request for it was damaged on its way, so the "
+                    "vector's masks would not come off"
+                )
             return reply
 
         for site, reply in _accepted(answers, set_up.sharers, "mask", record.left_out, reply_of):
@@ -203,6 +209,7 @@ class SecureAggregation:
             masked.survivors.append(site)
             if reply.following is not None:
                 masked.following[site] = reply.following
+            del reply  # the vector must not stay until the next one is there
         masked.survivors.sort()
         record.facts["survived"] = len(masked.survivors)
         self._check_enough(masked.survivors, set_up.roster, "sent a masked vector", record.left_out)
@@ -230,7 +237,8 @@ class SecureAggregation:
 
         for site, reply in _accepted(answers, survivors, "unmask", record.notes, reply_of):
             if reply.refusal is not None:
-                record.notes[site] = f"refuses the next round's keys: {reply.refusal}"
+                # what is wrong with its own keys was noted before, and is why it refuses
+                record.notes.setdefault(site, f"refuses the next round's keys: {reply.refusal}")
             if reply.following is not None and following is not None:
                 next_shares[site] = reply.following
         add_masks(masked.words, opened.masks(masked.asked))
@@ -401,6 +409,8 @@ def _accepted(
             reasons[answer.site] = f"{stage}: {error}"
         else:
             yield answer.site, typed
+            del typed
+        del answer  # with its vector, before the next one arrives
     reasons |= dict.fromkeys(sorted(waiting), f"{stage}: no_answer")
 
 

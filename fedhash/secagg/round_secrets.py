@@ -63,8 +63,10 @@ class RoundSecrets:
         """
         self.session = roster.session(self.run_id, self.round_number)
         self.roster = roster
-        self.neighbourhoods = neighbours(roster.sites, roster.degree, self.session)
-        self.neighbours = self.neighbourhoods[self._site]
+        around = neighbours(roster.sites, roster.degree, self.session)
+        self.neighbours = around[self._site]
+        # of the whole graph, n x k names, this is all that is needed later
+        self.rows = {other: around[other].index(self._site) for other in self.neighbours}
         seed_shares = split(self._seed, roster.threshold, roster.degree)
         key_shares = split(self._masking_key.private_bytes_raw(), roster.threshold, roster.degree)
         self._channels = {
