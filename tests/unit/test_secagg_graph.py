@@ -428,7 +428,7 @@ def test_cohorts_between_others_may_have_no_graph():
     heavy = SecureAggregationTerms(largest_corrupt_share=0.2, largest_dropout_share=0.3)
     assert cohorts_without_graph(3, 40, heavy) == (4, 5, 7, 10, 11, 17, 20, 21, 27, 30, 37, 40)
     assert cohorts_without_graph(6, 7, heavy) == (7,)
-    assert cohorts_without_graph(3, 256, TERMS) == ()
+    assert cohorts_without_graph(3, 64, TERMS) == ()
 
 
 def table_rows(page: str, columns: int) -> list[list[str]]:
