@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -106,9 +107,7 @@ def check(
                 warnings = outlook.warnings
     except (FedhashError, OSError) as error:
         _fail(error)
-    _show(facts | {"warnings": warnings} if as_json else facts, as_json=as_json)
-    for warning in warnings:
-        _err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    _show(facts, warnings, as_json=as_json)
 
 
 @app.command()
@@ -123,14 +122,14 @@ def bundle(
     from fedhash_server.flower import write_app_folder
 
     try:
-        write_app_folder(out, agreement, round_file, run)
+        warnings = write_app_folder(out, agreement, round_file, run)
     except (FedhashError, OSError) as error:
         _fail(error)
     # `flwr run` is a process of Flower's own, which the switches of this one do not reach
     switches = [f"{name}={value}" for name, value in FLOWER_SWITCHES.items()]
     flwr = "flwr" if shutil.which("flwr") else str(Path(sys.executable).with_name("flwr"))
     start = [flwr, "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
-    _show({"app": str(out), "start": shlex.join([*switches, *start])}, as_json=as_json)
+    _show({"app": str(out), "start": shlex.join([*switches, *start])}, warnings, as_json=as_json)
 
 
 @app.command()
@@ -144,7 +143,7 @@ def release(
         loaded = load_release(folder)
     except (FedhashError, OSError) as error:
         _fail(error)
-    _show(loaded.describe(), as_json=as_json)
+    _show(loaded.describe(), None, as_json=as_json)
 
 
 def _outlook(settings: RoundSettings, terms: Agreement, layout: Layout) -> SumOutlook:
@@ -162,12 +161,16 @@ def _outlook(settings: RoundSettings, terms: Agreement, layout: Layout) -> SumOu
     return sum_outlook(plan, layout.size, terms)
 
 
-def _show(facts: dict[str, object], *, as_json: bool) -> None:
+def _show(facts: dict[str, object], warnings: Sequence[str] | None, *, as_json: bool) -> None:
+    """Print a result and, where a command can have them, its warnings."""
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=2) + "\n")
-        return
-    for name, value in facts.items():
-        _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False, soft_wrap=True)
+        more = {} if warnings is None else {"warnings": list(warnings)}
+        sys.stdout.write(json.dumps(facts | more, indent=2) + "\n")
+    else:
+        for name, value in facts.items():
+            _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False, soft_wrap=True)
+    for warning in warnings or ():
+        _err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def _fail(error: FedhashError | OSError) -> NoReturn:

@@ -30,6 +30,7 @@ from fedhash.rounds.engine import Engine
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
+from fedhash.secagg.outlook import sum_outlook
 from fedhash_server.flower_engine import FlowerEngine
 from fedhash_server.settings import RunSettings
 
@@ -67,7 +68,7 @@ folder = "runs"
 """
 
 
-def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> None:
+def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> tuple[str, ...]:
     """Write the Flower app of one run: metadata and copies of its three files.
 
     Args:
@@ -77,6 +78,9 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
         rounds: The round file.
         run: The run file.
 
+    Returns:
+        What works, and worse than was perhaps meant; a sentence each.
+
     Raises:
         ConfigurationError: A file is wrong, they do not fit each other, or the folder holds
             anything else than an app.
@@ -84,7 +88,7 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
         StorageError: The folder cannot be written.
     """
     terms, settings, roster = _read_run(agreement, rounds, run)
-    build_model(settings.model, terms.code_bits, roster.seed)  # fails here, not on the SuperLink
+    model = build_model(settings.model, terms.code_bits, roster.seed)  # or fails, here and early
     try:
         _check_folder(folder)
         sources = {_AGREEMENT: agreement, _ROUND: rounds, _RUN: run}
@@ -95,6 +99,10 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
             (folder / name).write_bytes(content)
     except OSError as error:
         raise StorageError(error, folder) from error
+    if settings.aggregation == "plain":
+        return ()
+    layout = Layout.of(model)
+    return sum_outlook(_plan(terms, settings, roster, layout), layout.size, terms).warnings
 
 
 def _read_run(
@@ -123,6 +131,18 @@ def _read_run(
     if problems:
         raise ConfigurationError(problems)
     return terms, settings, roster
+
+
+def _plan(
+    agreement: Agreement, settings: RoundSettings, run: RunSettings, layout: Layout
+) -> RunPlan:
+    return RunPlan(
+        run_id=run.run_id,
+        agreement_digest=agreement.digest(),
+        layout_digest=layout.digest(),
+        sites=tuple(sorted(run.sites)),
+        settings=settings,
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -154,13 +174,7 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
     agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
     model = build_model(settings.model, agreement.code_bits, run.seed)
     layout = Layout.of(model)
-    plan = RunPlan(
-        run_id=run.run_id,
-        agreement_digest=agreement.digest(),
-        layout_digest=layout.digest(),
-        sites=tuple(sorted(run.sites)),
-        settings=settings,
-    )
+    plan = _plan(agreement, settings, run, layout)
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
     state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
     run_rounds(coordinator_of(plan, agreement, state), engine, checkpoints, _log_round)

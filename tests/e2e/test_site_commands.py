@@ -338,6 +338,7 @@ def test_a_bundle_is_written_with_the_command_that_starts_it(
     assert start[1:4] == ["run", str(out), "CONNECTION"]
     assert start[0] == ("flwr" if on_path else str(beside / "flwr"))
     assert shutil.which(start[0])
+    assert facts["warnings"] == []
     assert json.loads(call(coordinator_app, *arguments)) == facts, "its own folder may be replaced"
     assert (out / "configs" / "run.yaml").read_bytes() == (
         configs / "run" / "example.yaml"
@@ -345,6 +346,10 @@ def test_a_bundle_is_written_with_the_command_that_starts_it(
     (out / "notes.txt").write_text("mine")
     assert "neither empty nor an app" in call(coordinator_app, *arguments, code=1)
     assert (out / "notes.txt").read_text() == "mine"
+    agreement.write_text(agreement.read_text() + "secure_aggregation: {ring_bits: 16}\n")
+    elsewhere = [tmp_path / "other app" if each == out else each for each in arguments]
+    (warning,) = json.loads(call(coordinator_app, *elsewhere))["warnings"]
+    assert warning.startswith("ring_bits is 16: with 3 sites")
     in_a_file = [tmp_path / "file" / "app" if each == out else each for each in arguments]
     (tmp_path / "file").write_text("")
     assert f"{tmp_path / 'file'}" in call(coordinator_app, *in_a_file, code=1)
