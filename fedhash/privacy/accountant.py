@@ -175,8 +175,8 @@ def smallest_noise_multiplier(
     before = _composition(spent)
     least, most = SMALLEST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER
 
-    def fits(sigma: float) -> bool:
-        return _epsilon(_with(before, sigma, sampling_rate, steps), delta, _FINE) <= target_epsilon
+    def fits(sigma: float, grid: float = _FINE) -> bool:
+        return _epsilon(_with(before, sigma, sampling_rate, steps), delta, grid) <= target_epsilon
 
     if not target_epsilon > 0 or not fits(most):
         raise PrivacyError(
@@ -185,10 +185,18 @@ def smallest_noise_multiplier(
         )
     if fits(least):
         return least
+    _, most = _narrowed(lambda sigma: fits(sigma, _COARSE), least, most)  # enough, and near
+    while fits(least := most / 1.01):
+        most = least
+    return _narrowed(fits, least, most)[1]
+
+
+def _narrowed(fits: Callable[[float], bool], least: float, most: float) -> tuple[float, float]:
+    """Noise that does not fit and noise that does, close together."""
     while most / least > 1 + _SIGMA_TOLERANCE:
         middle = math.sqrt(least * most)
         least, most = (least, middle) if fits(middle) else (middle, most)
-    return most
+    return least, most
 
 
 def steps_left(

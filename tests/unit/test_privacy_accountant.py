@@ -125,7 +125,7 @@ SOME_EVENTS: st.SearchStrategy[PrivacyEvent] = st.one_of(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(events=st.lists(SOME_EVENTS, min_size=1, max_size=6), data=st.data())
 def test_order_is_nothing_and_more_is_more(events: list[PrivacyEvent], data: st.DataObject) -> None:
     whole = epsilon(events, DELTA)
