@@ -25,7 +25,19 @@ from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, rep
 from fedhash.secagg.coordinator import SecureAggregation
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import DecodedSum
+from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity
+from fedhash.secagg.messages import (
+    AdvertiseRequest,
+    KeyRoster,
+    KeysReply,
+    MaskRequest,
+    RoundKeys,
+    SealedShares,
+    ShareRequest,
+    SharesReply,
+    UnmaskRequest,
+)
 from fedhash.secagg.opened_rounds import MemoryOpenedRounds
 from fedhash.secagg.packing import word_dtype
 from fedhash.secagg.site import SecureSiteAggregation
@@ -135,8 +147,14 @@ class Federation:
     record: SumRecord = field(default_factory=SumRecord)
 
     @classmethod
-    def of(cls, count: int, terms: SecureAggregationTerms = TERMS, rounds: int = 3) -> Federation:
-        agreement, identities = consortium(count, terms)
+    def of(
+        cls,
+        count: int,
+        terms: SecureAggregationTerms = TERMS,
+        rounds: int = 3,
+        smallest_cohort: int = 3,
+    ) -> Federation:
+        agreement, identities = consortium(count, terms, smallest_cohort)
         sites = {
             site: Site(
                 site,
@@ -157,7 +175,8 @@ class Federation:
         for name in names:
             rng = numpy_stream(7, "stochastic rounding", name, plan.run_id, number)
             contribution = self.sites[name].contribution
-            total += encoding.encode(contribution.vector, contribution.weight, rng)
+            weight = min(contribution.weight, encoding.largest_weight)
+            total += encoding.encode(contribution.vector, weight, rng)
         return encoding.decode(total)
 
     def round(
@@ -186,6 +205,85 @@ class Federation:
             return deliver(stage)
 
         return noted
+
+
+class CheatingCoordinator:
+    """Drives one round by hand, and may send anything to anyone; the sites are honest."""
+
+    def __init__(self, count: int = 5, smallest_cohort: int = 3) -> None:
+        self.federation = Federation.of(count, smallest_cohort=smallest_cohort)
+        self.agreement = self.federation.agreement
+        self.sites = names(count)
+        self.graph = plan_graph(count, self.agreement.secure_aggregation)
+
+    def send(self, site: str, message: Message) -> Message:
+        return self.federation.sites[site].handle(message)
+
+    def refusal(self, site: str, message: Message) -> str:
+        """The rule that the site names; it must not have trained or revealed anything."""
+        answer = self.send(site, message)
+        assert answer.kind == "refusal", answer.kind
+        assert not answer.arrays
+        return Refusal.from_message(answer).reason
+
+    def advertise(self, number: int = 1) -> dict[str, RoundKeys]:
+        ask = AdvertiseRequest("run-1", number).to_message()
+        return {s: KeysReply.from_message(self.send(s, ask)).keys for s in self.sites}
+
+    def roster(self, keys: dict[str, RoundKeys]) -> KeyRoster:
+        graph = plan_graph(len(keys), self.agreement.secure_aggregation)
+        return KeyRoster(
+            tuple(sorted(keys)),
+            graph.degree,
+            graph.threshold,
+            np.stack([keys[site].keys for site in sorted(keys)]),
+            np.stack([keys[site].signature for site in sorted(keys)]),
+        )
+
+    def share(self, roster: KeyRoster, number: int = 1) -> dict[str, SealedShares]:
+        ask = ShareRequest("run-1", number, roster).to_message()
+        return {
+            site: SharesReply.from_message(self.send(site, ask), roster.degree).shares
+            for site in roster.sites
+        }
+
+    def mask_request(
+        self, roster: KeyRoster, shares: dict[str, SealedShares], number: int = 1
+    ) -> MaskRequest:
+        plan = plan_of(self.agreement)
+        request = train_request(self.agreement, number)
+        digest = round_encoding(plan, request.model.size, TERMS).digest()
+        return MaskRequest(
+            request,
+            roster.session("run-1", number).hex(),
+            tuple(sorted(shares)),
+            digest,
+            np.stack([shares[site].sealed for site in sorted(shares)]),
+        )
+
+    def unmask_request(self, roster: KeyRoster, survivors: tuple[str, ...]) -> UnmaskRequest:
+        return UnmaskRequest("run-1", 1, roster.session("run-1", 1).hex(), survivors, None)
+
+    def up_to_share(
+        self, keys: dict[str, RoundKeys] | None = None, number: int = 1
+    ) -> tuple[KeyRoster, MaskRequest]:
+        """`keys` are those that the sites sent, if they did."""
+        roster = self.roster(keys or self.advertise(number))
+        return roster, self.mask_request(roster, self.share(roster, number), number)
+
+    def up_to_mask(self, **changes: object) -> KeyRoster:
+        """`changes` are made to the request to train."""
+        roster, request = self.up_to_share()
+        request = replace(request, train=replace(request.train, **changes))
+        for site in self.sites:
+            assert self.send(site, request.to_message()).kind == "masked"
+        return roster
+
+    def up_to_unmask(self) -> None:
+        roster = self.up_to_mask()
+        for site in self.sites:
+            ask = self.unmask_request(roster, self.sites).to_message()
+            assert self.send(site, ask).kind == "unmasked"
 
 
 def drive(

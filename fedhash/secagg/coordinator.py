@@ -5,9 +5,12 @@
    joiner, a site that came back, one that is gone), has two exchanges of its own before them.
 2. A masked vector is added to the sum when it arrives and is not kept; beside it stand a few
    hundred bytes a pair of neighbours, and whatever an engine holds of answers that are ready.
-3. Shares are checked against their owner's commitment and reconstructed secrets against what the
+3. A masked vector is added only with the fingerprint that stands for this vector and this request:
+   a site that was asked for something else, by damage on the way, hid its vector under masks that
+   nobody else has. The ring's two last words alone would let such a sum pass too often.
+4. Shares are checked against their owner's commitment and reconstructed secrets against what the
    owner published, so a bad share is left out and never ends up in the sum.
-4. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
+5. The sum is exact over the sites whose vector arrived, or the round fails with a typed error;
    whatever happens, the next round starts from new keys.
 
     >>> aggregation = SecureAggregation(agreement)
@@ -193,9 +196,12 @@ class SecureAggregation:
         def reply_of(site: str, message: Message) -> MaskedReply:
             reply = MaskedReply.from_message(message, packed_bytes)
             _check_round((reply.run_id, reply.round_number, reply.session), this_round)
-            expected = fingerprint(reply.masked, set_up.session, site)
+            expected = fingerprint(reply.masked, set_up.session, masked.asked, site)
             if reply.fingerprint.tobytes() != expected.tobytes():
-                raise MessageError("the masked vector was damaged on its way")
+                raise MessageError(
+                    "the masked vector or the request for it was damaged on its way, so the "
+                    "vector's masks would not come off"
+                )
             return reply
 
         for site, reply in _accepted(answers, set_up.sharers, "mask", record.left_out, reply_of):

@@ -401,7 +401,7 @@ class MaskedReply:
         round_number: The round that was asked for.
         session: `KeyRoster.session`, as 64 hex digits.
         masked: The ring vector, packed.
-        fingerprint: `key_agreement.fingerprint` of it.
+        fingerprint: `key_agreement.fingerprint` of it and of the request.
         following: The next round's keys.
     """
 

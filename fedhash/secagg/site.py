@@ -168,7 +168,7 @@ class SecureSiteAggregation:
         if train.round_number < train.plan.settings.rounds:
             following = self._new_secrets(train.plan.run_id, train.round_number + 1)
         masked = pack(words, encoding.ring_bits)
-        tag = fingerprint(masked, secrets.session, self._site)
+        tag = fingerprint(masked, secrets.session, of_request.asked, self._site)
         return MaskedReply(*this_round, request.session, masked, tag, following).to_message()
 
     def _unmask(self, request: UnmaskRequest) -> Message:
