@@ -236,7 +236,8 @@ class SecureAggregation:
 
         for site, reply in _accepted(answers, survivors, "unmask", record.notes, reply_of):
             if reply.refusal is not None:
-                record.notes[site] = f"refuses the next round's keys: {reply.refusal}"
+                # what is wrong with its own keys was noted before, and is why it refuses
+                record.notes.setdefault(site, f"refuses the next round's keys: {reply.refusal}")
             if reply.following is not None and following is not None:
                 next_shares[site] = reply.following
         add_masks(masked.words, opened.masks(masked.asked))
