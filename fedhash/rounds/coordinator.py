@@ -231,6 +231,7 @@ class RoundCoordinator:
                     )
                 )
                 yield answer
+                del answer, outcome  # a vector, which the next one would find in memory
 
         try:
             stage = next(steps)

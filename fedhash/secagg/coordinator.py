@@ -209,6 +209,7 @@ class SecureAggregation:
             masked.survivors.append(site)
             if reply.following is not None:
                 masked.following[site] = reply.following
+            del reply  # the vector must not stay until the next one is there
         masked.survivors.sort()
         record.facts["survived"] = len(masked.survivors)
         self._check_enough(masked.survivors, set_up.roster, "sent a masked vector", record.left_out)
@@ -408,6 +409,8 @@ def _accepted(
             reasons[answer.site] = f"{stage}: {error}"
         else:
             yield answer.site, typed
+            del typed
+        del answer  # with its vector, before the next one arrives
     reasons |= dict.fromkeys(sorted(waiting), f"{stage}: no_answer")
 
 

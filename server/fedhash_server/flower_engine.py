@@ -5,7 +5,8 @@ Rules:
 1. A node is a site because its relay says so (`query.identify`). A name outside the roster is
    refused, and a name that two nodes claim is served by neither: one of them is not the site.
 2. Replies are polled here, at short intervals at first: Flower's own `send_and_receive` looks
-   every three seconds, which is longer than most exchanges.
+   every three seconds, which is longer than most exchanges. They are pulled one by one, because
+   `pull_messages` returns the content of all that are ready; one is in memory at a time.
 3. What a node does - silence, an error reply, bytes that are no message - becomes a SiteFailure.
 4. A message is one opaque byte array, because Flower sends arrays in chunks and shares equal ones.
 
@@ -111,10 +112,14 @@ class FlowerEngine:
             seconds = time.monotonic() - started
             sent = _size(contents[node])
             if isinstance(reply, SiteFailure):
-                yield Answer(asked[node], reply, seconds, sent)
+                answer = Answer(asked[node], reply, seconds, sent)
             else:
                 outcome = _unpack(reply, max_bytes=self._max_reply_bytes)
-                yield Answer(asked[node], outcome, seconds, sent, _size(reply))
+                answer = Answer(asked[node], outcome, seconds, sent, _size(reply))
+                _release(reply)
+                del outcome
+            yield answer
+            del answer  # before the next one is pulled
 
     def _nodes_of(self, site: str) -> list[int]:
         return [node for node, name in self._names.items() if name == site]
@@ -163,9 +168,10 @@ class FlowerEngine:
                 waiting[message_id] = node
         poll_s = _SHORTEST_POLL_S
         while waiting:
-            for reply in self._grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                yield node, reply.content if reply.has_content() else _failure(reply)
+            for message_id in list(waiting):
+                replies = list(self._grid.pull_messages([message_id]))
+                if replies:
+                    yield waiting.pop(message_id), _content(replies.pop())
             if not waiting or time.monotonic() >= deadline:
                 break
             self._pause(poll_s)
@@ -186,6 +192,12 @@ def _size(content: RecordDict) -> int:
     return sum(len(array.data) for array in record.values()) if record is not None else 0
 
 
+def _release(content: RecordDict) -> None:
+    """Free the arrays now: records hold each other in cycles and wait for the garbage collector."""
+    for record in content.array_records.values():
+        record.clear()
+
+
 def _unpack(content: RecordDict, *, max_bytes: int) -> Message | SiteFailure:
     record = content.array_records.get("message")
     if record is None or list(record) != ["bytes"]:
@@ -198,7 +210,9 @@ def _unpack(content: RecordDict, *, max_bytes: int) -> Message | SiteFailure:
         return SiteFailure("invalid_message", str(error))
 
 
-def _failure(reply: FlowerMessage) -> SiteFailure:
+def _content(reply: FlowerMessage) -> RecordDict | SiteFailure:
+    if reply.has_content():
+        return reply.content
     if not reply.has_error():
         return SiteFailure("invalid_message", "the reply has neither content nor error")
     # the text is the peer's and ends up in logs and terminals; a traceback ends with its cause

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable
 from io import BytesIO
@@ -64,6 +66,7 @@ class LocalGrid(Grid):
         self.nodes = nodes
         self.relayed: list[FlowerMessage] = []
         self._replies: dict[str, FlowerMessage] = {}
+        self._numbers = itertools.count()
 
     def set_run(self, run: Run) -> None:
         raise AssertionError(NOT_FOR_THE_ENGINE)
@@ -84,7 +87,7 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[FlowerMessage]) -> Iterable[str]:
         identities = []
         for message in messages:
-            identity = f"message-{id(message)}-{len(self.relayed)}"
+            identity = f"message-{next(self._numbers)}"
             message.metadata.__dict__["_message_id"] = identity
             if message.metadata.message_type == "query.relay":
                 self.relayed.append(message)
@@ -275,6 +278,28 @@ def test_sites_are_awaited_until_the_join_deadline() -> None:
 
     engine = engine_over(nodes, join_timeout_s=60, pause=pause)
     assert engine.sites == ("a", "b")
+
+
+def test_one_reply_is_in_memory_at_a_time() -> None:
+    """All sites have answered before the first poll; each reply is gone when the next is pulled."""
+    held: list[weakref.ref[object]] = []
+
+    class Watching(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
+            assert [each() for each in held] == [None] * len(held)
+            replies = list(super().pull_messages(message_ids))
+            if any(reply.metadata.message_type == "query.relay" for reply in replies):
+                assert len(replies) == 1
+                held.extend(weakref.ref(reply.content["message"]["bytes"]) for reply in replies)
+            return replies
+
+    grid = Watching({n: node_of(Site(s)) for n, s in enumerate("abcd", 1)})
+    for answer in FlowerEngine(grid, "abcd", join_timeout_s=0).ask("t", requests("abcd"), 5):
+        assert isinstance(answer.outcome, Message)
+        held.append(weakref.ref(answer.outcome.arrays["x"]))
+        assert [each() is None for each in held] == [True] * (len(held) - 1) + [False]
+        del answer
+    assert len(held) == 8
 
 
 def test_message_that_flower_does_not_take_is_a_failure() -> None:

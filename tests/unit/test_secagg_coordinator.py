@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -21,11 +22,21 @@ from secure_sites import (
     train_request,
     with_header,
 )
+from small_federation import (
+    SECURE_AGREEMENT,
+    SITES,
+    PullTrainer,
+    new_coordinator,
+    round_settings,
+    secure_half,
+)
 
 from fedhash.errors import AggregationError, CohortError, ProtocolError
 from fedhash.rounds.aggregation import Answers, Stage, SumRecord
 from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
+from fedhash.rounds.site import SiteAgent
+from fedhash.rounds.site_state import MemorySiteState
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.messages import RoundKeys
 from fedhash.secagg.terms import SecureAggregationTerms
@@ -376,3 +387,32 @@ def test_the_last_round_asks_for_no_keys() -> None:
     seen: list[Stage] = []
     federation.round(1, lambda stage: seen.append(stage) or federation.ask(stage))
     assert seen[-1].requests["site-00"].header["following"] is None
+
+
+def test_a_masked_vector_is_gone_before_the_next_one_arrives() -> None:
+    """Neither half of the coordinator keeps one, so its memory does not hold two."""
+    settings = round_settings(aggregation="secure")
+    agents = {
+        site: SiteAgent(
+            site, SECURE_AGREEMENT, PullTrainer(1.0), MemorySiteState(), secure_half(site)
+        )
+        for site in SITES
+    }
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def answers(stage: Stage) -> Iterator[Answer]:
+        for site, message in stage.requests.items():
+            assert [each() for each in held] == [None] * len(held)
+            reply = carried(agents[site].handle(carried(message)))
+            if reply.kind == "masked":
+                held.append(weakref.ref(reply.arrays["masked"]))
+            answer = Answer(site, reply)
+            del reply
+            yield answer
+            del answer
+
+    steps = new_coordinator(settings).round(SITES)
+    stage = next(steps)
+    while stage.name != "unmask":
+        stage = steps.send(answers(stage))
+    assert [each() for each in held] == [None] * len(SITES)
