@@ -1,6 +1,7 @@
 """Two digests of a request to mask: of all that is asked, and of the task whoever is asked.
 
-Pair masks are bound to the whole request, so they cancel only among sites that were asked the same.
+Pair masks are bound to the whole request, so they cancel only among sites that were asked the same;
+the fingerprint of a masked vector is bound to it, too, so the coordinator sees which sites were.
 A sum is opened again for the same task only: a second request for the same round with another
 model, other settings or another memory of one site would give a difference of sums that shows that
 site. Who is asked may differ from attempt to attempt, so the cohort is no part of the task.

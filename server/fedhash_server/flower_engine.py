@@ -116,8 +116,8 @@ class FlowerEngine:
             else:
                 outcome = _unpack(reply, max_bytes=self._max_reply_bytes)
                 answer = Answer(asked[node], outcome, seconds, sent, _size(reply))
+                _release(reply)
                 del outcome
-            del reply  # its bytes, once they are read
             yield answer
             del answer  # before the next one is pulled
 
@@ -190,6 +190,12 @@ def _size(content: RecordDict) -> int:
     """Bytes of the message in a record of `_pack`'s form, 0 for any other."""
     record = content.array_records.get("message")
     return sum(len(array.data) for array in record.values()) if record is not None else 0
+
+
+def _release(content: RecordDict) -> None:
+    """Free the arrays now: records hold each other in cycles and wait for the garbage collector."""
+    for record in content.array_records.values():
+        record.clear()
 
 
 def _unpack(content: RecordDict, *, max_bytes: int) -> Message | SiteFailure:

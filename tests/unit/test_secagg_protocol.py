@@ -292,8 +292,8 @@ class Run:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    count = draw(st.integers(3, 40) if draw(st.integers(0, 11)) == 0 else st.integers(3, 9))
-    rounds = draw(st.sampled_from([2, 2, 3]))
+    count = draw(st.integers(3, 40) if draw(st.integers(0, 13)) == 0 else st.integers(3, 9))
+    rounds = draw(st.sampled_from([2, 2, 2, 3]))
     one_of_them = st.sampled_from(names(count))
     number = st.integers(1, rounds)
     bad = st.tuples(number, st.sampled_from(STAGES), one_of_them)
@@ -305,7 +305,7 @@ def runs(draw: st.DrawFn) -> Run:
         sparse=draw(st.booleans()),
         terms=TERMS.model_copy(
             update={
-                "ring_bits": draw(st.sampled_from([16, 24, 32])),
+                "ring_bits": draw(st.sampled_from([16, 20, 24, 32])),
                 "largest_update": draw(st.sampled_from([5.0, 1000.0])),  # values go up to 10
                 "largest_weight": draw(st.sampled_from([3.0, 8.0])),  # weights go up to 8
             }
