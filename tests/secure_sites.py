@@ -29,17 +29,15 @@ from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.messages import (
     AdvertiseRequest,
-    KeyRoster,
     KeysReply,
     MaskRequest,
-    RoundKeys,
-    SealedShares,
     ShareRequest,
     SharesReply,
     UnmaskRequest,
 )
 from fedhash.secagg.opened_rounds import MemoryOpenedRounds
 from fedhash.secagg.packing import word_dtype
+from fedhash.secagg.roster import KeyRoster, RoundKeys, SealedShares
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash.secagg.terms import SecureAggregationTerms
 

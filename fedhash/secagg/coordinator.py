@@ -20,8 +20,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
@@ -30,7 +28,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedhash.agreement import Agreement
-from fedhash.errors import AggregationError, CohortError, MessageError, ProtocolError
+from fedhash.errors import CohortError, MessageError, ProtocolError
 from fedhash.rounds.aggregation import Aggregate, Answers, Stage, SumRecord, answered
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import TrainRequest
@@ -38,55 +36,31 @@ from fedhash.secagg.asked import digests
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import FixedPoint
 from fedhash.secagg.floors import smallest_cohort, smallest_sum
-from fedhash.secagg.graph import neighbours, plan_graph
+from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import verify_signature
 from fedhash.secagg.key_agreement import (
     exchange,
     fingerprint,
-    pair_mask_key,
-    self_mask_key,
 )
 from fedhash.secagg.masks import add_masks
 from fedhash.secagg.messages import (
-    KEY_BYTES,
     AdvertiseRequest,
-    KeyRoster,
     KeysReply,
     MaskedReply,
     MaskRequest,
-    RoundKeys,
-    SealedShares,
     ShareRequest,
     SharesReply,
     UnmaskedReply,
     UnmaskRequest,
 )
+from fedhash.secagg.opened_shares import OpenedShares, SetUp
 from fedhash.secagg.packing import Words, add_packed, packed_bytes, word_dtype
-from fedhash.secagg.round_secrets import mask_sign
-from fedhash.secagg.shamir import combine
+from fedhash.secagg.roster import KEY_BYTES, KeyRoster, RoundKeys, SealedShares
 
 __all__ = ["SecureAggregation"]
 
 _T = TypeVar("_T")
 _Steps = Generator[Stage, Answers, _T]
-
-
-@dataclass(frozen=True, eq=False)
-class _SetUp:
-    """Who can be summed in a round: their keys, and the shares that they sealed."""
-
-    run_id: str
-    round_number: int
-    roster: KeyRoster
-    shares: Mapping[str, SealedShares]
-
-    @property
-    def session(self) -> bytes:
-        return self.roster.session(self.run_id, self.round_number)
-
-    @property
-    def sharers(self) -> tuple[str, ...]:
-        return tuple(sorted(self.shares))
 
 
 @dataclass(eq=False)
@@ -107,7 +81,7 @@ class SecureAggregation:
     def __init__(self, agreement: Agreement) -> None:
         self._agreement = agreement
         self._terms = agreement.secure_aggregation
-        self._prepared: _SetUp | None = None
+        self._prepared: SetUp | None = None
 
     def aggregate(self, request: TrainRequest, record: SumRecord) -> _Steps[Aggregate]:
         """See :class:`fedhash.rounds.aggregation.Aggregation`."""
@@ -145,7 +119,7 @@ class SecureAggregation:
             fewest_honest=graph.fewest_honest,
         )
 
-    def _set_up(self, request: TrainRequest, record: SumRecord) -> _Steps[_SetUp]:
+    def _set_up(self, request: TrainRequest, record: SumRecord) -> _Steps[SetUp]:
         """The stages `advertise` and `share` as exchanges of their own."""
         run_id, number = request.plan.run_id, request.round_number
         ask = AdvertiseRequest(run_id, number).to_message()
@@ -172,12 +146,12 @@ class SecureAggregation:
             return reply.shares
 
         shares = _accepted(answers, roster.sites, "share", record.left_out, shares_of)
-        return _SetUp(run_id, number, roster, dict(shares))
+        return SetUp(run_id, number, roster, dict(shares))
 
     def _masked_sum(
         self,
         request: TrainRequest,
-        set_up: _SetUp,
+        set_up: SetUp,
         encoding: FixedPoint,
         record: SumRecord,
     ) -> _Steps[_Sum]:
@@ -216,7 +190,7 @@ class SecureAggregation:
         return masked
 
     def _unmask(
-        self, request: TrainRequest, set_up: _SetUp, masked: _Sum, record: SumRecord
+        self, request: TrainRequest, set_up: SetUp, masked: _Sum, record: SumRecord
     ) -> _Steps[None]:
         """The stage `unmask`: take the masks off, and keep what prepares the next round."""
         run_id, number, session = set_up.run_id, set_up.round_number, set_up.session.hex()
@@ -224,7 +198,7 @@ class SecureAggregation:
         survivors = tuple(masked.survivors)
         ask = UnmaskRequest(run_id, number, session, survivors, following).to_message()
         answers = yield Stage("unmask", dict.fromkeys(survivors, ask))
-        opened = _OpenedShares(set_up, survivors)
+        opened = OpenedShares(set_up, survivors)
         next_shares: dict[str, SealedShares] = {}
 
         def reply_of(site: str, message: Message) -> UnmaskedReply:
@@ -243,7 +217,7 @@ class SecureAggregation:
                 next_shares[site] = reply.following
         add_masks(masked.words, opened.masks(masked.asked))
         if following is not None:
-            self._prepared = _SetUp(run_id, number + 1, following, next_shares)
+            self._prepared = SetUp(run_id, number + 1, following, next_shares)
 
     def _roster(self, offers: Mapping[str, RoundKeys]) -> KeyRoster:
         """The key roster of all sites that offered keys.
@@ -305,87 +279,6 @@ class SecureAggregation:
                 f"{len(sites)} of {len(roster.sites)} sites {what}, at least {floor} must, so "
                 f"nothing is opened; left out: {reasons or 'none'}"
             )
-
-
-class _OpenedShares:
-    """Shares as they arrive, and the masks that they take off."""
-
-    def __init__(self, set_up: _SetUp, survivors: Sequence[str]) -> None:
-        self._set_up = set_up
-        self._survivors = frozenset(survivors)
-        roster = set_up.roster
-        self._neighbours = neighbours(roster.sites, roster.degree, set_up.session)
-        self._shares: defaultdict[str, dict[int, np.ndarray]] = defaultdict(dict)
-
-    def take(self, site: str, reply: UnmaskedReply) -> None:
-        """Check and keep a site's shares.
-
-        Raises:
-            MessageError: A share is not the one that its owner committed to; the good ones of the
-                same reply are kept.
-        """
-        bad = []
-        for owner, share in zip(reply.owners, reply.shares, strict=True):
-            around = self._neighbours.get(owner, ())
-            if owner not in self._set_up.shares or site not in around:
-                bad.append(owner)
-                continue
-            place = around.index(site)
-            kind = 0 if owner in self._survivors else 1
-            committed = self._set_up.shares[owner].commitments[place, kind].tobytes()
-            if hashlib.sha256(share.tobytes()).digest() == committed:
-                self._shares[owner][place + 1] = share
-            else:
-                bad.append(owner)
-        if bad:
-            raise MessageError(f"the shares of {', '.join(bad)[:200]} are not those committed to")
-
-    def masks(self, asked: bytes) -> list[tuple[bytes, int]]:
-        """Keys and signs that turn the masked sum into the sum.
-
-        Args:
-            asked: `Digests.asked` of the request to mask.
-
-        Raises:
-            AggregationError: Too few shares of a secret, or an owner shared something else than
-                what it published.
-        """
-        roster, session = self._set_up.roster, self._set_up.session
-        masks = []
-        for owner in self._set_up.sharers:
-            secret = self._secret(owner)
-            if owner in self._survivors:
-                committed = self._set_up.shares[owner].seed_commitment.tobytes()
-                if hashlib.sha256(secret).digest() != committed:
-                    raise _inconsistent(owner)
-                masks.append((self_mask_key(secret, session, owner), -1))
-                continue
-            key = X25519PrivateKey.from_private_bytes(secret)
-            if key.public_key().public_bytes_raw() != roster.keys_of(owner)[KEY_BYTES // 2 :]:
-                raise _inconsistent(owner)
-            for other in self._neighbours[owner]:
-                if other in self._survivors:
-                    public = roster.keys_of(other)[KEY_BYTES // 2 :]
-                    mask = pair_mask_key(key, public, session, asked, owner, other)
-                    masks.append((mask, -mask_sign(other, owner)))
-        return masks
-
-    def _secret(self, owner: str) -> bytes:
-        shares, threshold = self._shares[owner], self._set_up.roster.threshold
-        if len(shares) < threshold:
-            raise AggregationError(
-                f"{len(shares)} shares of {owner!r} were opened, {threshold} are needed, so the "
-                "sum stays masked"
-            )
-        chosen = sorted(shares.items())[:threshold]
-        return combine([place for place, _ in chosen], np.stack([share for _, share in chosen]))
-
-
-def _inconsistent(owner: str) -> AggregationError:
-    return AggregationError(
-        f"{owner!r} shared another secret than it published, so the sum stays masked; "
-        "look into that site before it takes part again"
-    )
 
 
 def _accepted(

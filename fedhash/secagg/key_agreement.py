@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from fedhash.errors import RefusedError
 from fedhash.rounds.messages import canonical_json
 from fedhash.secagg.masks import mask_key
-from fedhash.secagg.messages import PROTOCOL
+from fedhash.secagg.roster import PROTOCOL
 
 __all__ = ["exchange", "fingerprint", "pair_mask_key", "seal", "self_mask_key", "unseal"]
 

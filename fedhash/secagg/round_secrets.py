@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedhash.secagg.graph import neighbours
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.key_agreement import exchange, pair_mask_key, seal, self_mask_key, unseal
-from fedhash.secagg.messages import SECRET_BYTES, KeyRoster, RoundKeys, SealedShares
+from fedhash.secagg.roster import SECRET_BYTES, KeyRoster, RoundKeys, SealedShares
 from fedhash.secagg.shamir import split
 
 __all__ = ["RoundSecrets", "mask_sign"]

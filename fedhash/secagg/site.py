@@ -53,12 +53,9 @@ from fedhash.secagg.key_agreement import fingerprint
 from fedhash.secagg.masks import add_masks
 from fedhash.secagg.messages import (
     AdvertiseRequest,
-    KeyRoster,
     KeysReply,
     MaskedReply,
     MaskRequest,
-    RoundKeys,
-    SealedShares,
     ShareRequest,
     SharesReply,
     UnmaskedReply,
@@ -66,6 +63,7 @@ from fedhash.secagg.messages import (
 )
 from fedhash.secagg.opened_rounds import OpenedRound, OpenedRounds
 from fedhash.secagg.packing import pack
+from fedhash.secagg.roster import KeyRoster, RoundKeys, SealedShares
 from fedhash.secagg.round_secrets import RoundSecrets
 
 __all__ = ["SecureSiteAggregation"]

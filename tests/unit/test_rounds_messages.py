@@ -18,7 +18,7 @@ from fedhash.rounds.training_messages import (
     largest_message_bytes,
     reply_blocks,
 )
-from fedhash.secagg.messages import SEALED_BYTES
+from fedhash.secagg.roster import SEALED_BYTES
 
 PLAN = run_plan(round_settings())
 

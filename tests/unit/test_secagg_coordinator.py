@@ -38,7 +38,7 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import MemorySiteState
 from fedhash.secagg.encoding import round_encoding
-from fedhash.secagg.messages import RoundKeys
+from fedhash.secagg.roster import RoundKeys
 from fedhash.secagg.terms import SecureAggregationTerms
 
 LATE = SiteFailure("late", "no answer in time")

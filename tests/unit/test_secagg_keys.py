@@ -25,7 +25,8 @@ from fedhash.secagg.key_agreement import (
     self_mask_key,
     unseal,
 )
-from fedhash.secagg.messages import KeyRoster, MaskRequest, RoundKeys
+from fedhash.secagg.messages import MaskRequest
+from fedhash.secagg.roster import KeyRoster, RoundKeys
 from fedhash.secagg.round_secrets import mask_sign
 
 SESSION, ASKED, SECRET = bytes(range(32)), bytes(range(32, 64)), bytes(range(64, 96))

@@ -23,14 +23,9 @@ from fedhash.learning.loss import Margins
 from fedhash.rounds.messages import Message
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.identity import SiteIdentity
-from fedhash.secagg.messages import (
-    KeyRoster,
-    RoundKeys,
-    ShareRequest,
-    SharesReply,
-    UnmaskedReply,
-)
+from fedhash.secagg.messages import ShareRequest, SharesReply, UnmaskedReply
 from fedhash.secagg.opened_rounds import OpenedRound
+from fedhash.secagg.roster import KeyRoster, RoundKeys
 
 VICTIM = "site-00"
 

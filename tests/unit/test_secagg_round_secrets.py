@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from secure_sites import TERMS, consortium
 
 from fedhash.secagg.graph import plan_graph
-from fedhash.secagg.messages import KeyRoster, SealedShares
+from fedhash.secagg.roster import KeyRoster, SealedShares
 from fedhash.secagg.round_secrets import RoundSecrets
 from fedhash.secagg.shamir import combine
 

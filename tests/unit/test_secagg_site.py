@@ -17,14 +17,9 @@ from secure_sites import (
 from fedhash.errors import CheckpointError
 from fedhash.rounds.aggregation import Contribution
 from fedhash.secagg.floors import smallest_cohort, smallest_sum
-from fedhash.secagg.messages import (
-    AdvertiseRequest,
-    MaskedReply,
-    RoundKeys,
-    ShareRequest,
-    UnmaskedReply,
-)
+from fedhash.secagg.messages import AdvertiseRequest, MaskedReply, ShareRequest, UnmaskedReply
 from fedhash.secagg.opened_rounds import MemoryOpenedRounds, OpenedRound
+from fedhash.secagg.roster import RoundKeys
 
 VICTIM = "site-00"
 
