@@ -208,8 +208,10 @@ class Federation:
 class CheatingCoordinator:
     """Drives one round by hand, and may send anything to anyone; the sites are honest."""
 
-    def __init__(self, count: int = 5, smallest_cohort: int = 3) -> None:
-        self.federation = Federation.of(count, smallest_cohort=smallest_cohort)
+    def __init__(
+        self, count: int = 5, smallest_cohort: int = 3, terms: SecureAggregationTerms = TERMS
+    ) -> None:
+        self.federation = Federation.of(count, terms, smallest_cohort=smallest_cohort)
         self.agreement = self.federation.agreement
         self.sites = names(count)
         self.graph = plan_graph(count, self.agreement.secure_aggregation)

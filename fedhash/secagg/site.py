@@ -38,7 +38,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedhash.agreement import Agreement
-from fedhash.errors import MessageError, RefusedError
+from fedhash.errors import MessageError, ProtocolError, RefusedError
 from fedhash.randomness import numpy_stream
 from fedhash.rounds.aggregation import Contribution
 from fedhash.rounds.messages import Message
@@ -246,7 +246,10 @@ class SecureSiteAggregation:
             raise RefusedError(
                 "foreign_keys", f"the roster does not show the keys that {self._site!r} sent"
             )
-        graph = plan_graph(len(roster.sites), self._terms)
+        try:
+            graph = plan_graph(len(roster.sites), self._terms)
+        except ProtocolError as error:
+            raise RefusedError("other_threshold", str(error)) from error
         if (roster.degree, roster.threshold) != (graph.degree, graph.threshold):
             raise RefusedError(
                 "other_threshold",

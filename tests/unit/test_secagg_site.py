@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from secure_sites import (
+    TERMS,
     CheatingCoordinator,
     Federation,
     consortium,
@@ -19,7 +20,7 @@ from fedhash.rounds.aggregation import Contribution
 from fedhash.secagg.floors import smallest_cohort, smallest_sum
 from fedhash.secagg.messages import AdvertiseRequest, MaskedReply, ShareRequest, UnmaskedReply
 from fedhash.secagg.opened_rounds import MemoryOpenedRounds, OpenedRound
-from fedhash.secagg.roster import RoundKeys
+from fedhash.secagg.roster import KeyRoster, RoundKeys
 
 VICTIM = "site-00"
 
@@ -265,3 +266,15 @@ def test_a_refusal_of_the_next_roster_fits_its_message() -> None:
     assert reply.refusal.startswith("other_threshold: ")
     assert len(reply.refusal) == 500
     assert reply.shares.shape == (4, 32)
+
+
+def test_a_roster_of_a_size_that_no_graph_joins() -> None:
+    cheat = CheatingCoordinator(6, terms=TERMS.model_copy(update={"largest_dropout_share": 0.3}))
+    keys = cheat.advertise()
+    few = [keys[site] for site in cheat.sites[:4]]  # of four, one may drop out: no threshold
+    keys_of, signatures = (
+        np.stack([getattr(each, name) for each in few]) for name in ("keys", "signature")
+    )
+    roster = KeyRoster(cheat.sites[:4], 3, 3, keys_of, signatures)
+    ask = ShareRequest("run-1", 1, roster).to_message()
+    assert cheat.refusal(VICTIM, ask) == "other_threshold"
