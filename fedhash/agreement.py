@@ -88,8 +88,8 @@ class Agreement(Settings):
             digits, each site another. Secure aggregation takes no keys but those signed by an
             identity of this list.
         secure_aggregation: The terms of secure aggregation.
-        privacy: A cap on epsilon for every site, beside its own; both bind. Null leaves it to the
-            sites.
+        privacy: A cap on epsilon for every site, beside its own; both bind. Private rounds need it,
+            for its delta as well; null where there are none.
     """
 
     name: str = Field(min_length=1)

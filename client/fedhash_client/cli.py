@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, PrivacyError, Problem, QueryError, StorageError
+from fedhash.errors import FedhashError, Problem, QueryError, StorageError
 from fedhash_client.settings import SiteSettings
 
 if TYPE_CHECKING:
@@ -143,30 +143,17 @@ def budget(
     round_file: Annotated[
         Path | None, typer.Option("--round", help="The round to come.", metavar="ROUND.yaml")
     ] = None,
-    noise_multiplier: Annotated[
-        float | None, typer.Option(help="The noise of its steps: sigma over the clipping norm.")
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify the privacy ledger; show what is spent and left, and what a round would cost.
 
     Ends with status 1 when the ledger does not verify, or when the round does not fit.
     """
-    from fedhash_client.privacy_budget import PlannedSteps, plan_steps, read_budget
+    from fedhash_client.privacy_budget import plan_steps, read_budget
 
     try:
-        if (round_file is None) != (noise_multiplier is None):
-            raise PrivacyError(
-                "--round and --noise-multiplier belong together: the round file holds the steps "
-                "and the batch, and the noise is agreed on beside it; give both or neither"
-            )
         settings, agreement = _read(site)
-        planned: PlannedSteps | None = None
-        if round_file is not None and noise_multiplier is not None:
-            from fedhash.rounds.settings import RoundSettings
-
-            learning = read_settings(round_file, RoundSettings).learning
-            planned = plan_steps(settings, agreement, learning, noise_multiplier)
+        planned = None if round_file is None else plan_steps(round_file, agreement)
         found = read_budget(site, settings, agreement, planned)
     except (FedhashError, OSError) as error:
         _fail(error)

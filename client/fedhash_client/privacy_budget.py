@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import problem_at
-from fedhash.errors import ConfigurationError, DataError
-from fedhash.learning.settings import LearningSettings
+from fedhash.configuration import problem_at, read_settings
+from fedhash.errors import ConfigurationError
 from fedhash.privacy import (
     DistributedGaussianStep,
     PoissonGaussianSteps,
@@ -27,6 +26,7 @@ from fedhash.privacy import (
     spending,
     steps_left,
 )
+from fedhash.privacy.private_steps import PrivateSteps
 from fedhash_client.settings import SitePrivacy, SiteSettings
 
 __all__ = [
@@ -35,20 +35,10 @@ __all__ = [
     "CapBudget",
     "EventGroup",
     "NextRound",
-    "PlannedSteps",
     "limits_of",
     "plan_steps",
     "read_budget",
 ]
-
-
-@dataclass(frozen=True)
-class PlannedSteps:
-    """Steps of a round to come: sigma over the clipping norm, q of a patient in a step."""
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ class CapAfter:
 
 
 @dataclass(frozen=True)
-class NextRound(PlannedSteps):
+class NextRound(PrivateSteps):
     """What a round to come would cost, and how many steps and whole rounds like it surely fit."""
 
     after: tuple[CapAfter, ...]
@@ -118,35 +108,32 @@ def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTe
     return limits
 
 
-def plan_steps(
-    settings: SiteSettings,
-    agreement: Agreement,
-    learning: LearningSettings,
-    noise_multiplier: float,
-) -> PlannedSteps:
-    """The steps of a round at this site: its batch is the expected number of patients in a step.
+def plan_steps(round_file: Path, agreement: Agreement) -> PrivateSteps:
+    """The steps of each round of a round file.
 
     Raises:
-        ManifestError: The manifest cannot be read.
-        DataError: No patient can be used.
+        ConfigurationError: The file is wrong, its rounds are not private, or the site would refuse
+            their privacy.
     """
-    # they import torch, which a display of the ledger does without
-    from fedhash.learning.local_training import planned_steps
-    from fedhash_client.archive_index import read_site_manifest
+    # it imports torch, which a display of the ledger does without
+    from fedhash.rounds.settings import RoundSettings, check_privacy, private_steps
 
-    studies = read_site_manifest(settings, agreement).studies
-    patients = len({study.patient_id for study in studies if study.consent})
-    if not patients:
-        raise DataError(
-            f"{settings.manifest} holds no usable study with consent; "
-            "fedhash-site check names the reason of each row"
+    settings = read_settings(round_file, RoundSettings)
+    problems = check_privacy(settings, agreement)
+    steps = private_steps(settings)
+    if steps is None and not problems:
+        message = (
+            "privacy.mode is none: without noise there is no epsilon, and a site with a cap takes "
+            "part in private rounds alone; set privacy: {mode: site, ...}"
         )
-    rate = min(1.0, learning.batch_patients / patients)
-    return PlannedSteps(noise_multiplier, rate, planned_steps(patients, learning))
+        problems = [(("privacy",), message)]
+    if steps is None or problems:
+        raise ConfigurationError([problem_at(round_file, *each) for each in problems])
+    return steps
 
 
 def read_budget(
-    site: Path, settings: SiteSettings, agreement: Agreement, planned: PlannedSteps | None
+    site: Path, settings: SiteSettings, agreement: Agreement, planned: PrivateSteps | None
 ) -> Budget:
     """Verify the ledger and account for it.
 
@@ -209,7 +196,7 @@ def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
 
 
 def _next_round(
-    planned: PlannedSteps, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
+    planned: PrivateSteps, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
 ) -> NextRound:
     after = []
     for cap in caps:

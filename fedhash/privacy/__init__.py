@@ -4,6 +4,7 @@ events          what happened: the mechanism, its noise, its sampling, its steps
 accountant      epsilon of events; the noise for a target; the steps that are left
 terms           how much a site, or its consortium, allows
 ledger          the events of one site, written down before they happen
+reservation     a round's steps as events of the ledger
 noise           the random numbers that privacy rests on
 dp_sgd          clipped and noised gradients, one patient the unit
 soundness       what breaks the bound of a clipped gradient, and the remedy

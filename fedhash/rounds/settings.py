@@ -22,12 +22,15 @@ from fedhash.learning.losses import LOSSES
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.hash_model import check_towers
 from fedhash.models.settings import ModelSettings
+from fedhash.privacy.accountant import epsilon_after
+from fedhash.privacy.events import LARGEST_STEPS
+from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings, PrivacySettings, SitePrivacySettings
 from fedhash.privacy.soundness import learning_problems, loss_problem
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
-__all__ = ["RoundSettings", "check_privacy", "check_roster", "check_round"]
+__all__ = ["RoundSettings", "check_privacy", "check_roster", "check_round", "private_steps"]
 
 
 class RoundSettings(Settings):
@@ -92,14 +95,22 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
             f"{agreement.largest_local_steps}"
         )
         problems.append((("learning", "local_steps"), message))
-    return problems + check_privacy(settings)
+    return problems + (check_privacy(settings, agreement) or _check_budget(settings, agreement))
 
 
-def check_privacy(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     """What would break the guarantee of a private round, as `check_round` tells it."""
     if not isinstance(settings.privacy, SitePrivacySettings):
         return []
-    problems: list[tuple[KeyPath, str]] = [
+    problems: list[tuple[KeyPath, str]] = []
+    if agreement.privacy is None:
+        message = (
+            f"privacy.mode is {settings.privacy.mode}, and the agreement has no section privacy: "
+            "nobody has said how much may leak of a patient, nor at which delta; agree on "
+            "privacy: {epsilon_cap: ..., delta: ...}"
+        )
+        problems.append((("privacy", "mode"), message))
+    problems += [
         (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
         for key, message in learning_problems(settings.learning)
     ]
@@ -112,6 +123,40 @@ def check_privacy(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
     if not LOSSES[settings.loss.name].sum_of_patient_terms:
         problems.append((("loss", "name"), loss_problem(settings.loss.name)))
     return problems
+
+
+def private_steps(settings: RoundSettings) -> PrivateSteps | None:
+    """What each site reserves in each round.
+
+    Returns:
+        None without privacy, and where `check_privacy` refuses the number of steps.
+    """
+    privacy, steps = settings.privacy, settings.learning.local_steps
+    if not isinstance(privacy, SitePrivacySettings) or steps is None:
+        return None
+    return PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps)
+
+
+def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
+    """A run that the agreement's cap would end early, even at sites that spent nothing before."""
+    planned, terms = private_steps(settings), agreement.privacy
+    if planned is None or terms is None:
+        return []
+    spent = epsilon_after(
+        [],
+        noise_multiplier=planned.noise_multiplier,
+        sampling_rate=planned.sampling_rate,
+        steps=min(settings.rounds * planned.steps, LARGEST_STEPS),
+        delta=terms.delta,
+    )
+    if spent <= terms.epsilon_cap:
+        return []
+    message = (
+        f"privacy: {settings.rounds} rounds of {planned.steps} steps come to epsilon {spent:.4g} "
+        f"at delta {terms.delta:g}, the agreement's cap is {terms.epsilon_cap:g}; raise "
+        "privacy.noise_multiplier, or lower privacy.sampling_rate, learning.local_steps or rounds"
+    )
+    return [(("privacy", "noise_multiplier"), message)]
 
 
 def check_roster(settings: RoundSettings, agreement: Agreement, sites: int) -> str | None:

@@ -14,10 +14,12 @@ refused, by a typed reply that names the rule, unless:
 9. its privacy guarantees what it says (`check_privacy`)                    ``unsound_privacy``
 10. what it carries from the counted round is still there                   ``state_lost``
 
-Then the site trains, stores what its next round needs and only then replies; a training that fails
-is a refusal as well (``training_failed``). What went wrong with which study stands in the site's
-own log: a refusal never says anything about the data. Rule 8 therefore judges the request alone;
-epochs, whose steps would tell the number of patients, are cut at the cap without a word.
+Then the site trains, stores what its next round needs and only then replies. A private training
+begins with its steps in the site's ledger, and where a cap forbids them it does not begin
+(``epsilon_cap``); a training that fails is a refusal as well (``training_failed``). What went wrong
+with which study stands in the site's own log: a refusal never says anything about the data. Rule 8
+therefore judges the request alone; epochs, whose steps would tell the number of patients, are cut
+at the cap without a word.
 
 Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
@@ -225,9 +227,8 @@ class SiteAgent:
                 "lower local_steps",
             )
 
-    @staticmethod
-    def _check_privacy(request: TrainRequest) -> None:
-        problems = check_privacy(request.plan.settings)
+    def _check_privacy(self, request: TrainRequest) -> None:
+        problems = check_privacy(request.plan.settings, self._agreement)
         if problems:
             raise RefusedError("unsound_privacy", "; ".join(message for _, message in problems))
 

@@ -46,7 +46,7 @@ class SitePrivacy:
     Attributes:
         noise: The noise source of a run and a round.
         reserve: Called with run, round and steps before any data is read; it writes down what is
-            about to happen, or raises to refuse it.
+            about to happen, or raises to refuse it (`fedhash.privacy.reservation`).
     """
 
     noise: Callable[[str, int], NoiseSource]

@@ -29,9 +29,11 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel, build_model, encode_studies
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.privacy import epsilon
+from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
 from fedhash_sim.consortium import Consortium
-from fedhash_sim.federation import Federation, simulated_identity, train_federation
+from fedhash_sim.federation import Federation, Outcome, simulated_identity, train_federation
 from fedhash_sim.progress import Progress, Show
 from fedhash_sim.results import RESULT_COLUMNS, SUM_FACTS, TABLES
 from fedhash_sim.run_folder import RunFolder, write_table
@@ -68,7 +70,9 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
     federations = federations_of(study, consortium, method, seed)
     rounds_total = study.round_of[method].rounds
     figures: dict[str, dict[int, _Figures]] = {}
-    tables: dict[str, list[Sequence[object]]] = {name: [] for name in _ROUND_TABLES}
+    tables: dict[str, list[Sequence[object]]] = {
+        name: [] for name in (*_ROUND_TABLES, "privacy.csv")
+    }
     for place, federation in enumerate(federations):
         work = cell.path / "models" / str(place)
         evaluator = _Evaluator(study, consortium, work, seed)
@@ -101,6 +105,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 for record in outcome.records
                 for row in rows_of(record)
             ]
+        tables["privacy.csv"] += [(method, seed, *row) for row in _privacy_rows(outcome)]
         if method != "local":
             final = figures[federation.model_of][rounds_total]
             metrics = {
@@ -331,6 +336,17 @@ def _sum_rows(record: RoundRecord) -> list[Sequence[object]]:
     """A failed round has the facts that were known when it failed."""
     facts = record.aggregation
     return [(record.failure or "", *(facts.get(name, "") for name in SUM_FACTS))]
+
+
+def _privacy_rows(outcome: Outcome) -> list[Sequence[object]]:
+    """What each site of a private federation has spent."""
+    terms = outcome.federation.agreement.privacy
+    if terms is None or isinstance(outcome.federation.settings.privacy, NoPrivacySettings):
+        return []
+    return [
+        (site, terms.delta, f"{epsilon(events, terms.delta):.6f}", terms.epsilon_cap, len(events))
+        for site, events in sorted(outcome.spent.items())
+    ]
 
 
 _ROUND_TABLES = {

@@ -1,5 +1,9 @@
 """Training one federation of simulated sites over the chosen engine, and what it releases.
 
+Each site of a private federation keeps a ledger under the agreement's cap, as a real one does, but
+of this federation alone: methods and seeds are worlds of their own. It stays with the checkpoints,
+so a round that a killed run had begun is counted again when it goes on.
+
 >>> outcome = train_federation(federation, "inprocess", Path("work"), on_round)
 >>> outcome.model
 """
@@ -19,7 +23,9 @@ from fedhash.learning.loss import Margins
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.privacy import PrivacyEvent, read_ledger
 from fedhash.privacy.noise import SimulatedNoise
+from fedhash.privacy.reservation import data_fingerprint, reserve_model_update
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.registry.release import Release, save_release
 from fedhash.rounds.aggregation import PlainSiteAggregation, SiteAggregation
@@ -84,7 +90,7 @@ class Federation:
             self.settings.model,
             self.studies[name],
             self.seed,
-            self._privacy(name) if is_private else None,
+            self._privacy(name, state_folder) if is_private else None,
         )
         aggregation: SiteAggregation = (
             SecureSiteAggregation(
@@ -100,11 +106,17 @@ class Federation:
         state = FileSiteState(state_folder / "rounds" / file_name(name))
         return SiteAgent(name, self.agreement, trainer, state, aggregation)
 
-    def _privacy(self, name: str) -> SitePrivacy:
-        """Noise that anyone can compute and no ledger: nobody is protected, the study repeats."""
+    def _privacy(self, name: str, state_folder: Path) -> SitePrivacy:
+        """A true ledger, and noise that anyone can compute: the study repeats, nobody is safe."""
+        terms = self.agreement.privacy
         return SitePrivacy(
             noise=lambda run, number: SimulatedNoise(self.seed, run, name, number),
-            reserve=lambda *_: None,
+            reserve=partial(
+                reserve_model_update,
+                _ledger(state_folder, name),
+                [] if terms is None else [terms],
+                data_fingerprint(self.studies[name]),
+            ),
         )
 
 
@@ -117,12 +129,14 @@ class Outcome:
         model: The trained model vector.
         margins: Those of the last round.
         records: One record a round.
+        spent: Site to the events of its ledger; none without privacy.
     """
 
     federation: Federation
     model: np.ndarray
     margins: Margins
     records: tuple[RoundRecord, ...]
+    spent: Mapping[str, tuple[PrivacyEvent, ...]]
 
     def save_release(
         self, folder: Path, agreement: Agreement, metrics: Mapping[str, float]
@@ -162,6 +176,7 @@ def train_federation(
     Raises:
         ProtocolError: Three rounds in a row failed.
         CheckpointError: The folder belongs to another run.
+        LedgerError: A site's ledger was altered.
     """
     model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
     layout = Layout.of(model)
@@ -199,4 +214,12 @@ def train_federation(
     else:
         vector = run(InProcessEngine([federation.site(name, sites) for name in plan.sites]))
     state = coordinator.state
-    return Outcome(federation, vector, state.margins, state.records)
+    spent = {
+        name: tuple(entry.event for entry in read_ledger(_ledger(sites, name)))
+        for name in plan.sites
+    }
+    return Outcome(federation, vector, state.margins, state.records, spent)
+
+
+def _ledger(state_folder: Path, site: str) -> Path:
+    return state_folder / "ledgers" / f"{file_name(site)}.sqlite"

@@ -25,6 +25,7 @@ from fedhash_sim.results import (
     main_table,
     read_exchanges,
     read_partition,
+    read_privacy,
     read_results,
     read_rounds,
     read_sums,
@@ -71,9 +72,11 @@ def write_report(run: Path) -> Path:
         DataError: The run has no results yet, or a file of it is damaged.
     """
     results, rounds, exchanges = read_results(run), read_rounds(run), read_exchanges(run)
-    about = _read_about(run / "run.json")
+    about, privacy = _read_about(run / "run.json"), read_privacy(run)
     plots = draw_plots(run, results, rounds, read_partition(run))
     methods = [method for method in METHOD_COLOURS if (results["method"] == method).any()]
+    if "privacy" not in about:
+        raise _of_another_version(run / "run.json", "it does not tell the methods' privacy")
     page = _rendered(
         run,
         about=about,
@@ -97,6 +100,10 @@ def write_report(run: Path) -> Path:
         stages=_stages(exchanges),
         site_costs=_site_costs(exchanges),
         sums=_sums(read_sums(run)),
+        private=[name for name in methods if about["privacy"][name]["mode"] != "none"],
+        open_methods=[name for name in methods if about["privacy"][name]["mode"] == "none"],
+        mechanisms=_mechanisms(about["privacy"], privacy),
+        spent=_spent(privacy, rounds),
         configuration=[
             (name, (run / name).read_text(encoding="utf-8", errors="replace"))
             for name in ("study.yaml", "agreement.yaml", "round.yaml")
@@ -118,10 +125,7 @@ def _rendered(run: Path, **facts: object) -> str:
     try:
         return environment.get_template("report.html.j2").render(facts)
     except jinja2.UndefinedError as error:
-        raise DataError(
-            f"{run / 'run.json'} is of another version ({error}); run the study again: the file is "
-            "written anew"
-        ) from error
+        raise _of_another_version(run / "run.json", str(error)) from error
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -132,6 +136,12 @@ def _read_about(path: Path) -> dict[str, Any]:
             f"{path} is gone or damaged ({error}); run the study again: the file is written anew"
         ) from error
     return about
+
+
+def _of_another_version(path: Path, found: str) -> DataError:
+    return DataError(
+        f"{path} is of another version ({found}); run the study again: the file is written anew"
+    )
 
 
 def _ball(results: pd.DataFrame) -> list[dict[str, str]]:
@@ -260,6 +270,46 @@ def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _mechanisms(settings: dict[str, dict[str, Any]], privacy: pd.DataFrame) -> list[dict[str, str]]:
+    """What a private method's round does at each site, and epsilon over its sites and seeds."""
+    rows = []
+    for (method, delta), cell in privacy.groupby(["method", "delta"], sort=False):
+        of_method, spent = settings[str(method)], cell["epsilon"]
+        rows.append(
+            {
+                "method": str(method),
+                "sigma": f"{of_method['noise_multiplier']:g}",
+                "C": f"{of_method['clip_norm']:g}",
+                "q": f"{of_method['sampling_rate']:g}",
+                "steps a round": str(of_method["steps"]),
+                "delta": f"{delta:g}",
+                "cap": f"{cell['epsilon_cap'].iloc[0]:g}",
+                "epsilon: least": f"{spent.min():.3f}",
+                "median": f"{spent.median():.3f}",
+                "most": f"{spent.max():.3f}",
+            }
+        )
+    return rows
+
+
+def _spent(privacy: pd.DataFrame, rounds: pd.DataFrame) -> list[dict[str, str]]:
+    """What each site of a private method has spent, and how many rounds its cap kept it from."""
+    reasons = rounds["status"].map(lambda status: _stage_and_reason(status)[1])
+    refused = rounds[reasons.str.startswith("refused: epsilon_cap:")]
+    times = Counter(zip(refused["method"], refused["seed"], refused["site"], strict=True))
+    return [
+        {
+            "site": str(row.site),
+            "method": str(row.method),
+            "seed": str(row.seed),
+            "epsilon": f"{row.epsilon:.3f}",
+            "events": str(row.events),
+            "refused": str(times[row.method, row.seed, row.site]),
+        }
+        for row in privacy.itertuples()
+    ]
 
 
 def _data_url(path: Path) -> str:

@@ -7,7 +7,9 @@ whose own model was trained (method `local`), mean_loss and seconds are those of
 `partition.csv` has the training patients by seed, site and finding.
 `exchanges.csv` has one row a request: its stage, outcome, bytes and seconds. `sums.csv` has one row
 a round of secure aggregation, completed or failed: graph, threshold, and how many sites took part;
-what a failed round never came to is empty.
+what a failed round never came to is empty. `privacy.csv` has one row a site of a private method:
+epsilon of the events in its ledger after the last round, at the agreement's delta and under its
+cap; a round that was asked for again is two events.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -27,6 +29,7 @@ from fedhash.errors import DataError
 __all__ = [
     "EXCHANGE_COLUMNS",
     "PARTITION_COLUMNS",
+    "PRIVACY_COLUMNS",
     "RESULT_COLUMNS",
     "ROUND_COLUMNS",
     "SUM_COLUMNS",
@@ -38,6 +41,7 @@ __all__ = [
     "main_table",
     "read_exchanges",
     "read_partition",
+    "read_privacy",
     "read_results",
     "read_rounds",
     "read_sums",
@@ -82,6 +86,10 @@ _NUMBERS = {
     "reply_bytes": int,
     "clipped_values": float,  # a failed round has none
     "rounding_sd": float,
+    "delta": float,
+    "epsilon": float,
+    "epsilon_cap": float,
+    "events": int,
 }  # everything else is text: a site may be called 007 or NA
 EXCHANGE_COLUMNS = (
     "method",
@@ -109,11 +117,13 @@ SUM_FACTS = (
     "rounding_sd",
 )
 SUM_COLUMNS = ("method", "seed", "model_of", "round", "failure", *SUM_FACTS)
+PRIVACY_COLUMNS = ("method", "seed", "site", "delta", "epsilon", "epsilon_cap", "events")
 TABLES = {
     "results.csv": RESULT_COLUMNS,
     "rounds.csv": ROUND_COLUMNS,
     "exchanges.csv": EXCHANGE_COLUMNS,
     "sums.csv": SUM_COLUMNS,
+    "privacy.csv": PRIVACY_COLUMNS,
 }
 
 
@@ -199,6 +209,15 @@ def read_sums(run: Path) -> pd.DataFrame:
         DataError: There is none yet, or it has other columns.
     """
     return _read(run / "sums.csv", SUM_COLUMNS, may_be_empty=True)
+
+
+def read_privacy(run: Path) -> pd.DataFrame:
+    """`privacy.csv` of a run folder; empty where no method was private.
+
+    Raises:
+        DataError: There is none yet, or it has other columns.
+    """
+    return _read(run / "privacy.csv", PRIVACY_COLUMNS, may_be_empty=True)
 
 
 def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -> pd.DataFrame:

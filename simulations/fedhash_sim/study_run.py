@@ -183,7 +183,10 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "methods": list(settings.methods),
         "engine": settings.engine,
         "aggregation": federated.aggregation if federated else None,
-        "privacy": (federated or study.round).privacy.model_dump(),
+        "privacy": {
+            method: each.privacy.model_dump() | {"steps": each.learning.local_steps}
+            for method, each in study.round_of.items()
+        },
         "queries": f"{settings.evaluation.queries} split, patients that no site trained on",
         "database": f"held out, {held_out:.0%} of the training patients"
         if held_out

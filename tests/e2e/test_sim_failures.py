@@ -85,8 +85,8 @@ def test_damaged_tables_of_a_run_are_written_anew(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
     (finished / "run.json").write_text("{}")
     assert "run.json is of another version" in run("report", finished, ok=False)
-    from_last_to_first_read = ("partition.csv", "run.json", "rounds.csv", "results.csv")
-    for name in from_last_to_first_read:
+    tables = ("partition.csv", "privacy.csv", "run.json", "rounds.csv", "results.csv")
+    for name in tables:  # from the last to the first that is read
         damage(finished / name)
         message = run("report", finished, ok=False)
         assert f"{finished / name} is " in message

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from sim_command import of_manifest, phantom_manifest, run, run_all, study_of
 
@@ -86,34 +85,6 @@ def test_the_report_tells_the_aggregation_of_the_federated_method(
         page = (out / "report.html").read_text()
         assert ("saw every site" in page) == plain
         assert ("<h2>Plain aggregation</h2>" in page) == plain
-
-
-def test_a_private_study_repeats_and_says_that_it_is_simulated(
-    study_file: Path, tmp_path: Path
-) -> None:
-    privacy = "{mode: site, clip_norm: 1.0, noise_multiplier: 0.5, sampling_rate: 0.5}"
-    changes = ("--set", f"round.privacy={privacy}", "--set", "seeds=[0]")
-    for name in ("one", "two"):
-        run_all(study_file, tmp_path / name, *changes, "--set", "methods=[federated]")
-    results = [(tmp_path / name / "results.csv").read_bytes() for name in ("one", "two")]
-    assert results[0] == results[1]
-    rounds = pd.read_csv(tmp_path / "one" / "rounds.csv")
-    assert (rounds["status"] == "ok").all()
-    assert rounds["mean_loss"].isna().all()
-    page = " ".join((tmp_path / "one" / "report.html").read_text().split())
-    assert "Simulated privacy, mode site, clip norm 1.0, noise multiplier 0.5," in page
-    assert "No differential privacy" not in page
-    assert "Training loss" not in page
-
-
-def test_a_private_round_that_guarantees_nothing_is_refused_with_its_line(
-    study_file: Path, tmp_path: Path
-) -> None:
-    privacy = "{mode: site, clip_norm: 1.0, noise_multiplier: 0.5, sampling_rate: 0.5}"
-    changes = ("--set", f"round.privacy={privacy}", "--set", "round.loss.name=contrastive")
-    error = run("run", study_file, "--out", tmp_path / "run", *changes, ok=False)
-    assert "--set" in error
-    assert "the loss contrastive takes a patient's gradient from other patients" in error
 
 
 def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:

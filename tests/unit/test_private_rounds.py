@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from small_federation import (
     site_studies,
 )
 
-from fedhash.errors import RefusedError
 from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import prepare_studies
+from fedhash.privacy import PrivacyTerms, epsilon, read_ledger
 from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.reservation import model_update, reserve_model_update
 from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
 from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.run import run_rounds
@@ -90,18 +93,39 @@ def test_a_round_asked_again_is_reserved_again_and_draws_anew() -> None:
     assert (first[:-1] != again[:-1]).mean() > 0.99
 
 
-def test_what_the_ledger_refuses_is_answered_with_its_reason_and_leaves_no_trace() -> None:
-    def refuse(*steps: object) -> None:
-        raise RefusedError("epsilon_cap", "the next round would cost 9.1, the cap is 8")
-
+def test_what_the_ledger_refuses_is_answered_with_its_reason_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, asked = tmp_path / "ledger.sqlite", request()
+    event = model_update("0f" * 32, "run-1", 1, PrivateSteps(0.8, 0.5, 2))
+    terms = PrivacyTerms(epsilon_cap=epsilon([event], 1e-5), delta=1e-5)
     agent = private_site()
-    agent._trainer._privacy = SitePrivacy(lambda run, number: SecureNoise(), refuse)
-    answer = refusal(agent, request())
-    assert (answer.reason, answer.detail) == (
-        "epsilon_cap",
-        "the next round would cost 9.1, the cap is 8",
-    )
-    assert agent._state.newest_round("run-1") == 0
+    reserve = partial(reserve_model_update, ledger, [terms], "0f" * 32)
+    agent._trainer._privacy = SitePrivacy(lambda run, number: SecureNoise(), reserve)
+    assert agent.handle(asked.to_message()).kind == "train_reply"
+
+    def looked_at(*_: object) -> None:
+        raise AssertionError("a patient was looked at")
+
+    monkeypatch.setattr("fedhash.privacy.dp_sgd.rows_by_patient", looked_at)
+    answer = refusal(agent, replace(asked, round_number=2))
+    assert answer.reason == "epsilon_cap"
+    assert answer.detail.startswith("'model update' of run run-1, round 2, would bring epsilon")
+    assert agent._state.newest_round("run-1") == 1
+    assert [entry.event for entry in read_ledger(ledger)] == [event]
+
+
+def test_a_private_round_needs_the_agreement_s_terms() -> None:
+    reserved: list[Reserved] = []
+    agent = private_site(reserved=reserved)
+    without = AGREEMENT.model_copy(update={"privacy": None})
+    agent._agreement = without
+    asked = request()
+    plan = asked.plan.model_copy(update={"agreement_digest": without.digest()})
+    answer = refusal(agent, replace(asked, plan=plan))
+    assert answer.reason == "unsound_privacy"
+    assert "the agreement has no section privacy" in answer.detail
+    assert reserved == []
 
 
 def test_site_and_round_must_mean_the_same_privacy() -> None:

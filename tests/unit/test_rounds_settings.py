@@ -3,13 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from privacy_events import full_batch, poisson
 from small_federation import AGREEMENT, SECURE_AGREEMENT, round_settings
 
-from fedhash.configuration import read_settings
+from fedhash.configuration import KeyPath, read_settings
 from fedhash.errors import ConfigurationError
 from fedhash.learning.settings import LossSettings
+from fedhash.privacy import PrivacyTerms, epsilon
+from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
-from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+from fedhash.rounds.settings import RoundSettings, check_roster, check_round, private_steps
 from fedhash.secagg.terms import SecureAggregationTerms
 
 
@@ -99,6 +102,41 @@ def test_what_breaks_privacy_is_told_with_the_remedy(
     assert problem in message
     without = settings.model_copy(update={"privacy": NoPrivacySettings()})
     assert check_round(without, AGREEMENT) == []
+
+
+def test_a_private_round_needs_the_agreement_s_cap_and_delta() -> None:
+    without = AGREEMENT.model_copy(update={"privacy": None})
+    ((key, message),) = check_round(round_settings(privacy=PRIVATE, weighting="uniform"), without)
+    assert key == ("privacy", "mode")
+    assert message.startswith("privacy.mode is site, and the agreement has no section privacy")
+    assert check_round(round_settings(), without) == []
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_a_run_that_the_cap_would_end_is_told_before(rate: float) -> None:
+    privacy = PRIVATE.model_copy(update={"sampling_rate": rate})
+    steps = [poisson(1.1, rate, 2) if rate < 1 else full_batch(1.1, 2)]
+    delta = 1e-6
+    fits = PrivacyTerms(epsilon_cap=epsilon(steps * 4, delta), delta=delta)
+    agreement = AGREEMENT.model_copy(update={"privacy": fits})
+
+    def problems(rounds: int) -> list[tuple[KeyPath, str]]:
+        settings = round_settings(privacy=privacy, weighting="uniform", rounds=rounds)
+        return check_round(settings, agreement)
+
+    assert problems(rounds=4) == []
+    ((key, message),) = problems(rounds=5)
+    assert key == ("privacy", "noise_multiplier")
+    assert f"5 rounds of 2 steps come to epsilon {epsilon(steps * 5, delta):.4g}" in message
+    assert len(problems(rounds=100_000)) == 1
+
+
+def test_a_round_s_private_steps() -> None:
+    private = round_settings(privacy=PRIVATE)
+    assert private_steps(private) == PrivateSteps(1.1, 0.5, 2)
+    assert private_steps(round_settings()) is None
+    epochs = round_settings(privacy=PRIVATE, learning={"local_steps": None, "local_epochs": 1})
+    assert private_steps(epochs) is None
 
 
 @pytest.mark.parametrize(

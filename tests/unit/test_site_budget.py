@@ -7,31 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from privacy_events import distributed, poisson, release
+from privacy_events import distributed, full_batch, poisson, release
 from typer.testing import CliRunner
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.privacy import Ledger, epsilon
+from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.reservation import reserve_model_update
 from fedhash_client.cli import app
 from fedhash_client.privacy_budget import limits_of
 from fedhash_client.settings import SiteSettings
 
 ROOT = Path(__file__).parents[2]
-PATIENTS = 320
-ROUND = "model: {towers: {report: {name: report_ngrams}}}\nrounds: 3\nlearning: {%s}\n"
+TERMS = "privacy: {epsilon_cap: 5.0, delta: 1.0e-6}\n"
+ROUND = """
+model: {towers: {report: {name: report_ngrams}}}
+rounds: 3
+learning: {local_steps: 16}
+weighting: uniform
+privacy: {mode: site, clip_norm: 1.0, noise_multiplier: 1.5, sampling_rate: 0.1}
+"""
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    rows = [f"s{i},p{i},Normal.,no_finding,yes" for i in range(PATIENTS)]
-    rows += [f"t{i},p{i},Normal.,no_finding,yes" for i in range(50)]  # second studies
-    rows += ["u,q,Normal.,no_finding,no"]
-    header = "study_id,patient_id,report,positive,consent"
-    (tmp_path / "manifest.csv").write_text("\n".join([header, *rows]) + "\n")
-    (tmp_path / "round.yaml").write_text(ROUND % "batch_patients: 32, local_steps: 16")
+    (tmp_path / "round.yaml").write_text(ROUND)
     agreement = (ROOT / "configs" / "agreement" / "phantom.yaml").read_text()
-    (tmp_path / "agreement.yaml").write_text(agreement)
+    (tmp_path / "agreement.yaml").write_text(agreement + TERMS)
     path = tmp_path / "site.yaml"
     path.write_text(
         """
@@ -70,13 +73,14 @@ def test_before_the_first_private_step(site: Path) -> None:
     assert "no ledger yet, nothing was spent; the first private step makes it" in call(site)
     found = facts(site)
     assert (found["exists"], found["entries"], found["anchor"]) == (False, 0, None)
-    assert [(cap["of"], cap["left"]) for cap in found["caps"]] == [("the site", 6.0)]
+    assert [(cap["of"], cap["left"]) for cap in found["caps"]] == [
+        ("the site", 6.0),
+        ("the agreement", 5.0),
+    ]
     assert not (site.parent / "kept").exists()
 
 
 def test_what_was_spent_in_groups_and_under_both_caps(site: Path) -> None:
-    with (site.parent / "agreement.yaml").open("a") as agreement:
-        agreement.write("privacy: {epsilon_cap: 5.0, delta: 1.0e-6}\n")
     events = [
         *(poisson(1.5, 0.08, 20, round_number=number) for number in (1, 2)),
         *(release(20.0, purpose="margin statistics", round_number=number) for number in (1, 2)),
@@ -105,46 +109,74 @@ def test_what_was_spent_in_groups_and_under_both_caps(site: Path) -> None:
     assert "at most 2 other sites of a sum work together" in text
 
 
+def with_round(site: Path, old: str, new: str) -> tuple[str, Path]:
+    """The options that name a changed round file."""
+    path = site.parent / "round.yaml"
+    assert old in ROUND
+    path.write_text(ROUND.replace(old, new))
+    return "--round", path
+
+
 def test_what_the_next_round_costs_is_what_the_ledger_then_takes(site: Path) -> None:
     with opened(site) as ledger:
         ledger.reserve(poisson(1.5, 0.1, 16))
-    options = ("--round", site.parent / "round.yaml", "--noise-multiplier", 1.5)
+    options = ("--round", site.parent / "round.yaml")
     planned = facts(site, *options)["next_round"]
-    assert (planned["sampling_rate"], planned["steps"]) == (0.1, 16), "32 of the 320 who consent"
-    together = epsilon([poisson(1.5, 0.1, 32)], 1e-5)
-    (after,) = planned["after"]
-    assert (after["together"], after["fits"], planned["fits"]) == (together, True, True)
-    assert after["cost"] == together - epsilon([poisson(1.5, 0.1, 16)], 1e-5)
+    assert (planned["noise_multiplier"], planned["sampling_rate"], planned["steps"]) == (
+        (1.5, 0.1, 16)
+    )
+    together = [epsilon([poisson(1.5, 0.1, 32)], delta) for delta in (1e-5, 1e-6)]
+    assert [after["together"] for after in planned["after"]] == together
+    assert planned["fits"]
+    assert planned["after"][0]["cost"] == together[0] - epsilon([poisson(1.5, 0.1, 16)], 1e-5)
     assert planned["rounds_left"] == planned["steps_left"] // 16 > 0
     assert "it fits" in call(site, *options)
-    with opened(site) as ledger:
-        for _ in range(planned["rounds_left"]):
-            ledger.reserve(poisson(1.5, 0.1, 16))
-    assert facts(site)["caps"][0]["spent"]["together"] <= 6.0
+    steps = PrivateSteps(noise_multiplier=1.5, sampling_rate=0.1, steps=16)
+    settings = read_settings(site, SiteSettings)
+    assert settings.privacy is not None
+    terms = read_settings(settings.agreement, Agreement).privacy
+    assert terms is not None
+    for number in range(planned["rounds_left"]):
+        reserve_model_update(
+            *(settings.privacy.ledger, [settings.privacy, terms], "0f" * 32, "run-8", number + 1),
+            steps,
+        )
+    assert facts(site)["caps"][1]["spent"]["together"] <= 5.0
 
 
 def test_a_round_that_does_not_fit_is_told_by_the_status(site: Path) -> None:
-    options = ("--round", site.parent / "round.yaml", "--noise-multiplier", 0.4)
+    options = with_round(site, "noise_multiplier: 1.5", "noise_multiplier: 0.4")
     assert "it is refused" in call(site, *options, code=1)
     assert facts(site, *options, code=1)["next_round"]["fits"] is False
 
 
-def test_a_batch_of_all_patients_takes_all(site: Path) -> None:
-    (site.parent / "round.yaml").write_text(
-        ROUND % "batch_patients: 1000, local_steps: null, local_epochs: 2"
-    )
-    found = facts(site, "--round", site.parent / "round.yaml", "--noise-multiplier", 9)
-    assert (found["next_round"]["sampling_rate"], found["next_round"]["steps"]) == (1.0, 2)
+def test_steps_over_all_patients_are_no_sampled_steps(site: Path) -> None:
+    options = with_round(site, "1.5, sampling_rate: 0.1", "9.0, sampling_rate: 1.0")
+    found = facts(site, *options)["next_round"]
+    assert found["sampling_rate"] == 1.0
+    assert found["after"][0]["together"] == epsilon([full_batch(9.0, 16)], 1e-5)
 
 
-@pytest.mark.parametrize("only", [("--round", "round.yaml"), ("--noise-multiplier", "1")])
-def test_round_and_noise_belong_together(site: Path, only: tuple[str, str]) -> None:
-    assert "give both or neither" in call(site, *only, code=1)
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("{mode: site,", "{mode: sites,", 'round.yaml:6: "privacy.mode" must be'),
+        ("weighting: uniform", "weighting: patients", "round.yaml:5: with privacy.mode site"),
+        ("local_steps: 16", "local_steps: null, local_epochs: 1", "round.yaml:4: with privacy"),
+        (ROUND[ROUND.index("privacy") :], "", "privacy.mode is none: without noise"),
+    ],
+)
+def test_a_round_that_the_site_would_not_train_has_no_cost(
+    site: Path, old: str, new: str, problem: str
+) -> None:
+    assert problem in call(site, *with_round(site, old, new), code=1)
 
 
-def test_noise_out_of_range(site: Path) -> None:
-    options = ("--round", site.parent / "round.yaml", "--noise-multiplier", "nan")
-    assert "the noise multiplier is nan, expected" in call(site, *options, code=1)
+def test_a_private_round_needs_the_agreement_s_terms(site: Path) -> None:
+    agreement = site.parent / "agreement.yaml"
+    agreement.write_text(agreement.read_text().removesuffix(TERMS))
+    message = call(site, "--round", site.parent / "round.yaml", code=1)
+    assert "round.yaml:6: privacy.mode is site, and the agreement has no section privacy" in message
 
 
 def test_a_site_without_a_cap_is_told_where_to_write_it(site: Path) -> None:
