@@ -54,7 +54,7 @@ test-quick: install
 
 # ten thousand generated runs of the protocol, without type checks at run time; about a quarter of an hour
 test-protocol: install
-	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
+	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
 
 lint: install
 	$(BIN)/ruff format --check .
