@@ -88,7 +88,7 @@ def _changed_documents() -> dict[Path, str]:
             tables[name] = as_markdown(rows())
         else:
             tables[name] = None
-            print(f"{path} is not there: table {name} stays (make bench-{path.stem})")
+            print(f"{path} is not there: table {name} stays (make bench-{path.stem.split("-")[0]})")
     changed = {}
     for path in DOCUMENTS:
         before = path.read_bytes().decode()
