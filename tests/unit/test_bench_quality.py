@@ -24,7 +24,7 @@ STUDY = """
 name: tiny
 agreement: ../agreement.yaml
 round: ../round.yaml
-data: {kind: phantom, sites: 2, patients_per_site: 20}
+data: {kind: phantom, sites: 3, patients_per_site: 20}
 methods: [federated, central]
 seeds: [0, 1]
 """
@@ -91,9 +91,9 @@ def test_a_study_without_its_data_is_left_out(
     studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = STUDY.replace(
-        "{kind: phantom, sites: 2, patients_per_site: 20}", "{kind: recipe, recipe: vqarad}"
+        "{kind: phantom, sites: 3, patients_per_site: 20}", "{kind: recipe, recipe: vqarad}"
     )
-    (studies / "first.yaml").write_text(f"{text}partition: {{scheme: iid, sites: 2}}\n")
+    (studies / "first.yaml").write_text(f"{text}partition: {{scheme: iid, sites: 3}}\n")
     monkeypatch.setenv("FEDHASH_DATA", str(studies / "absent"))
     run(monkeypatch, "--only", "first")
     assert "left out: " in capsys.readouterr().out

@@ -369,7 +369,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
         ({"run": "{run_id: trial, sites: [a, b, a], seed: 1}"}, "more than once: a; keep one"),
         (
             {"agreement": AGREEMENT.replace("smallest_cohort: 1", "smallest_cohort: 3")},
-            "run.yaml:1: sites names 2, the agreement's smallest_cohort is 3",
+            "run.yaml:1: sites: 2 sites are fewer than the agreement's smallest_cohort, 3",
         ),
         ({"rounds": ROUND.replace("local_steps: 1", "local_steps: 5000")}, "local_steps is 5000"),
         (
