@@ -88,7 +88,8 @@ def _changed_documents() -> dict[Path, str]:
             tables[name] = as_markdown(rows())
         else:
             tables[name] = None
-            print(f"{path} is not there: table {name} stays (make bench-{path.stem.split("-")[0]})")
+            target = path.stem.partition("-")[0]
+            print(f"{path} is not there: table {name} stays (make bench-{target})")
     changed = {}
     for path in DOCUMENTS:
         before = path.read_bytes().decode()
