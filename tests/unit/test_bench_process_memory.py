@@ -66,7 +66,7 @@ def test_a_tree_holds_descendants_whatever_they_are_called(tmp_path: Path) -> No
             assert 0 < memory_bytes(shell.pid) <= resident_bytes(shell.pid)
             os.kill(grandchild, signal.SIGKILL)
         finally:
-            shell.kill()
+            os.kill(shell.pid, signal.SIGKILL)  # `shell.kill` would wait for a shell that has ended
         os.waitid(os.P_PID, shell.pid, os.WEXITED | os.WNOWAIT)
         assert memory_bytes(shell.pid) == 0  # ended, but not yet waited for
     assert process_tree(shell.pid) == [shell.pid]
