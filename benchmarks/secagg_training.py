@@ -36,7 +36,7 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.run import coordinator_of, run_round
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.trainer import SiteTrainer
-from fedhash.rounds.training_messages import RunPlan, TrainRequest
+from fedhash.rounds.training_messages import TrainRequest
 from fedhash_sim.cells import federations_of
 from fedhash_sim.consortium import Consortium, build_consortium
 from fedhash_sim.federation import Federation
@@ -113,13 +113,7 @@ def _coordinator_of(federation: Federation) -> RoundCoordinator:
     """As fedhash_sim.federation.train_federation, without checkpoints."""
     model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
     layout = Layout.of(model)
-    plan = RunPlan(
-        run_id=federation.run_id,
-        agreement_digest=federation.agreement.digest(),
-        layout_digest=layout.digest(),
-        sites=tuple(sorted(federation.studies)),
-        settings=federation.settings,
-    )
+    plan = federation.plan(layout)
     state = CoordinatorState.start(plan, federation.agreement, layout.flatten(model))
     return coordinator_of(plan, federation.agreement, state)
 

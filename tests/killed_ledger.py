@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fedhash import durability
 from fedhash.errors import BudgetError
 from fedhash.privacy import (
     Ledger,
@@ -30,7 +31,7 @@ from fedhash.privacy import (
 )
 
 COARSE_GRID = 1e-2  # bounds all the same, and quick
-CODE = {ledger.__file__, _anchor.__file__}
+CODE = {ledger.__file__, _anchor.__file__, durability.__file__}
 
 
 def kill_at(line: int) -> None:

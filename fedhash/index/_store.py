@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedhash.codes import check_code_bits
+from fedhash.durability import sync_folder
 from fedhash.errors import ArchiveError
 from fedhash.index._checksum import checksum_of_entries, checksum_of_values
 from fedhash.index._shelf import Shelf
@@ -226,7 +226,7 @@ def replace_archive(successor: Path, path: Path) -> None:
         _connect(path).close()
     with _explained(path):
         successor.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _create(path: Path, release_id: str, code_bits: int) -> None:
@@ -245,7 +245,7 @@ def _create(path: Path, release_id: str, code_bits: int) -> None:
         finally:
             database.close()
         unfinished.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -286,15 +286,6 @@ def _rows(descriptions: Mapping[int, Description]) -> list[tuple[int, str, str]]
         (number, modality, json.dumps(attributes, sort_keys=True))
         for number, (modality, attributes) in descriptions.items()
     ]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Without it a power cut may forget a rename in `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, found: str) -> ArchiveError:

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedhash.durability import sync_folder
 from fedhash.errors import LedgerError, StorageError
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "anchor_path",
     "new_file",
     "read_anchor",
-    "sync_folder",
     "write_anchor",
 ]
 
@@ -79,15 +79,6 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
 def new_file(path: Path) -> int:
     """A descriptor of a file that was not there, for its owner alone."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-
-
-def sync_folder(folder: Path) -> None:
-    """Without it a power cut may forget a rename in `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def altered(path: Path, found: str) -> LedgerError:

@@ -62,6 +62,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from fedhash.durability import sync_folder
 from fedhash.errors import BudgetError, LedgerError, PrivacyError, StorageError
 from fedhash.privacy._anchor import (
     Anchor,
@@ -69,7 +70,6 @@ from fedhash.privacy._anchor import (
     anchor_path,
     new_file,
     read_anchor,
-    sync_folder,
     write_anchor,
 )
 from fedhash.privacy.accountant import epsilon

@@ -38,6 +38,7 @@ from safetensors.numpy import load, save
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import Settings
+from fedhash.durability import sync_folder
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
@@ -279,21 +280,13 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(unfinished)
+        sync_folder(unfinished)
         unfinished.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise ReleaseError(
             f"{folder} cannot be written ({error}); check rights and disk space"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first(error: ValidationError) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from fedhash.durability import sync_folder
 from fedhash.errors import CheckpointError, MessageError
 from fedhash.rounds.messages import Message
 
@@ -50,11 +51,7 @@ def _replace(path: Path, content: bytes) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)  # half a file on a full disk helps nobody
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # without it a power cut may forget the rename
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def is_stored(path: Path) -> bool:

@@ -75,6 +75,16 @@ class Federation:
     studies: Mapping[str, PreparedStudies]
     seed: int
 
+    def plan(self, layout: Layout) -> RunPlan:
+        """The run's plan for a model of this layout."""
+        return RunPlan(
+            run_id=self.run_id,
+            agreement_digest=self.agreement.digest(),
+            layout_digest=layout.digest(),
+            sites=tuple(sorted(self.studies)),
+            settings=self.settings,
+        )
+
     def alone(self, name: str) -> Federation:
         """The same with the studies of one site only: what that site's process is given."""
         return replace(self, studies={name: self.studies[name]})
@@ -180,13 +190,7 @@ def train_federation(
     """
     model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
     layout = Layout.of(model)
-    plan = RunPlan(
-        run_id=federation.run_id,
-        agreement_digest=federation.agreement.digest(),
-        layout_digest=layout.digest(),
-        sites=tuple(sorted(federation.studies)),
-        settings=federation.settings,
-    )
+    plan = federation.plan(layout)
     checkpoints = Checkpoints(folder / "checkpoints")
     state = checkpoints.load(plan) or CoordinatorState.start(
         plan, federation.agreement, layout.flatten(model)
