@@ -106,7 +106,6 @@ class Cost:
 
     Attributes:
         client_cpu_s: CPU seconds of a client, mean over the clients.
-        slowest_client_cpu_s: The same, of the client that used most.
         coordinator_cpu_s: CPU seconds of the coordinator.
         bytes_per_parameter: What a client sends in all messages of the round, mean over clients.
         client_peak_bytes: The most that a client's work adds to memory, beyond its update.
@@ -114,7 +113,6 @@ class Cost:
     """
 
     client_cpu_s: float
-    slowest_client_cpu_s: float
     coordinator_cpu_s: float
     bytes_per_parameter: float
     client_peak_bytes: int
@@ -199,7 +197,6 @@ def cost_of(
     client_cpu_s = [timed.cpu_s[site] for site in clients]
     return Cost(
         statistics.fmean(client_cpu_s),
-        max(client_cpu_s),
         timed.cpu_s[_COORDINATOR],
         statistics.fmean(timed.sent_bytes.values()) / parameters,
         max(weighed.peak_bytes[site] for site in clients),
