@@ -13,7 +13,7 @@ Shape suffixes: N public studies, F features of the base tower, d dimensions, e 
 2. The head minimises the logistic loss over the public studies with a ridge penalty. Training
    under privacy starts from it, so that its noise is spent on what the public data did not know.
 
-    >>> frozen = freeze("image", settings, tower, 64, "prepared", studies, anchors, dimensions=100)
+    >>> frozen = freeze("image", settings, tower, "prepared", studies, anchors, dimensions=100)
     >>> Path("frozen-image.safetensors").write_bytes(frozen.to_bytes())
 """
 
@@ -43,7 +43,6 @@ def freeze(
     modality: str,
     tower_settings: TowerSettings,
     tower: Tower,
-    outputs: int,
     layer: FeatureLayer,
     public: PreparedStudies,
     anchors: Anchors,
@@ -57,7 +56,6 @@ def freeze(
         tower_settings: Of the base tower.
         tower: The base tower, trained on public data or by others, or new where its fixed front
             end is used.
-        outputs: How many outputs the base tower has.
         layer: Where its features are taken.
         public: Prepared by the base tower; studies without the modality are left out.
         anchors: The agreement's.
@@ -84,7 +82,6 @@ def freeze(
         modality=modality,
         tower_settings=tower_settings,
         tower=tower,
-        outputs=outputs,
         layer=layer,
         mean=mean,
         projection=projection,

@@ -68,7 +68,6 @@ class FrozenFeatures:
         modality: What it reads.
         tower_settings: The base tower's.
         tower: The base tower, with its parameters.
-        outputs: How many outputs the base tower was built with.
         layer: prepared: its fixed front end, before any parameter; last: what its last layer reads.
         mean: Of the standardised features of public studies.
         projection: To d dimensions.
@@ -79,7 +78,6 @@ class FrozenFeatures:
     modality: str
     tower_settings: TowerSettings
     tower: Tower
-    outputs: int
     layer: FeatureLayer
     mean: Float32[torch.Tensor, " F"]
     projection: Float32[torch.Tensor, "F d"]
@@ -107,16 +105,13 @@ class FrozenFeatures:
         modality: str,
         tower_settings: TowerSettings,
         tower: Tower,
-        outputs: int,
         layer: FeatureLayer,
         mean: Float32[torch.Tensor, " F"],
         projection: Float32[torch.Tensor, "F d"],
         head: Float32[torch.Tensor, "outputs e"] | None,
     ) -> FrozenFeatures:
         """Put the parts together; the digest is that of the file that they make."""
-        parts = cls(
-            modality, tower_settings, tower, outputs, layer, mean, projection, head, sha256=""
-        )
+        parts = cls(modality, tower_settings, tower, layer, mean, projection, head, sha256="")
         return cls.from_bytes(parts.to_bytes(), "what was just made")
 
     def to_bytes(self) -> bytes:
@@ -124,7 +119,7 @@ class FrozenFeatures:
         about = _About(
             modality=self.modality,
             tower=self.tower_settings,
-            outputs=self.outputs,
+            outputs=self.tower.outputs,
             layer=self.layer,
         )
         tensors = {f"{_TOWER}{name}": each for name, each in self.tower.state_dict().items()}
@@ -184,7 +179,6 @@ class FrozenFeatures:
             about.modality,
             about.tower,
             tower.eval().requires_grad_(requires_grad=False),
-            about.outputs,
             about.layer,
             mean,
             projection,

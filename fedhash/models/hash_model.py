@@ -58,11 +58,6 @@ class HashModel(nn.Module):
         self._head = head
 
     @property
-    def tower_outputs(self) -> int:
-        """How many outputs each tower has: b, or with a head of logits K."""
-        return self.code_bits if self._head is None else self._head.outputs
-
-    @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that have a tower, sorted."""
         return tuple(sorted(self.towers))

@@ -43,6 +43,7 @@ class Tower(nn.Module, ABC):
         modality: The modality that it reads.
         Options: Its settings; `TowerSettings.options` overrides their defaults.
         prepared_shape: Shape of one prepared study.
+        outputs: Length of an output.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def __init__(self, options: Settings, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
 
     @abstractmethod
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N ..."]:

@@ -71,7 +71,6 @@ def freeze_towers(
             modality,
             public_round.model.towers[modality],
             model.tower(modality),
-            model.tower_outputs,
             settings.layer,
             studies,
             anchors,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from sim_command import run, run_all
+import torch
+from safetensors.torch import save_file
+from sim_command import phantom_manifest, run, run_all
 
 from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.settings import TowerSettings
+from fedhash.models.towers import build_tower
 from fedhash.registry.release import load_release
 from fedhash_sim.results import read_results
 
@@ -67,3 +72,67 @@ def test_what_cannot_be_made_is_refused_with_the_remedy(
     change = change.replace("frozen.yaml", str(frozen_study.parent / "frozen.yaml"))
     output = run("run", frozen_study, "--out", tmp_path / "run", "--set", change, ok=False)
     assert message in " ".join(output.split())
+
+
+def freeze(folder: Path, *more: object, ok: bool = True) -> str:
+    manifest = phantom_manifest(folder / "phantom")
+    agreement = Path(__file__).parents[2] / "configs" / "agreement" / "phantom.yaml"
+    return run(
+        *("freeze", "image", "--agreement", agreement, "--manifest", manifest),
+        *("--dimensions", 6, "--out", folder / "frozen.safetensors", *more),
+        ok=ok,
+    )
+
+
+def test_a_file_is_made_of_a_towers_front_end(tmp_path: Path) -> None:
+    facts = json.loads(freeze(tmp_path, "--tower", "image_hog", "--layer", "prepared", "--json"))
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    assert (facts["sha256"], facts["public studies"]) == (frozen.sha256, 40)
+    assert (frozen.layer, frozen.dimensions) == ("prepared", 6)
+
+
+def test_a_file_is_made_of_weights_of_ones_own(tmp_path: Path) -> None:
+    settings = TowerSettings(name="image_convnet", options={"width": 8})
+    own = build_tower("image", settings, 10).state_dict()
+    save_file(own, tmp_path / "own.safetensors")
+    options = ("--tower", "image_convnet", "--options", '{"width": 8}')
+    printed = freeze(tmp_path, *options, "--weights", tmp_path / "own.safetensors")
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    assert f"name: frozen_image, options: {{dimensions: 6, sha256: {frozen.sha256}}}" in printed
+    kept = frozen.tower.state_dict()
+    shared = [name for name in own if own[name].shape == kept[name].shape]
+    assert len(shared) == len(own) - 2  # the last layer has other outputs, and nobody reads them
+    assert all(torch.equal(kept[name], own[name]) for name in shared)
+    assert "exists" in freeze(tmp_path, *options, ok=False)
+
+
+def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
+    (release,) = [p.parent for p in finished.rglob("manifest.json") if "federated" in str(p)]
+    manifest = phantom_manifest(tmp_path / "phantom")
+    agreement = tmp_path / "study" / "agreement.yaml"
+    run(
+        *("freeze", "report", "--agreement", agreement, "--manifest", manifest, "--dimensions", 4),
+        *("--release", release, "--out", tmp_path / "frozen.safetensors"),
+    )
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    trained = load_release(release).build_model().tower("report").state_dict()
+    assert all(torch.equal(trained[name], v) for name, v in frozen.tower.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "one of the two"),
+        (("--tower", "image_convnet"), "--weights"),
+        (("--tower", "image_convnet", "--layer", "first"), "no layer"),
+        (("--tower", "image_hog", "--layer", "prepared", "--options", "["), "JSON object"),
+        (("--tower", "image_vit", "--layer", "prepared"), "valid here"),
+        (("--tower", "image_convnet", "--weights", __file__), "does not hold the parameters"),
+    ],
+)
+def test_what_no_file_can_be_made_of_is_refused(
+    tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", freeze(tmp_path, *more, ok=False)).split())
+    assert message in said
+    assert not (tmp_path / "frozen.safetensors").exists()

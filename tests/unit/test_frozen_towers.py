@@ -66,7 +66,7 @@ def frozen_of(layer: Any = "prepared", dimensions: int = 5) -> FrozenFeatures:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tower = build_tower("image", HOG, 64)
-    return freeze("image", HOG, tower, 64, layer, public_studies(), ANCHORS, dimensions=dimensions)
+    return freeze("image", HOG, tower, layer, public_studies(), ANCHORS, dimensions=dimensions)
 
 
 FROZEN = frozen_of()
