@@ -1,7 +1,7 @@
 """`fedhash-sim freeze`: the file that a frozen tower reads, made of public studies.
 
->>> fedhash-sim freeze image --agreement agreement.yaml --manifest public/manifest.csv \\
-...     --release runs/public/release --out frozen-image.safetensors
+>>> fedhash-sim freeze image --release runs/public/release --agreement agreement.yaml
+...     --manifest public/manifest.csv --out frozen-image.safetensors
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ def _base_tower(
             base.load_state_dict(own | parameters)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(
-                f"{weights} does not hold the parameters of {tower}: {error}"
+                f"{weights} does not hold the parameters of {tower}: {error}; give a safetensors "
+                "file with the names and shapes of this tower's parameters"
             ) from error
     return settings, base
