@@ -2,6 +2,7 @@
 
 >>> fedhash-sim audit sensitivity --out sensitivity.png
 >>> fedhash-sim audit canary --noise-multiplier 1.2 --steps 40
+>>> fedhash-sim audit linkage runs/demo
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import typer
 
 from fedhash_sim.audits.canary import canary
+from fedhash_sim.audits.linkage import linkage
 from fedhash_sim.audits.sensitivity import sensitivity
 
 __all__ = ["audits"]
@@ -16,3 +18,4 @@ __all__ = ["audits"]
 audits = typer.Typer(help="Measure whether privacy holds what it claims.", no_args_is_help=True)
 audits.command()(sensitivity)
 audits.command()(canary)
+audits.command()(linkage)
