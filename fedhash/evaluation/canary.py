@@ -32,7 +32,7 @@ Shape suffixes: M canaries, F features, b bits, d parameters.
     ...                               sampling_rate=0.5)
     >>> audit = audit_site_dp_sgd(privacy, steps=20, delta=1e-5)
     >>> audit.claimed_epsilon, audit.best.epsilon, audit.holds
-    (7.675..., 2.423..., True)
+    (7.675..., 2.420..., True)
 """
 
 from __future__ import annotations
@@ -343,10 +343,10 @@ def audit_mechanism(
             f"{_LARGEST_CANARIES}"
         )
     rng = numpy_stream(seed, "canary", "patients")
-    birds = _canaries(canaries, rng)
+    every_canary = _canaries(canaries, rng)
     others = _others(patients, canaries, rng)
     taken = numpy_stream(seed, "canary", "coins").random(canaries) < 0.5
-    studies = _together(birds.select(_rows(taken)), others)
+    studies = _together(every_canary.select(_rows(taken)), others)
 
     agreement = Agreement(
         name="audit", findings=_FINDINGS, code_bits=_BITS, modalities=(_MODALITY,)
@@ -354,7 +354,7 @@ def audit_mechanism(
     loss = AnchorMarginLoss(Anchors.build(agreement), LossSettings())
     model, seen = (_model(canaries) for _ in range(2))
     layout = Layout.of(model)
-    one_study = birds.select(range(0, len(birds), _STUDIES_A_PATIENT))
+    one_study = every_canary.select(range(0, len(every_canary), _STUDIES_A_PATIENT))
     scores = np.zeros(canaries)
     for released in mechanism(model, studies, loss, _MARGINS):
         layout.load(seen, layout.flatten(model))  # Opacus's hooks listen at the model itself

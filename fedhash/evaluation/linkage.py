@@ -137,8 +137,8 @@ def audit_linkage(
     Args:
         model: Encodes both sides.
         held_out: Studies of patients that no site trained on.
-        pools: Sizes; those above the number of patients are left out, and where all of them are,
-            the pool is all patients.
+        pools: Sizes. Those above the number of patients are left out; where all of them are, the
+            smallest stays, and its pool is all patients.
         seed: Of the study that stands for a patient, and of the resamples.
 
     Returns:
@@ -211,7 +211,7 @@ def audit_direction(
         raise DataError(f"{patients} patients cannot be taken for each other; give two at least")
     if not pools or min(pools) < 2:
         raise DataError(f"the pools are {list(pools)}; give sizes of 2 and more")
-    sizes = sorted({pool for pool in pools if pool <= patients}) or [patients]
+    sizes = sorted({pool for pool in pools if pool <= patients}) or [min(pools)]
     groups = np.unique(labels_PK, axis=0, return_inverse=True)[1].reshape(-1)
     compared: dict[Literal["codes", "floats"], tuple[np.ndarray, np.ndarray, float]] = {
         "codes": (_signs(queries_Pb), _signs(targets_Pb), _TIED_CODES),

@@ -31,7 +31,7 @@ from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum, published_patients
-from fedhash.privacy.noise import SimulatedNoise
+from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
 from fedhash.privacy.settings import SitePrivacySettings
 from fedhash_sim.cli import app
 
@@ -130,9 +130,7 @@ def private(sigma: float, rate: float = 1.0, clip: float = 1.0) -> SitePrivacySe
     )
 
 
-def small_audit(
-    sigma: float, rate: float = 1.0, noise: SimulatedNoise | None = None
-) -> CanaryAudit:
+def small_audit(sigma: float, rate: float = 1.0, noise: NoiseSource | None = None) -> CanaryAudit:
     return audit_site_dp_sgd(
         private(sigma, rate), steps=5, delta=DELTA, canaries=400, patients=30, noise=noise
     )
@@ -146,6 +144,7 @@ def test_a_sound_run_is_not_refuted_and_something_is_told(rate: float) -> None:
     assert 0.5 < found.best.epsilon <= found.ceiling < claimed
     assert found.holds
     assert [each.guesses for each in found.tried] == [50, 100, 200]
+    assert small_audit(1.0, rate, SecureNoise()).holds
     # with so much noise, the coins are all that is left
     assert small_audit(1000.0, rate).best.epsilon < 0.3
 

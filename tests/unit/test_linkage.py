@@ -188,7 +188,10 @@ def test_pools_that_are_too_large_are_left_out() -> None:
     # groups of three: the pool of 2, and then all three of them
     assert sorted({row.pool for row in figures(rows, pools="matched")}) == [2, 100]
     few = one_direction(outputs[:7], outputs[:7], labels[:7])
-    assert {row.pool for row in figures(few, pools="random")} == {7}
+    assert {(row.pool, row.median_pool) for row in figures(few, pools="random")} == {(100, 7)}
+    assert figure(few, metric="recall@1", pools="random", representation="codes").chance == (
+        pytest.approx(1 / 7)
+    )
     assert one_direction(outputs[:7], outputs[:7], labels[:7])[0] == few[0]
 
 

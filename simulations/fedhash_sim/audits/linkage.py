@@ -219,7 +219,7 @@ def _print_figures(figures: pd.DataFrame) -> None:
             metrics = dict(list(part.groupby("metric")))
             median = part["median_pool"].mean()
             table.add_row(
-                f"{pools} {pool}" + (f" (~{median:g})" if median != pool else ""),
+                f"{pools} {pool}" + (f" (~{median:.3g})" if median != pool else ""),
                 representation,
                 _told(metrics["recall@1"], 4, with_ends=False),
                 f"{metrics['recall@1']['chance'].mean():.4f}",
@@ -228,7 +228,7 @@ def _print_figures(figures: pd.DataFrame) -> None:
             )
         out_console.print(table)
         patients = direction.groupby("pools", sort=False)["patients"].mean()
-        asked = ", ".join(f"{count:g} in {pools} pools" for pools, count in patients.items())
+        asked = ", ".join(f"{count:.4g} in {pools} pools" for pools, count in patients.items())
         out_console.print(f"[dim]patients: {asked}; ~ marks a median size[/]\n", highlight=False)
 
 
@@ -248,8 +248,8 @@ def _print_probes(probes: pd.DataFrame) -> None:
             escape(modality),
             representation,
             str(spread(part["macro_auroc"].dropna())),
-            f"{part['findings'].mean():g}",
-            f"{part['skipped'].mean():g}",
+            f"{part['findings'].mean():.3g}",
+            f"{part['skipped'].mean():.3g}",
         )
     out_console.print(table)
 
