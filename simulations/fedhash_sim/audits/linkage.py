@@ -301,7 +301,7 @@ def _draw(figures: pd.DataFrame, path: Path) -> None:
             for each in (axis.xaxis, axis.yaxis):
                 each.set_major_formatter("{x:g}")  # the style has no formulas
                 each.set_minor_formatter("")
-            axis.set_xlabel("patients in the pool")
+            axis.set_xlabel("patients in the pool (1 / chance)")
             axis.set_title(f"{query} → {target}")
         axes[0].set_ylabel("Recall@1")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
