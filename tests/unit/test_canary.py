@@ -29,6 +29,7 @@ from fedhash.learning.loss import Loss, Margins
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.privacy import dp_sgd
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum, published_patients
 from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
@@ -147,6 +148,17 @@ def test_a_sound_run_is_not_refuted_and_something_is_told(rate: float) -> None:
     assert small_audit(1.0, rate, SecureNoise()).holds
     # with so much noise, the coins are all that is left
     assert small_audit(1000.0, rate).best.epsilon < 0.3
+
+
+@pytest.mark.parametrize("ghost", [True, False])
+def test_both_ways_of_clipping_give_the_same_audit(
+    ghost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = small_audit(1.0, 0.5)
+    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: ghost)
+    found = small_audit(1.0, 0.5)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    assert found.holds
 
 
 def test_the_score_of_a_canary_is_what_its_steps_put_in() -> None:

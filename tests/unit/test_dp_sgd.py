@@ -263,6 +263,9 @@ def test_values_that_are_not_finite_count_as_zero() -> None:
 
 
 SMALL = {
+    "frozen_image": {"dimensions": 6},
+    "frozen_report": {"dimensions": 6},
+    "frozen_signal": {"dimensions": 6},
     "image_convnet": {"image_size_px": 32, "width": 8},
     "image_hog": {"image_size_px": 16},
     "image_resnet18": {"image_size_px": 32, "width": 8},
@@ -274,7 +277,7 @@ SMALL = {
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_opacus_finds_the_gradient_of_every_tower(name: str) -> None:
     """Without clipping, the sum over patients is the gradient of the sum of their losses."""
-    modality = name.partition("_")[0]
+    modality = TOWERS[name].modality
     towers = {modality: TowerSettings(name=name, options=SMALL[name])}
     model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
     studies = studies_of(6)
@@ -479,3 +482,23 @@ def test_opacus_leaves_a_program_s_logging_alone() -> None:
     )
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("broken", [None, 0, 5])
+@pytest.mark.parametrize("clip_norm", [0.01, 1.0, 1e6])
+def test_clipping_by_norms_alone_gives_the_sum_of_clipped_gradients(
+    monkeypatch: pytest.MonkeyPatch, clip_norm: float, broken: int | None
+) -> None:
+    towers = {"image": TowerSettings(name="image_hog", options=SMALL["image_hog"])}
+    model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
+    assert dp_sgd._is_mostly_linear(model)
+    inputs = torch.randn(70, *model.tower("image").prepared_shape)
+    if broken is not None:
+        inputs[broken] = torch.nan
+    present = {"image": torch.arange(70) != 4}
+    studies = replace(studies_of(70), inputs={"image": inputs}, present=present)
+    by_norms = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: False)
+    by_gradients = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    np.testing.assert_allclose(by_norms, by_gradients, rtol=1e-4, atol=1e-6 * clip_norm)
+    assert np.linalg.norm(by_norms) > 0

@@ -46,7 +46,7 @@ class RunLinkage:
 
 def linkage(
     run: Annotated[Path, typer.Argument(help="A run folder of 'fedhash-sim run'.", metavar="RUN")],
-    method: Annotated[str, typer.Option(help="Whose release: federated or central.")] = "federated",
+    method: Annotated[str, typer.Option(help="Whose release; local has none.")] = "federated",
     seeds: Annotated[
         list[int] | None,
         typer.Option("--seed", min=0, help="Default: all seeds of the run. May be repeated."),
@@ -125,7 +125,8 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     model = load_release(folder.cell(method, seed).path / "release").build_model()
     consortium = Consortium.load(folder.data(seed))
     queries, training = consortium.queries(), consortium.training(*consortium.sites)
-    if both := set(queries.patient_ids) & set(training.patient_ids):
+    seen = {*training.patient_ids, *consortium.public().patient_ids}
+    if both := set(queries.patient_ids) & seen:
         raise DataError(
             f"{len(both)} patients both ask and were trained on, {min(both)!r} among them; an "
             "audit of linkage needs patients that the model has not seen: split by patient"
