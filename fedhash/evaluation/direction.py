@@ -35,7 +35,8 @@ class MetricRow:
 
     Attributes:
         metric: `map`, `chance_map`, `macro_map`, `macro_chance_map`, `ndcg`, `chance_ndcg`,
-            `precision_in_ball`, `empty_ball_share`, `precision_in_radius`, `recall_in_radius`.
+            `precision_in_ball`, `empty_ball_share`, `precision_in_radius`, `recall_in_radius`,
+            `empty_in_radius` (the share of queries that find nothing).
         group: `all`, `finding=F`, `NAME=VALUE` of an attribute, or `radius=BITS`.
         value: From 0 to 1.
         count: How many queries (findings, for the macro figures) the value is a mean of.
@@ -89,6 +90,7 @@ def evaluate_direction(
     for radius in range(counts_QDS.shape[1]):
         rows.append(_row("precision_in_radius", f"radius={radius}", precision_QD[:, radius]))
         rows.append(_row("recall_in_radius", f"radius={radius}", recall_QD[:, radius]))
+        rows.append(_row("empty_in_radius", f"radius={radius}", empty_QD[:, radius].astype(float)))
     for name, value in sorted({pair for each in query_attributes for pair in each.items()}):
         group_Q = np.array([each.get(name) == value for each in query_attributes])
         rows.append(_row("map", f"{name}={value}", ap_Q[group_Q]))

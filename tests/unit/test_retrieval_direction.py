@@ -47,6 +47,10 @@ def test_overall_figures_leave_out_queries_without_a_relevant_item(
     assert 0 < rows["empty_ball_share", "all"].value < 1
     assert rows["recall_in_radius", "radius=16"].value == 1
     assert rows["precision_in_ball", "all"].value == rows["precision_in_radius", "radius=2"].value
+    assert rows["empty_ball_share", "all"].value == rows["empty_in_radius", "radius=2"].value
+    assert rows["empty_in_radius", "radius=16"] == MetricRow(
+        "empty_in_radius", "radius=16", 0, 30
+    )
 
 
 def test_finding_groups_ask_for_that_finding_alone(
@@ -108,4 +112,9 @@ def test_figures_without_any_query_have_no_row() -> None:
     metrics = {
         row.metric for row in evaluate_direction(codes, nothing, codes, nothing, findings=("a",))
     }
-    assert metrics == {"precision_in_ball", "empty_ball_share", "precision_in_radius"}
+    assert metrics == {
+        "precision_in_ball",
+        "empty_ball_share",
+        "precision_in_radius",
+        "empty_in_radius",
+    }
