@@ -232,16 +232,24 @@ def search(
                         f"no study of the archive has the attribute {name!r}; "
                         f"it knows: {', '.join(archive.attributes) or 'none'}"
                     )
-            hits = SiteSearcher(settings.name, archive, agreement).answer(query)
+            searcher = SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
+            answer = searcher.answer(query)
     except (FedhashError, OSError) as error:
         _fail(error)
     if as_json:
-        _print_json([{"handle": h.handle, "distance": h.distance, "score": h.score} for h in hits])
+        hits = [{"handle": h.handle, "distance": h.distance, "score": h.score} for h in answer.hits]
+        _print_json({"cut_to_bits": answer.cut_to_bits, "hits": hits})
         return
     table = Table("", "distance", "handle", box=None, header_style="dim")
-    for rank, hit in enumerate(hits, 1):
+    for rank, hit in enumerate(answer.hits, 1):
         table.add_row(str(rank), str(hit.distance), hit.handle)
-    _out.print(table if hits else "no study within the radius and the filters")
+    _out.print(table if answer.hits else "no study within the radius and the filters")
+    if answer.cut_to_bits is not None:
+        _out.print(
+            f"cut by the site's smallest_kappa ({settings.smallest_kappa:g}): "
+            f"hits up to distance {answer.cut_to_bits} only",
+            highlight=False,
+        )
 
 
 def _print_budget(found: Budget) -> None:

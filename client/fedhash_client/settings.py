@@ -39,6 +39,8 @@ class SiteSettings(Settings):
         archive: The binary index; made by `fedhash-site index`.
         handle_key: File with the 32 secret bytes that make study handles opaque; made at need,
             readable by its owner alone.
+        smallest_kappa: No answer reaches farther than the radius of this kappa, whatever a query
+            asks; from -1 (broad) to 1 (the very same code alone). Null: no bound.
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
     """
 
@@ -47,4 +49,5 @@ class SiteSettings(Settings):
     manifest: Path
     archive: Path
     handle_key: Path
+    smallest_kappa: float | None = Field(default=None, ge=-1, le=1)
     privacy: SitePrivacy | None = None

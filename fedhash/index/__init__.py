@@ -5,12 +5,13 @@ from __future__ import annotations
 from fedhash.index._store import replace_archive
 from fedhash.index.archive import Archive, Match
 from fedhash.index.entry import Entry, site_handle
-from fedhash.index.searcher import SiteSearcher, check_limits
+from fedhash.index.searcher import SiteAnswer, SiteSearcher, check_limits
 
 __all__ = [
     "Archive",
     "Entry",
     "Match",
+    "SiteAnswer",
     "SiteSearcher",
     "check_limits",
     "replace_archive",

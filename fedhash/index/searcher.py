@@ -6,27 +6,32 @@ The rules, all checked before any work:
 2. It searches a modality of the agreement, with the agreement's code length.
 3. It is of the release that the archive holds.
 
+A site may bound the radius by a smallest kappa of its own: whatever a query asks, no hit is farther
+away than `radius_from_kappa` of it. A wider query is answered within the site's radius, and the answer
+says so. That depends on the query and the site's setting alone, never on what the archive holds:
+whether something lies beyond the bound is not told.
+
 A filter by an attribute that no study of the site has finds nothing and is no error: sites of one
 consortium may keep different attributes.
 
 An answer names the site and, a hit, the opaque handle, the distance and the score; attributes and
 patients stay where they are.
 
-    >>> SiteSearcher("site-3", archive, agreement).answer(query)
-    [Hit(site='site-3', handle='5c1f...', distance=3, score=29120)]
+    >>> SiteSearcher("site-3", archive, agreement, smallest_kappa=0.5).answer(query)
+    SiteAnswer(hits=(Hit(site='site-3', handle='5c1f...', distance=3, score=29120),), cut_to_bits=8)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedhash.agreement import Agreement
 from fedhash.errors import QueryError
 from fedhash.index.archive import Archive
 from fedhash.search.hit import Hit
-from fedhash.search.query import Query
+from fedhash.search.query import Query, radius_from_kappa
 
-__all__ = ["SiteSearcher", "check_limits"]
+__all__ = ["SiteAnswer", "SiteSearcher", "check_limits"]
 
 
 def check_limits(agreement: Agreement, *, k: int, modality: str) -> None:
@@ -52,6 +57,19 @@ def check_limits(agreement: Agreement, *, k: int, modality: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteAnswer:
+    """What one site answers to a query.
+
+    Attributes:
+        hits: The site's best hits, best first, to be merged with the other sites' lists.
+        cut_to_bits: The site's own radius where the query asked for more, else None.
+    """
+
+    hits: tuple[Hit, ...]
+    cut_to_bits: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class SiteSearcher:
     """Answers queries for one site.
 
@@ -59,20 +77,34 @@ class SiteSearcher:
         site: The site's name in the consortium.
         archive: The site's archive.
         agreement: What the consortium agreed upon.
+        smallest_kappa: Bounds the radius of every answer, see `radius_from_kappa`; None: no bound.
+
+    Raises:
+        QueryError: The smallest kappa is outside -1..1.
     """
 
     site: str
     archive: Archive
     agreement: Agreement
+    smallest_kappa: float | None = None
 
-    def answer(self, query: Query) -> list[Hit]:
-        """The site's best hits, best first, to be merged with the other sites' lists.
+    def __post_init__(self) -> None:
+        if self.smallest_kappa is not None:  # fail now, not at the first query
+            radius_from_kappa(self.smallest_kappa, self.agreement.code_bits)
+
+    def answer(self, query: Query) -> SiteAnswer:
+        """The site's best hits within its radius.
 
         Raises:
             QueryError: The query breaks a rule above.
         """
         check_limits(self.agreement, k=query.k, modality=query.modality)
-        return [
-            Hit(self.site, match.handle, match.distance, match.score)
-            for match in self.archive.search(query)
-        ]
+        cut_to_bits = None
+        if self.smallest_kappa is not None:
+            largest = radius_from_kappa(self.smallest_kappa, 8 * len(query.code))
+            if query.radius is None or query.radius > largest:
+                cut_to_bits = largest
+                query = replace(query, radius=largest)
+        matches = self.archive.search(query)
+        hits = tuple(Hit(self.site, m.handle, m.distance, m.score) for m in matches)
+        return SiteAnswer(hits, cut_to_bits)

@@ -257,7 +257,7 @@ class SimulatedConsortium:
         if not abstained and not self._searchers:
             self._searchers = self._open_archives()
         asked = [] if abstained else self._searchers
-        hits = merge([searcher.answer(query) for searcher in asked], k)
+        hits = merge([searcher.answer(query).hits for searcher in asked], k)
         return Answer(
             question,
             tuple(

@@ -57,11 +57,11 @@ def test_a_site_checks_indexes_and_searches(site: Path, release: Path) -> None:
     assert entries == {"report": facts["usable studies"]}
     assert (site.parent / "handle.key").stat().st_mode & 0o777 == 0o600
     search = ("search", site, "--release", release, "--report", "Effusion.", "--json", "-k", 5)
-    hits = json.loads(call(site_app, *search))
+    hits = json.loads(call(site_app, *search))["hits"]
     assert len(hits) == 5
     assert hits == sorted(hits, key=lambda h: (h["distance"], -h["score"], h["handle"]))
     call(site_app, "index", site, "--release", release)
-    assert json.loads(call(site_app, *search)) == hits, "the key stays, so do the handles"
+    assert json.loads(call(site_app, *search))["hits"] == hits, "the key stays, so do the handles"
 
 
 def test_the_folder_of_archive_and_key_is_made_for_its_owner_alone(
@@ -85,7 +85,7 @@ def test_two_more_studies_change_no_other_answer(site: Path, release: Path) -> N
     manifest = site.parent / "phantom" / "site-0" / "manifest.csv"
     call(site_app, "index", site, "--release", release)
     search = ("search", site, "--release", release, "--report", "Edema.", "--json", "-k", 100)
-    before = json.loads(call(site_app, *search))
+    before = json.loads(call(site_app, *search))["hits"]
     lines = manifest.read_text().splitlines()
     header = lines[0].split(",")
     for number in (1, 2):
@@ -95,7 +95,7 @@ def test_two_more_studies_change_no_other_answer(site: Path, release: Path) -> N
         lines.append(",".join(row[name] for name in header))
     manifest.write_text("\n".join(lines) + "\n")
     call(site_app, "index", site, "--release", release)
-    after = json.loads(call(site_app, *search))
+    after = json.loads(call(site_app, *search))["hits"]
     handles = {hit["handle"] for hit in before}
     assert [hit for hit in after if hit["handle"] in handles] == before
     assert len(after) == len(before) + 2
@@ -173,9 +173,30 @@ def test_arguments_are_checked_before_release_and_archive(
 def test_filtering_by_an_attribute_that_no_study_has_is_told(site: Path, release: Path) -> None:
     call(site_app, "index", site, "--release", release)
     wanted = ("search", site, "--release", release, "--report", "Effusion.")
-    assert json.loads(call(site_app, *wanted, "--where", "sex=nobody", "--json")) == []
+    found = json.loads(call(site_app, *wanted, "--where", "sex=nobody", "--json"))
+    assert found == {"cut_to_bits": None, "hits": []}
     message = call(site_app, *wanted, "--where", "gender=female", code=1)
     assert re.search("no study .* attribute 'gender'; it knows: .*scanner.*, sex, ", message)
+
+
+def test_a_site_bounds_the_radius_of_its_answers_in_its_own_file(site: Path, release: Path) -> None:
+    call(site_app, "index", site, "--release", release)
+    wanted = ("search", site, "--release", release, "--report", "Large effusion.", "-k", 100)
+    broad = json.loads(call(site_app, *wanted, "--json"))
+    assert broad["cut_to_bits"] is None
+    assert max(hit["distance"] for hit in broad["hits"]) > 8
+    whole = site.read_text()
+    site.write_text(f"{whole}smallest_kappa: 0.5\n")
+    near = [hit for hit in broad["hits"] if hit["distance"] <= 8]
+    for kappa in ([], ["--kappa", -1]):
+        found = json.loads(call(site_app, *wanted, *kappa, "--json"))
+        assert found == {"cut_to_bits": 8, "hits": near}
+    shown = call(site_app, *wanted)
+    assert "cut by the site's smallest_kappa (0.5): hits up to distance 8 only" in shown
+    assert "cut by" not in call(site_app, *wanted, "--kappa", 0.5)
+    for wrong in ("1.5", ".nan", "broad"):
+        site.write_text(f"{whole}smallest_kappa: {wrong}\n")
+        assert "smallest_kappa" in call(site_app, *wanted, code=1)
 
 
 @pytest.mark.parametrize("consent", [None, "no"])

@@ -12,7 +12,15 @@ import pytest
 
 from fedhash.agreement import Agreement
 from fedhash.errors import ArchiveError, ModelError, QueryError
-from fedhash.index import Archive, Entry, Match, SiteSearcher, replace_archive, site_handle
+from fedhash.index import (
+    Archive,
+    Entry,
+    Match,
+    SiteAnswer,
+    SiteSearcher,
+    replace_archive,
+    site_handle,
+)
 from fedhash.search import Hit, Query
 
 SECRET = b"0123456789abcdef"
@@ -338,7 +346,9 @@ AGREEMENT = Agreement(
 
 def test_a_site_answers_in_its_own_name(archive: Archive) -> None:
     archive.add([entry(n) for n in range(9)])
-    hits = SiteSearcher("site-1", archive, AGREEMENT).answer(query(2, k=5))
+    answer = SiteSearcher("site-1", archive, AGREEMENT).answer(query(2, k=5))
+    hits = answer.hits
+    assert answer.cut_to_bits is None
     assert hits[0] == Hit("site-1", entry(2).handle, 0, 0)
     assert len(hits) == 5
 
@@ -358,13 +368,74 @@ def test_a_site_refuses_what_the_agreement_does_not_allow(
         SiteSearcher("site-1", archive, AGREEMENT).answer(query(**changes))
 
 
+def at_distance(bits: int) -> bytes:
+    """A code that many bits away from the code of zeros."""
+    return np.packbits(np.arange(BITS) < bits).tobytes()
+
+
+ZEROS = at_distance(0)
+
+
+@pytest.mark.parametrize(
+    ("smallest_kappa", "asked", "cut_to_bits", "farthest"),
+    [
+        (None, None, None, 128),
+        (None, 40, None, 40),
+        (0.5, None, 16, 16),
+        (0.5, 128, 16, 16),
+        (0.5, 17, 16, 16),
+        (0.5, 16, None, 16),  # as far as the site goes: nothing is cut
+        (0.5, 3, None, 3),
+        (1.0, None, 0, 0),
+        (-1.0, None, 64, 64),
+    ],
+)
+def test_no_answer_reaches_beyond_the_site_s_own_radius(
+    archive: Archive,
+    smallest_kappa: float | None,
+    asked: int | None,
+    cut_to_bits: int | None,
+    farthest: int,
+) -> None:
+    archive.add([entry(n, code=at_distance(n)) for n in range(BITS + 1)])
+    agreement = AGREEMENT.model_copy(update={"largest_k": 1000})
+    searcher = SiteSearcher("site-1", archive, agreement, smallest_kappa)
+    answer = searcher.answer(query(code=ZEROS, radius=asked))
+    assert [hit.distance for hit in answer.hits] == list(range(farthest + 1))
+    assert answer.cut_to_bits == cut_to_bits
+
+
+def test_a_cut_tells_nothing_of_what_lies_beyond(archive: Archive) -> None:
+    searcher = SiteSearcher("site-1", archive, AGREEMENT, 0.5)
+    asked = query(code=ZEROS, k=5)
+    empty = searcher.answer(asked)
+    archive.add([entry(n, code=at_distance(n)) for n in range(17, 40)])
+    assert searcher.answer(asked) == empty == SiteAnswer((), 16)
+
+
+@pytest.mark.parametrize("kappa", [1.01, -2.0, float("nan")])
+def test_a_site_s_bound_outside_its_range_is_refused_at_once(
+    archive: Archive, kappa: float
+) -> None:
+    with pytest.raises(QueryError, match=f"kappa is {kappa}; expected -1 to 1"):
+        SiteSearcher("site-1", archive, AGREEMENT, kappa)
+
+
+def test_a_code_of_another_length_is_named_as_such_by_a_site_with_a_bound(
+    archive: Archive,
+) -> None:
+    short = query(code=ZEROS[:2], weights=np.zeros(16, dtype=np.int16), k=5)
+    with pytest.raises(QueryError, match="has 16 bits, expected 128"):
+        SiteSearcher("site-1", archive, AGREEMENT, -1.0).answer(short)
+
+
 def test_a_filter_by_an_unknown_attribute_finds_nothing_and_the_archive_tells_its_own(
     archive: Archive,
 ) -> None:
     assert archive.attributes == ()
     archive.add([entry(0, attributes={"sex": "f", "scanner": "B"}), entry(2)])
     searcher = SiteSearcher("site-1", archive, AGREEMENT)
-    assert searcher.answer(query(0, k=5, filters={"age": "60"})) == []
+    assert searcher.answer(query(0, k=5, filters={"age": "60"})).hits == ()
     assert archive.attributes == ("scanner", "sex")
     archive.remove_patient("patient-0")
     assert archive.attributes == ("sex",)

@@ -49,7 +49,7 @@ def test_overall_figures_leave_out_queries_without_a_relevant_item(
     assert rows["precision_in_ball", "all"].value == rows["precision_in_radius", "radius=2"].value
     assert rows["empty_ball_share", "all"].value == rows["empty_in_radius", "radius=2"].value
     assert rows["empty_in_radius", "radius=16"] == MetricRow(
-        "empty_in_radius", "radius=16", 0, 30
+        "empty_in_radius", "radius=16", 0.0, 30
     )
 
 
