@@ -8,6 +8,9 @@ unit, value, sd, seeds. Each study has a run folder in build/bench/quality/: an 
 goes on where it stopped, and a finished study is not run again. A study that fails does not stop
 the others; the exit status is then 1.
 
+What each kappa finds in the federated runs of RADIUS_STUDIES goes to quality-radius.csv, or to
+quality-radius-part.csv, in the same columns.
+
     make bench-quality
     .venv/bin/python -m benchmarks.bench_quality --only kermany_hog_held_out --replace
 """
@@ -22,9 +25,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.figures import BENCH, SeededFigure, write_figures
-from benchmarks.rows import as_table, goal_rows, quality_rows
+from benchmarks.rows import RADIUS_FIGURES, as_table, goal_rows, quality_rows, radius_rows
 from fedhash.errors import DataError, FedhashError
-from fedhash_sim.results import main_table, read_results
+from fedhash_sim.kappa import kappa_table
+from fedhash_sim.results import Spread, main_table, read_results
 from fedhash_sim.settings import RecipeSource, read_study
 from fedhash_sim.sources import recipe_folder
 from fedhash_sim.study_run import run_study
@@ -38,6 +42,7 @@ STUDIES = (
     "kermany_convnet_train_database",
     "kermany_convnet_held_out",
 )
+RADIUS_STUDIES = ("kermany_hog_held_out", "phantom_dirichlet")  # one finding a study, and several
 RUNS = BENCH / "quality"
 
 
@@ -80,8 +85,14 @@ def main() -> None:
     rows = [figure for each in figures.values() for figure in each]
     path = BENCH / ("quality.csv" if len(figures) == len(STUDIES) else "quality-part.csv")
     write_figures(path, SeededFigure, rows)
+    chosen_radius = [name for name in RADIUS_STUDIES if name in figures]
+    whole = len(chosen_radius) == len(RADIUS_STUDIES)
+    radius_path = BENCH / ("quality-radius.csv" if whole else "quality-radius-part.csv")
+    by_kappa = [figure for name in chosen_radius for figure in _by_kappa(name, RUNS / name)]
+    write_figures(radius_path, SeededFigure, by_kappa)
     console.print(as_table(quality_rows(rows), "tie-aware mAP, mean ± sd over seeds"))
     console.print(as_table(goal_rows(rows), "goals"))
+    console.print(as_table(radius_rows(by_kappa), "what each kappa finds, federated"))
     for name, failure in failures.items():
         console.print(
             f"failed: {name}: {failure}\n  Its run folder is {RUNS / name}. If that is of an older "
@@ -101,6 +112,23 @@ def _figures(name: str, run: Path) -> Iterator[SeededFigure]:
         figure = f"{row.metric} {row.query} -> {row.target}"
         for contender, each in {**row.methods, "chance": row.chance}.items():
             yield SeededFigure(name, contender, figure, "mAP", each.mean, each.sd, each.seeds)
+
+
+def _by_kappa(name: str, run: Path) -> Iterator[SeededFigure]:
+    for row in kappa_table(read_results(run)):
+        if row.method != "federated":
+            continue
+        for figure in RADIUS_FIGURES:
+            each: Spread = getattr(row, figure)
+            yield SeededFigure(
+                name,
+                f"kappa {row.kappa:g}, {row.radius_bits} bits",
+                f"{figure} {row.query} -> {row.target}",
+                "share of 1",
+                each.mean,
+                each.sd,
+                each.seeds,
+            )
 
 
 if __name__ == "__main__":

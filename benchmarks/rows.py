@@ -20,6 +20,7 @@ from benchmarks.goals import (
 from fedhash_sim.results import Spread
 
 __all__ = [
+    "RADIUS_FIGURES",
     "Rows",
     "as_markdown",
     "as_table",
@@ -27,6 +28,7 @@ __all__ = [
     "goal_rows",
     "plain_rows",
     "quality_rows",
+    "radius_rows",
     "search_rows",
     "secagg_client_rows",
     "secagg_goal_rows",
@@ -36,6 +38,14 @@ __all__ = [
 ]
 
 Rows = list[tuple[str, ...]]
+
+RADIUS_FIGURES = {  # fields of `fedhash_sim.kappa.KappaRow`, and their headings
+    "precision": "precision",
+    "precision_of_found": "of what is found",
+    "chance": "chance",
+    "recall": "recall",
+    "empty": "finds nothing",
+}
 
 
 def as_table(rows: Rows, title: str) -> Table:
@@ -92,6 +102,18 @@ def goal_rows(figures: Sequence[SeededFigure]) -> Rows:
             measured = goal.measured(by_name, name)
             shown = "" if measured is None else f"{measured:.3f}"
             rows.append((goal.study, _direction(name), str(goal), shown, goal.verdict(measured)))
+    return rows
+
+
+def radius_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """What a kappa finds, a row for each of them in each direction of a study."""
+    by_name = _by_name(figures)
+    rows: Rows = [("study", "direction", "kappa, radius", *RADIUS_FIGURES.values())]
+    lines = dict.fromkeys((e.case, e.figure.split(" ", 1)[1], e.contender) for e in figures)
+    for study, direction, kappa in lines:
+        found = [by_name.get((study, f"{name} {direction}", kappa)) for name in RADIUS_FIGURES]
+        cells = [str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found]
+        rows.append((study, direction.replace("->", "→"), kappa.removeprefix("kappa "), *cells))
     return rows
 
 

@@ -22,6 +22,7 @@ from benchmarks.rows import (
     goal_rows,
     plain_rows,
     quality_rows,
+    radius_rows,
     search_rows,
     secagg_client_rows,
     secagg_goal_rows,
@@ -35,12 +36,17 @@ __all__ = ["main"]
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
+QUALITY_RADIUS = BENCH / "quality-radius.csv"
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
     "quality-plain": (QUALITY, lambda: plain_rows(read_figures(QUALITY, SeededFigure))),
     "goals": (QUALITY, lambda: goal_rows(read_figures(QUALITY, SeededFigure))),
+    "quality-radius": (
+        QUALITY_RADIUS,
+        lambda: radius_rows(read_figures(QUALITY_RADIUS, SeededFigure)),
+    ),
     "search": (SEARCH, lambda: search_rows(read_figures(SEARCH, Figure))),
     "secagg": (SECAGG, lambda: secagg_rows(read_figures(SECAGG, Figure))),
     "secagg-goals": (SECAGG, lambda: secagg_goal_rows(read_figures(SECAGG, Figure))),

@@ -7,9 +7,9 @@ The rules, all checked before any work:
 3. It is of the release that the archive holds.
 
 A site may bound the radius by a smallest kappa of its own: whatever a query asks, no hit is farther
-away than `radius_from_kappa` of it. A wider query is answered within the site's radius, and the answer
-says so. That depends on the query and the site's setting alone, never on what the archive holds:
-whether something lies beyond the bound is not told.
+away than `radius_from_kappa` of it. A wider query is answered within the site's radius, and the
+answer says so. That depends on the query and the site's setting alone, never on what the archive
+holds: whether something lies beyond the bound is not told.
 
 A filter by an attribute that no study of the site has finds nothing and is no error: sites of one
 consortium may keep different attributes.

@@ -300,6 +300,7 @@ def _print_answer(answer: Answer) -> None:
 
 
 def _show_results(run: Path, *, as_json: bool) -> None:
+    from fedhash_sim.kappa import kappa_table
     from fedhash_sim.results import main_table, read_results
 
     results = read_results(run)
@@ -321,6 +322,7 @@ def _show_results(run: Path, *, as_json: bool) -> None:
                     ]
                     for metric, rows in tables.items()
                 },
+                "by_kappa": [row.as_json() for row in kappa_table(results)],
             }
         )
         return

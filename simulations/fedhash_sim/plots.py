@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedhash.search import radius_from_kappa
+from fedhash_sim.kappa import KAPPAS, by_radius
 from fedhash_sim.results import final_round, main_table
 from fedhash_sim.run_folder import file_name
 
@@ -194,21 +196,20 @@ def _loss_curves(rounds: pd.DataFrame) -> Figure | None:
 
 
 def _precision_recall(results: pd.DataFrame) -> Figure | None:
-    table = final_round(results)
-    table = table[table["metric"].isin(["precision_in_radius", "recall_in_radius"])]
+    table = by_radius(results)
     if not (table["metric"] == "recall_in_radius").any():
         return None
     figure, panels = _panels(table)
     for axis, query, target in panels:
         direction = _of(table, query, target)
-        for method in _methods(direction):
+        methods = _methods(direction)
+        numbered = [name for name in ("federated", *methods) if name in methods][:1]
+        for method in methods:
             curve = (
                 direction[direction["method"] == method]
-                .pivot_table(index="group", columns="metric", values="value", aggfunc="mean")
+                .pivot_table(index="radius_bits", columns="metric", values="value", aggfunc="mean")
                 .reindex(columns=["recall_in_radius", "precision_in_radius"])
             )
-            order = curve.index.str.removeprefix("radius=").astype(int).argsort()
-            curve = curve.iloc[order]
             axis.plot(
                 curve["recall_in_radius"],
                 curve["precision_in_radius"],
@@ -217,6 +218,22 @@ def _precision_recall(results: pd.DataFrame) -> Figure | None:
                 color=METHOD_COLOURS[method],
                 label=method,
             )
+            ticks = curve.loc[
+                [radius_from_kappa(kappa, int(curve.index.max())) for kappa in KAPPAS]
+            ]
+            axis.plot(
+                ticks["recall_in_radius"],
+                ticks["precision_in_radius"],
+                "o",
+                markersize=4,
+                markerfacecolor="white",
+                color=METHOD_COLOURS[method],
+            )
+            if method in numbered:
+                for kappa, point in zip(KAPPAS, ticks.to_numpy(), strict=True):
+                    axis.annotate(
+                        f"{kappa:g}", point, (0, 5), textcoords="offset points", fontsize=6
+                    )
         axis.set_title(f"{query} → {target}")
         axis.set_xlabel("recall")
         axis.set_ylabel("precision")

@@ -18,6 +18,7 @@ import jinja2
 import pandas as pd
 
 from fedhash.errors import DataError
+from fedhash_sim.kappa import kappa_table
 from fedhash_sim.plots import METHOD_COLOURS, draw_plots
 from fedhash_sim.results import (
     SUM_FACTS,
@@ -45,7 +46,7 @@ _PLOT_TITLES = {
     "loss": ("Training loss", "What the sites report after their local steps, before averaging."),
     "precision_recall": (
         "Precision and recall by radius",
-        "One dot for each Hamming radius from 0 to the code length.",
+        "One dot for each Hamming radius from 0 to the code length; circles: the radii of kappa.",
     ),
     "findings": (
         "By finding",
@@ -87,6 +88,7 @@ def write_report(run: Path) -> Path:
             ("mAP, mean over findings", main_table(results, "macro_map")),
         ],
         ball=_ball(results),
+        by_kappa=_by_kappa(results),
         plots=[
             (*_PLOT_TITLES.get(name, (f"By {name.removeprefix('group_')}", "")), _data_url(path))
             for name, path in plots.items()
@@ -157,6 +159,24 @@ def _ball(results: pd.DataFrame) -> list[dict[str, str]]:
         }
         rows.append({"direction": f"{query} → {target}", "method": str(method), **values})
     return rows
+
+
+def _by_kappa(results: pd.DataFrame) -> list[dict[str, str]]:
+    """What each kappa finds, by direction and method."""
+    return [
+        {
+            "direction": f"{row.query} → {row.target}",
+            "method": row.method,
+            "kappa": f"{row.kappa:g}",
+            "radius, bits": str(row.radius_bits),
+            "precision": str(row.precision),
+            "of what is found": str(row.precision_of_found),
+            "chance": str(row.chance),
+            "recall": str(row.recall),
+            "finds nothing": str(row.empty),
+        }
+        for row in kappa_table(results)
+    ]
 
 
 def _failed_rounds(rounds: pd.DataFrame) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ from fedhash.models.hash_model import encode_studies
 from fedhash.registry.release import load_release
 from fedhash.search import make_query
 from fedhash_sim.consortium import Consortium
+from fedhash_sim.kappa import kappa_table
 from fedhash_sim.results import RESULT_COLUMNS, read_exchanges, read_results, read_rounds, read_sums
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
@@ -46,6 +47,13 @@ def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) 
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(list((out / "plots").glob("*.png")))
     assert "No differential privacy" in page
+    table = kappa_table(results)
+    assert printed["by_kappa"] == [row.as_json() for row in table]
+    assert len(table) == 3 * 8  # methods and kappas, in one direction
+    section = page[page.index("What a radius finds") :]
+    for row in table:
+        assert f"<td>{row.precision}</td>" in section
+        assert f"<td>{row.recall}</td>" in section
 
 
 def test_the_report_says_how_the_sums_were_made(study_file: Path, tmp_path: Path) -> None:

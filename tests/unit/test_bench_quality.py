@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import bench_quality
 from benchmarks.figures import BENCH, SeededFigure, read_figures
+from fedhash_sim.kappa import kappa_table
+from fedhash_sim.results import read_results
 
 ROOT = Path(__file__).parents[2]
 ROUND = """
@@ -40,6 +42,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("first", "second"):
         (folder / f"{name}.yaml").write_text(STUDY)
     monkeypatch.setattr(bench_quality, "STUDIES", ("first", "second"))
+    monkeypatch.setattr(bench_quality, "RADIUS_STUDIES", ("second",))
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -74,6 +77,16 @@ def test_a_folder_of_another_version_stops_its_study_alone(
         "macro_map report -> report",
     }
     assert {each.seeds for each in figures} == {2}
+    by_kappa = read_figures(BENCH / "quality-radius.csv", SeededFigure)
+    assert {each.case for each in by_kappa} == {"second"}
+    assert len(by_kappa) == 8 * 5  # kappas and figures, of the federated method alone
+    results = read_results(BENCH / "quality/second")
+    row = next(row for row in kappa_table(results) if (row.method, row.kappa) == ("federated", 0.5))
+    recall = SeededFigure(
+        *("second", "kappa 0.5, 8 bits", "recall report -> report", "share of 1"),
+        *(row.recall.mean, row.recall.sd, 2),
+    )
+    assert recall in by_kappa
 
     run(monkeypatch, "--only", "first", "--replace")
     assert (older.with_name("first.previous") / "results.csv").read_text() == "worth keeping\n"
@@ -98,3 +111,5 @@ def test_a_study_without_its_data_is_left_out(
     run(monkeypatch, "--only", "first")
     assert "left out: " in capsys.readouterr().out
     assert read_figures(BENCH / "quality-part.csv", SeededFigure) == []
+    assert read_figures(BENCH / "quality-radius-part.csv", SeededFigure) == []
+    assert not (BENCH / "quality-radius.csv").exists()

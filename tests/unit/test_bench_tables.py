@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows, secagg_training_rows
+from benchmarks.rows import goal_rows, radius_rows, secagg_training_rows
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -219,10 +220,30 @@ def test_what_a_secure_sum_adds_to_training_is_told_from_the_training() -> None:
     ]
 
 
-def test_goals_name_studies_that_the_bench_runs() -> None:
-    from benchmarks.bench_quality import STUDIES
+def test_a_kappa_is_a_row_of_a_direction() -> None:
+    figures = [
+        SeededFigure("a", kappa, f"{name} image -> report", "share of 1", value, 0.01, 3)
+        for kappa, factor in (("kappa -1, 32 bits", 1.0), ("kappa 1, 0 bits", 0.5))
+        for name, value in (
+            *(("precision", 0.4 * factor), ("precision_of_found", float("nan"))),
+            *(("chance", 0.3), ("recall", 0.9 * factor)),
+        )
+    ]
+    figures[1::4] = [replace(each, seeds=0) for each in figures[1::4]]
+    head, *rows = radius_rows(figures)
+    assert head[3:] == ("precision", "of what is found", "chance", "recall", "finds nothing")
+    direction = ("a", "image → report")
+    chance = "0.300 ± 0.010"
+    assert rows == [
+        (*direction, "-1, 32 bits", "0.400 ± 0.010", "none", chance, "0.900 ± 0.010", ""),
+        (*direction, "1, 0 bits", "0.200 ± 0.010", "none", chance, "0.450 ± 0.010", ""),
+    ]
 
-    named = {goal.study for goal in QUALITY_GOALS}
+
+def test_goals_name_studies_that_the_bench_runs() -> None:
+    from benchmarks.bench_quality import RADIUS_STUDIES, STUDIES
+
+    named = {goal.study for goal in QUALITY_GOALS} | set(RADIUS_STUDIES)
     assert named <= set(STUDIES)
     assert all((ROOT / "configs/study" / f"{name}.yaml").is_file() for name in STUDIES)
 
