@@ -8,8 +8,8 @@ unit, value, sd, seeds. Each study has a run folder in build/bench/quality/: an 
 goes on where it stopped, and a finished study is not run again. A study that fails does not stop
 the others; the exit status is then 1.
 
-What each kappa finds in the federated runs of RADIUS_STUDIES goes to quality-radius.csv, or to
-quality-radius-part.csv, in the same columns.
+What each kappa finds in the federated runs of RADIUS_STUDIES goes to quality-radius.csv, in the
+same columns; studies that are not run now keep their rows there.
 
     make bench-quality
     .venv/bin/python -m benchmarks.bench_quality --only kermany_hog_held_out --replace
@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.figures import BENCH, SeededFigure, write_figures
+from benchmarks.figures import BENCH, SeededFigure, read_figures, write_figures
 from benchmarks.rows import RADIUS_FIGURES, as_table, goal_rows, quality_rows, radius_rows
 from fedhash.errors import DataError, FedhashError
 from fedhash_sim.kappa import kappa_table
@@ -85,11 +85,8 @@ def main() -> None:
     rows = [figure for each in figures.values() for figure in each]
     path = BENCH / ("quality.csv" if len(figures) == len(STUDIES) else "quality-part.csv")
     write_figures(path, SeededFigure, rows)
-    chosen_radius = [name for name in RADIUS_STUDIES if name in figures]
-    whole = len(chosen_radius) == len(RADIUS_STUDIES)
-    radius_path = BENCH / ("quality-radius.csv" if whole else "quality-radius-part.csv")
-    by_kappa = [figure for name in chosen_radius for figure in _by_kappa(name, RUNS / name)]
-    write_figures(radius_path, SeededFigure, by_kappa)
+    by_kappa = [each for name in figures for each in _by_kappa(name, RUNS / name)]
+    _update(BENCH / "quality-radius.csv", by_kappa)
     console.print(as_table(quality_rows(rows), "tie-aware mAP, mean ± sd over seeds"))
     console.print(as_table(goal_rows(rows), "goals"))
     console.print(as_table(radius_rows(by_kappa), "what each kappa finds, federated"))
@@ -115,20 +112,30 @@ def _figures(name: str, run: Path) -> Iterator[SeededFigure]:
 
 
 def _by_kappa(name: str, run: Path) -> Iterator[SeededFigure]:
+    """What each kappa finds with the federated model."""
+    if name not in RADIUS_STUDIES:
+        return
     for row in kappa_table(read_results(run)):
-        if row.method != "federated":
-            continue
-        for figure in RADIUS_FIGURES:
-            each: Spread = getattr(row, figure)
-            yield SeededFigure(
-                name,
-                f"kappa {row.kappa:g}, {row.radius_bits} bits",
-                f"{figure} {row.query} -> {row.target}",
-                "share of 1",
-                each.mean,
-                each.sd,
-                each.seeds,
-            )
+        if row.method == "federated":
+            for figure in RADIUS_FIGURES:
+                each: Spread = getattr(row, figure)
+                yield SeededFigure(
+                    name,
+                    f"kappa {row.kappa:g}, {row.radius_bits} bits",
+                    f"{figure} {row.query} -> {row.target}",
+                    "share of 1",
+                    each.mean,
+                    each.sd,
+                    each.seeds,
+                )
+
+
+def _update(path: Path, rows: Sequence[SeededFigure]) -> None:
+    """Put a study's new rows in the place of its former ones; other studies keep theirs."""
+    if rows:
+        new = {each.case for each in rows}
+        former = read_figures(path, SeededFigure) if path.is_file() else []
+        write_figures(path, SeededFigure, [*(e for e in former if e.case not in new), *rows])
 
 
 if __name__ == "__main__":

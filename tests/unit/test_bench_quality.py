@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_quality
-from benchmarks.figures import BENCH, SeededFigure, read_figures
+from benchmarks.figures import BENCH, SeededFigure, read_figures, write_figures
 from fedhash_sim.kappa import kappa_table
 from fedhash_sim.results import read_results
 
@@ -42,7 +42,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("first", "second"):
         (folder / f"{name}.yaml").write_text(STUDY)
     monkeypatch.setattr(bench_quality, "STUDIES", ("first", "second"))
-    monkeypatch.setattr(bench_quality, "RADIUS_STUDIES", ("second",))
+    monkeypatch.setattr(bench_quality, "RADIUS_STUDIES", ("second", "third"))
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -56,6 +56,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_a_folder_of_another_version_stops_its_study_alone(
     studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    former = [
+        SeededFigure(study, "kappa 1, 0 bits", "recall report -> report", "share of 1", 0.5, 0.1, 2)
+        for study in ("second", "third")
+    ]
+    write_figures(BENCH / "quality-radius.csv", SeededFigure, former)
     older = BENCH / "quality/first"
     older.mkdir(parents=True)
     (older / "study.yaml").write_text("name: older\n")
@@ -77,7 +82,8 @@ def test_a_folder_of_another_version_stops_its_study_alone(
         "macro_map report -> report",
     }
     assert {each.seeds for each in figures} == {2}
-    by_kappa = read_figures(BENCH / "quality-radius.csv", SeededFigure)
+    kept, *by_kappa = read_figures(BENCH / "quality-radius.csv", SeededFigure)
+    assert kept == former[1]  # of a study that did not run now
     assert {each.case for each in by_kappa} == {"second"}
     assert len(by_kappa) == 8 * 5  # kappas and figures, of the federated method alone
     results = read_results(BENCH / "quality/second")
@@ -111,5 +117,4 @@ def test_a_study_without_its_data_is_left_out(
     run(monkeypatch, "--only", "first")
     assert "left out: " in capsys.readouterr().out
     assert read_figures(BENCH / "quality-part.csv", SeededFigure) == []
-    assert read_figures(BENCH / "quality-radius-part.csv", SeededFigure) == []
     assert not (BENCH / "quality-radius.csv").exists()
