@@ -40,6 +40,7 @@ from fedhash.errors import PrivacyError
 from fedhash.privacy.events import (
     LARGEST_NOISE_MULTIPLIER,
     LARGEST_STEPS,
+    ROUNDING_WIDTH_INTEGER_STEPS,
     SMALLEST_NOISE_MULTIPLIER,
     SMALLEST_SAMPLING_RATE,
     DistributedGaussianStep,
@@ -66,7 +67,6 @@ _COARSE = 1e-3  # ten times as quick, and the figures are a little larger
 _LARGEST_TIGHT_EPSILON = 50.0  # above it nobody asks for the third digit, and the grids grow large
 # Whole orders only: the series of the others takes long, or fails, where there is little noise.
 _RENYI_ORDERS = (*range(2, 65), 128, 256, 512, 1024)
-_ROUNDING_WIDTH = 2.0  # s in rule 4
 _SIGMA_TOLERANCE = 1e-3
 _ROOT_TOLERANCE = 1e-9  # far above that of dp-accounting's root, 1e-12
 
@@ -259,7 +259,7 @@ def _composition(events: Iterable[PrivacyEvent]) -> _Composition:
 
 def _continuous(event: DistributedGaussianStep) -> float:
     """The multiplier of the continuous Gaussian that leaks no less (rule 4)."""
-    lost = (_ROUNDING_WIDTH / event.share_sigma_integer_steps) ** 2
+    lost = (ROUNDING_WIDTH_INTEGER_STEPS / event.share_sigma_integer_steps) ** 2
     return event.guaranteed_noise_multiplier * math.sqrt(1 - lost)
 
 
