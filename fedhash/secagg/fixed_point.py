@@ -118,7 +118,7 @@ class FixedPoint:
     def digest(self) -> str:
         """SHA-256 (hex) over blocks, ring, sites and largest weight."""
         blocks = [(block.name, block.length, block.clip) for block in self.blocks]
-        everything = [blocks, self.ring_bits, self.sites, self.largest_weight]
+        everything: list[object] = [blocks, self.ring_bits, self.sites, self.largest_weight]
         if not self.tells_clipped:
             everything.append("clipped values untold")
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
