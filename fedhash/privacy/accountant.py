@@ -54,13 +54,17 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent, PrivacyAccountant
 
 __all__ = [
+    "NO_TRUST",
     "Spending",
     "epsilon",
     "epsilon_after",
+    "shared_trust",
     "smallest_noise_multiplier",
     "spending",
     "steps_left",
 ]
+
+NO_TRUST = "none: the site's own noise protects, whoever works together"
 
 _FINE = 1e-4  # grid of privacy losses, dp-accounting's default
 _COARSE = 1e-3  # ten times as quick, and the figures are a little larger
@@ -113,18 +117,23 @@ def spending(events: Sequence[PrivacyEvent], delta: float) -> Spending:
     """
     shared = [event for event in events if isinstance(event, DistributedGaussianStep)]
     own = [event for event in events if not isinstance(event, DistributedGaussianStep)]
-    trust = "none: the site's own noise protects, whoever works together"
+    trust = NO_TRUST
     if shared:
         fewest = min(event.colluding_sites for event in shared)
-        trust = (
-            f"secure aggregation shows nothing but sums, and at most {fewest} other sites of a sum "
-            "work together with whoever sees it"
-        )
+        trust = shared_trust(f"{fewest} other sites of a sum")
     return Spending(
         own_noise=epsilon(own, delta),
         shared_noise=epsilon(shared, delta),
         together=epsilon(events, delta),
         trust=trust,
+    )
+
+
+def shared_trust(colluding: str) -> str:
+    """What has to hold for noise that sites add together; `colluding` says how many may collude."""
+    return (
+        f"secure aggregation shows nothing but sums, and at most {colluding} work together with "
+        "whoever sees it"
     )
 
 

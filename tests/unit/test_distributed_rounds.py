@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def updates(settings: RoundSettings, agents: Sequence[SiteAgent]) -> list[np.nda
         on_round=lambda record: models.append(coordinator.state.model),
     )
     assert [record.failure for record in coordinator.state.records] == [None] * settings.rounds
-    return [after - before for before, after in zip(models, models[1:], strict=False)]
+    return [after - before for before, after in pairwise(models)]
 
 
 def test_a_site_sends_minus_its_clipped_sum_and_no_loss() -> None:
@@ -391,7 +392,7 @@ def test_a_sum_that_lost_sites_keeps_the_guaranteed_noise(lost: set[int]) -> Non
 
     found = federation.round(1, deliver)
     assert set(found.left_out) == gone
-    assert found.facts["clipped_values"] == 0
+    assert "clipped_values" not in found.facts
     request = secure_sites.train_request(federation.agreement)
     cohort = secure_cohort(8, federation.agreement)
     assert {site.cohort for site in federation.sites.values()} - {None} == {cohort}

@@ -153,7 +153,7 @@ def test_how_many_shares_are_sure_to_stay_secret(sites: int, expected: tuple[int
 
 
 def test_nobody_is_left_to_trust() -> None:
-    with pytest.raises(PrivacyError, match="of 4 sites 2 may collude .* ask more sites"):
+    with pytest.raises(PrivacyError, match=r"of 4 sites 2 may collude .* ask more sites"):
         noise_share(PRIVACY, ring(), SecureCohort(sites=4, colluding=2, fewest_honest=0))
 
 
@@ -167,7 +167,7 @@ def test_a_share_below_eight_integers_is_refused() -> None:
 
 def test_a_ring_without_room_for_the_noise_is_refused() -> None:
     full = ring(clip=0.5)  # a site counts for one patient
-    with pytest.raises(PrivacyError, match="has room for .* a larger largest_weight"):
+    with pytest.raises(PrivacyError, match=r"has room for .* a larger largest_weight"):
         noise_share(PRIVACY, full, COHORT)
     few = PRIVACY.model_copy(update={"expected_patients": 10})
     with pytest.raises(PrivacyError, match="has room for"):
