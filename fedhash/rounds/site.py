@@ -24,7 +24,8 @@ at the cap without a word.
 Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
 round that last counted and gives the same answer; under privacy, an answer with new noise, which is
-accounted for as well.
+accounted for as well. Under noise that the sites share the step needs to know the sum's cohort,
+which the site's aggregation tells; a mode that the site does not allow is ``mode_not_allowed``.
 
 Shape suffixes: d model parameters, K findings.
 

@@ -18,6 +18,10 @@ A request is refused, by a typed reply that names the rule, unless:
    neighbours whose shares it opened                                           ``too_few_survivors``
 11. a round that was opened before is opened for the same task and sites and
    with the same vector of this site, and no round before it is              ``opened_otherwise``
+12. a round whose noise the sites share has this site's share of it            ``unsound_privacy``
+
+Rule 12 is held against the site's own training, after it. Shared noise is added to the integers, so
+a round that is asked for again has another vector, and by rule 11 it is not opened twice.
 
 Rules 1 and 2 give each neighbour's secrets one fate: this site opens its share of the seed or its
 share of the key, never both. Secrets live in memory only; a site that restarts drops out of the

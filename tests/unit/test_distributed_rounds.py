@@ -442,6 +442,25 @@ def test_a_smaller_roster_is_refused_below_the_floor_and_adds_more_noise_above_i
 
 
 @pytest.mark.usefixtures("shared_noise")
+@pytest.mark.parametrize("ring_bits", [16, 20, 24, 32])
+def test_noise_is_added_modulo_the_ring_and_never_clipped(ring_bits: int) -> None:
+    terms = secure_sites.TERMS.model_copy(update={"ring_bits": ring_bits})
+    federation = Federation.of(3, terms)
+    whole, draws = 1 << ring_bits, np.random.default_rng(4)
+    total = np.zeros(SIZE, np.int64)
+    for site in federation.sites.values():
+        noise = draws.integers(-8 * whole, 8 * whole, SIZE)
+        total += noise
+        site.contribution = Contribution(np.zeros(SIZE + 1), 1.0, noise)
+    found = federation.round(1)
+    request = secure_sites.train_request(federation.agreement)
+    encoding = round_encoding(request.plan, SIZE, terms)
+    expected = (total + whole // 2) % whole - whole // 2
+    step = encoding.step(encoding.blocks[0])
+    np.testing.assert_allclose(found.total[:-1], expected * step, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("shared_noise")
 @pytest.mark.parametrize(
     "noise",
     [None, lambda: np.zeros(SIZE - 1, np.int64), lambda: np.zeros(SIZE + 1, np.int64)],
