@@ -136,11 +136,20 @@ def clipped_sum(
     loss: Loss,
     margins: Margins,
     clip_norm: float,
+    rows: Sequence[int] | None = None,
 ) -> Float64[np.ndarray, " d"]:
     """The sum of the patients' clipped gradients, one study each, as a step of DP-SGD forms it.
 
-    Without noise: to audit its sensitivity and never to be released. Any loss is taken, for the
-    audit shows what is wrong with those that `SiteDpSgd` refuses.
+    Without noise: never to be released as it is. Any loss is taken, for the audit shows what is
+    wrong with those that private steps refuse.
+
+    Args:
+        model: At which the gradients are taken; it is left in training mode.
+        studies: Of the site.
+        loss: Against the agreement's anchors.
+        margins: The round's.
+        clip_norm: C; gradients are clipped a thousandth below.
+        rows: One of each patient; all studies without it.
     """
     model.train()
     sums = _NoisedSum(
@@ -151,7 +160,7 @@ def clipped_sum(
         noise=None,
     )
     with sums.watching(model, loss):
-        sums.fill(model, studies, range(len(studies)), loss, margins)
+        sums.fill(model, studies, range(len(studies)) if rows is None else rows, loss, margins)
         return torch.cat([each.summed_grad.reshape(-1) for each in sums.params]).numpy()
 
 

@@ -25,8 +25,12 @@ from fedhash.models.settings import ModelSettings
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.events import LARGEST_STEPS
 from fedhash.privacy.private_steps import PrivateSteps
-from fedhash.privacy.settings import NoPrivacySettings, PrivacySettings, SitePrivacySettings
-from fedhash.privacy.soundness import learning_problems, loss_problem
+from fedhash.privacy.settings import (
+    DistributedPrivacySettings,
+    NoPrivacySettings,
+    PrivacySettings,
+)
+from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
@@ -100,7 +104,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
 
 def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     """What would break the guarantee of a private round, as `check_round` tells it."""
-    if not isinstance(settings.privacy, SitePrivacySettings):
+    if isinstance(settings.privacy, NoPrivacySettings):
         return []
     problems: list[tuple[KeyPath, str]] = []
     if agreement.privacy is None:
@@ -112,8 +116,18 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         problems.append((("privacy", "mode"), message))
     problems += [
         (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
-        for key, message in learning_problems(settings.learning)
+        for key, message in [
+            *learning_problems(settings.learning),
+            *(one_step_problems(settings.learning) if settings.privacy.shares_noise else []),
+        ]
     ]
+    if settings.privacy.shares_noise and settings.aggregation != "secure":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, aggregation is {settings.aggregation}: "
+            "the coordinator would see each site's sum with that site's share of the noise alone; "
+            "set aggregation: secure, or privacy.mode: site"
+        )
+        problems.append((("aggregation",), message))
     if settings.weighting != "uniform":
         message = (
             f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: a "
@@ -126,15 +140,22 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
 
 
 def private_steps(settings: RoundSettings) -> PrivateSteps | None:
-    """What each site reserves in each round.
+    """What each site reserves in each round, as far as its epsilon goes.
+
+    A step with shared noise counts as one of the guaranteed noise multiplier, whatever its cohort.
 
     Returns:
         None without privacy, and where `check_privacy` refuses the number of steps.
     """
     privacy, steps = settings.privacy, settings.learning.local_steps
-    if not isinstance(privacy, SitePrivacySettings) or steps is None:
+    if isinstance(privacy, NoPrivacySettings) or steps is None:
         return None
+    if isinstance(privacy, DistributedPrivacySettings):
+        return PrivateSteps(privacy.noise_multiplier, 1.0, 1)
     return PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps)
+
+
+_LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
 
 
 def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -154,7 +175,8 @@ def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
     message = (
         f"privacy: {settings.rounds} rounds of {planned.steps} steps come to epsilon {spent:.4g} "
         f"at delta {terms.delta:g}, the agreement's cap is {terms.epsilon_cap:g}; raise "
-        "privacy.noise_multiplier, or lower privacy.sampling_rate, learning.local_steps or rounds"
+        "privacy.noise_multiplier, or lower "
+        + ("rounds" if settings.privacy.shares_noise else _LESS_WORK)
     )
     return [(("privacy", "noise_multiplier"), message)]
 
