@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from fedhash.privacy import (
     spending,
     steps_left,
 )
+from fedhash.privacy.accountant import NO_TRUST, shared_trust
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.settings import PrivateMode
 from fedhash_client.settings import SitePrivacy, SiteSettings
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "CapBudget",
     "EventGroup",
     "NextRound",
+    "PlannedRound",
     "limits_of",
     "plan_steps",
     "read_budget",
@@ -78,7 +82,18 @@ class CapAfter:
 
 
 @dataclass(frozen=True)
-class NextRound(PrivateSteps):
+class PlannedRound(PrivateSteps):
+    """A round to come; of noise that sites add together, `noise_multiplier` is the guaranteed one.
+
+    Its `trust` is what has to hold for the figures, in one sentence.
+    """
+
+    mode: PrivateMode
+    trust: str
+
+
+@dataclass(frozen=True)
+class NextRound(PlannedRound):
     """What a round to come would cost, and how many steps and whole rounds like it surely fit."""
 
     after: tuple[CapAfter, ...]
@@ -108,8 +123,10 @@ def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTe
     return limits
 
 
-def plan_steps(round_file: Path, agreement: Agreement) -> PrivateSteps:
-    """The steps of each round of a round file.
+def plan_steps(
+    round_file: Path, agreement: Agreement, modes: Sequence[PrivateMode]
+) -> PlannedRound:
+    """The steps of each round of a round file, of a mode that the site allows.
 
     Raises:
         ConfigurationError: The file is wrong, its rounds are not private, or the site would refuse
@@ -127,13 +144,26 @@ def plan_steps(round_file: Path, agreement: Agreement) -> PrivateSteps:
             "part in private rounds alone; set privacy: {mode: site, ...}"
         )
         problems = [(("privacy",), message)]
-    if steps is None or problems:
+    mode = settings.privacy.mode
+    if not problems and mode not in modes:
+        message = (
+            f"privacy.mode is {mode}, and this site's own file allows {' and '.join(modes)} alone; "
+            "its privacy.modes decides, and the site would refuse the round"
+        )
+        problems = [(("privacy", "mode"), message)]
+    if steps is None or mode == "none" or problems:
         raise ConfigurationError([problem_at(round_file, *each) for each in problems])
-    return steps
+    trust = NO_TRUST
+    if settings.privacy.shares_noise:
+        corrupt = agreement.secure_aggregation.largest_corrupt_share
+        trust = shared_trust(
+            f"{corrupt:g} of the other sites of a sum, and one where that is none,"
+        )
+    return PlannedRound(**asdict(steps), mode=mode, trust=trust)
 
 
 def read_budget(
-    site: Path, settings: SiteSettings, agreement: Agreement, planned: PrivateSteps | None
+    site: Path, settings: SiteSettings, agreement: Agreement, planned: PlannedRound | None
 ) -> Budget:
     """Verify the ledger and account for it.
 
@@ -196,7 +226,7 @@ def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
 
 
 def _next_round(
-    planned: PrivateSteps, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
+    planned: PlannedRound, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
 ) -> NextRound:
     after = []
     for cap in caps:

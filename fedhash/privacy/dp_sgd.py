@@ -51,10 +51,11 @@ from fedhash.privacy._opacus import (
 )
 from fedhash.privacy.noise import NoiseSource, one_of_each, poisson_sample
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.public_count import published_patients
 from fedhash.privacy.settings import SitePrivacySettings
 from fedhash.privacy.soundness import check_sound
 
-__all__ = ["SiteDpSgd", "clipped_sum", "published_patients"]
+__all__ = ["SiteDpSgd", "clipped_sum"]
 
 _ROUNDING = 1e-3
 _ROWS_AT_ONCE = 64  # see rule 6
@@ -120,27 +121,26 @@ class SiteDpSgd:
                 yield None
 
 
-def published_patients(patients: int) -> int:
-    """A site's number of patients as it is made public: two leading digits, and tens at least.
-
-    Neighbours may differ in it (99 patients and 100 do not, 104 and 105 do), so it is no part of
-    what is protected. The rounding keeps the exact number, and with it who joined, at the site.
-    """
-    grain = 10 if patients < 1000 else 10 ** (len(str(patients)) - 2)
-    return max(10, (patients + grain // 2) // grain * grain)
-
-
 def clipped_sum(
     model: HashModel,
     studies: PreparedStudies,
     loss: Loss,
     margins: Margins,
     clip_norm: float,
+    rows: Sequence[int] | None = None,
 ) -> Float64[np.ndarray, " d"]:
     """The sum of the patients' clipped gradients, one study each, as a step of DP-SGD forms it.
 
-    Without noise: to audit its sensitivity and never to be released. Any loss is taken, for the
-    audit shows what is wrong with those that `SiteDpSgd` refuses.
+    Without noise: never to be released as it is. Any loss is taken, for the audit shows what is
+    wrong with those that private steps refuse.
+
+    Args:
+        model: At which the gradients are taken; it is left in training mode.
+        studies: Of the site.
+        loss: Against the agreement's anchors.
+        margins: The round's.
+        clip_norm: C; gradients are clipped a thousandth below.
+        rows: One of each patient; all studies without it.
     """
     model.train()
     sums = _NoisedSum(
@@ -151,7 +151,7 @@ def clipped_sum(
         noise=None,
     )
     with sums.watching(model, loss):
-        sums.fill(model, studies, range(len(studies)), loss, margins)
+        sums.fill(model, studies, range(len(studies)) if rows is None else rows, loss, margins)
         return torch.cat([each.summed_grad.reshape(-1) for each in sums.params]).numpy()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PrivateSteps"]
+__all__ = ["PrivateSteps", "SharedNoiseStep"]
 
 
 @dataclass(frozen=True)
@@ -23,3 +23,16 @@ class PrivateSteps:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+
+
+@dataclass(frozen=True)
+class SharedNoiseStep:
+    """One step whose noise the sites add together.
+
+    Attributes are those of :class:`fedhash.privacy.events.DistributedGaussianStep`.
+    """
+
+    sum_noise_multiplier: float
+    colluding_sites: int
+    guaranteed_noise_multiplier: float
+    share_sigma_integer_steps: float

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -34,9 +35,14 @@ from pydantic import ValidationError
 from fedhash import __version__
 from fedhash.errors import PrivacyError
 from fedhash.models.prepared import PreparedStudies
-from fedhash.privacy.events import FullBatchGaussianSteps, PoissonGaussianSteps, PrivacyEvent
+from fedhash.privacy.events import (
+    DistributedGaussianStep,
+    FullBatchGaussianSteps,
+    PoissonGaussianSteps,
+    PrivacyEvent,
+)
 from fedhash.privacy.ledger import Ledger, LedgerEntry
-from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
 from fedhash.privacy.terms import PrivacyTerms
 
 __all__ = ["data_fingerprint", "model_update", "reserve_model_update"]
@@ -48,7 +54,7 @@ def reserve_model_update(
     fingerprint: str,
     run_id: str,
     round_number: int,
-    steps: PrivateSteps,
+    steps: PrivateSteps | SharedNoiseStep,
 ) -> LedgerEntry:
     """Write down the steps that a round is about to take.
 
@@ -72,7 +78,7 @@ def reserve_model_update(
 
 
 def model_update(
-    fingerprint: str, run_id: str, round_number: int, steps: PrivateSteps
+    fingerprint: str, run_id: str, round_number: int, steps: PrivateSteps | SharedNoiseStep
 ) -> PrivacyEvent:
     """The event of a round's steps.
 
@@ -86,8 +92,10 @@ def model_update(
         "round_number": round_number,
         "purpose": "model update",
     }
-    mechanism = {"noise_multiplier": steps.noise_multiplier, "steps": steps.steps}
     try:
+        if isinstance(steps, SharedNoiseStep):
+            return DistributedGaussianStep.model_validate(about | asdict(steps))
+        mechanism = {"noise_multiplier": steps.noise_multiplier, "steps": steps.steps}
         if steps.sampling_rate == 1:
             return FullBatchGaussianSteps.model_validate(about | mechanism)
         sampling = {"sampling_rate": steps.sampling_rate}

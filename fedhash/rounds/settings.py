@@ -25,8 +25,12 @@ from fedhash.models.settings import ModelSettings
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.events import LARGEST_STEPS
 from fedhash.privacy.private_steps import PrivateSteps
-from fedhash.privacy.settings import NoPrivacySettings, PrivacySettings, SitePrivacySettings
-from fedhash.privacy.soundness import learning_problems, loss_problem
+from fedhash.privacy.settings import (
+    DistributedPrivacySettings,
+    NoPrivacySettings,
+    PrivacySettings,
+)
+from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
@@ -46,9 +50,10 @@ class RoundSettings(Settings):
         description="secure: the coordinator sees the sum alone; "
         "plain, for comparisons: it sees each site's update",
     )
-    weighting: Literal["uniform", "patients"] = Field(
+    weighting: Literal["uniform", "patients", "rounded_patients"] = Field(
         default="patients",
-        description="patients: a site counts by its number of training patients",
+        description="patients: a site counts by its number of training patients; rounded_patients: "
+        "by that number rounded to tens, which privacy takes as public",
     )
     coordinator_optimiser: CoordinatorOptimiserSettings = CoordinatorOptimiserSettings()
     timeout_s: float = Field(
@@ -100,7 +105,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
 
 def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     """What would break the guarantee of a private round, as `check_round` tells it."""
-    if not isinstance(settings.privacy, SitePrivacySettings):
+    if isinstance(settings.privacy, NoPrivacySettings):
         return []
     problems: list[tuple[KeyPath, str]] = []
     if agreement.privacy is None:
@@ -112,12 +117,30 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         problems.append((("privacy", "mode"), message))
     problems += [
         (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
-        for key, message in learning_problems(settings.learning)
+        for key, message in [
+            *learning_problems(settings.learning),
+            *(one_step_problems(settings.learning) if settings.privacy.shares_noise else []),
+        ]
     ]
-    if settings.weighting != "uniform":
+    if settings.privacy.shares_noise and settings.aggregation != "secure":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, aggregation is {settings.aggregation}: "
+            "the coordinator would see each site's sum with that site's share of the noise alone; "
+            "set aggregation: secure, or privacy.mode: site"
+        )
+        problems.append((("aggregation",), message))
+    if settings.weighting == "patients":
         message = (
             f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: a "
             "site's exact number of patients would be sent without noise; set weighting: uniform"
+            + ("" if settings.privacy.shares_noise else " or rounded_patients")
+        )
+        problems.append((("weighting",), message))
+    elif settings.privacy.shares_noise and settings.weighting != "uniform":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: each "
+            "patient counts the same already, and a weight would multiply the noise; set "
+            "weighting: uniform"
         )
         problems.append((("weighting",), message))
     if not LOSSES[settings.loss.name].sum_of_patient_terms:
@@ -126,15 +149,22 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
 
 
 def private_steps(settings: RoundSettings) -> PrivateSteps | None:
-    """What each site reserves in each round.
+    """What each site reserves in each round, as far as its epsilon goes.
+
+    A step with shared noise counts as one of the guaranteed noise multiplier, whatever its cohort.
 
     Returns:
         None without privacy, and where `check_privacy` refuses the number of steps.
     """
     privacy, steps = settings.privacy, settings.learning.local_steps
-    if not isinstance(privacy, SitePrivacySettings) or steps is None:
+    if isinstance(privacy, NoPrivacySettings) or steps is None:
         return None
+    if isinstance(privacy, DistributedPrivacySettings):
+        return PrivateSteps(privacy.noise_multiplier, 1.0, 1)
     return PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps)
+
+
+_LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
 
 
 def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -154,7 +184,8 @@ def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
     message = (
         f"privacy: {settings.rounds} rounds of {planned.steps} steps come to epsilon {spent:.4g} "
         f"at delta {terms.delta:g}, the agreement's cap is {terms.epsilon_cap:g}; raise "
-        "privacy.noise_multiplier, or lower privacy.sampling_rate, learning.local_steps or rounds"
+        "privacy.noise_multiplier, or lower "
+        + ("rounds" if settings.privacy.shares_noise else _LESS_WORK)
     )
     return [(("privacy", "noise_multiplier"), message)]
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from fedhash.privacy.settings import DistributedPrivacySettings
 from fedhash.rounds.training_messages import RunPlan, reply_blocks
 from fedhash.secagg.fixed_point import Block, FixedPoint
 from fedhash.secagg.terms import SecureAggregationTerms
@@ -14,9 +15,17 @@ __all__ = ["round_encoding"]
 
 
 def round_encoding(plan: RunPlan, model_size: int, terms: SecureAggregationTerms) -> FixedPoint:
-    """The encoding of `reply_blocks`, with room for the sum over the run's whole roster."""
+    """The encoding of `reply_blocks`, with room for the sum over the run's whole roster.
+
+    Where the sites share their noise, the update is a sum of clipped gradients, in which a patient
+    moves no coordinate by more than the clipping norm; and the number of clipped values, which has
+    no noise, stays at the site.
+    """
+    privacy = plan.settings.privacy
     clips = {
-        "update": terms.largest_update,
+        "update": privacy.clip_norm * terms.largest_weight
+        if isinstance(privacy, DistributedPrivacySettings)
+        else terms.largest_update,
         "control": terms.largest_control,
         "loss": terms.largest_loss,
     }
@@ -29,4 +38,5 @@ def round_encoding(plan: RunPlan, model_size: int, terms: SecureAggregationTerms
         sites=len(plan.sites),
         # all weights are one, and the ring's integers are all for the values
         largest_weight=1.0 if plan.settings.weighting == "uniform" else terms.largest_weight,
+        tells_clipped=not privacy.shares_noise,
     )

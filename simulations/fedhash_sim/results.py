@@ -9,7 +9,8 @@ whose own model was trained (method `local`), mean_loss and seconds are those of
 a round of secure aggregation, completed or failed: graph, threshold, and how many sites took part;
 what a failed round never came to is empty. `privacy.csv` has one row a site of a private method:
 epsilon of the events in its ledger after the last round, at the agreement's delta and under its
-cap; a round that was asked for again is two events.
+cap; of those with the site's own noise, of those whose noise the sites shared, which hold under
+`trust`, and of all together. A round that was asked for again is two events.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -87,6 +88,8 @@ _NUMBERS = {
     "clipped_values": float,  # a failed round has none
     "rounding_sd": float,
     "delta": float,
+    "epsilon_own_noise": float,
+    "epsilon_shared_noise": float,
     "epsilon": float,
     "epsilon_cap": float,
     "events": int,
@@ -117,7 +120,18 @@ SUM_FACTS = (
     "rounding_sd",
 )
 SUM_COLUMNS = ("method", "seed", "model_of", "round", "failure", *SUM_FACTS)
-PRIVACY_COLUMNS = ("method", "seed", "site", "delta", "epsilon", "epsilon_cap", "events")
+PRIVACY_COLUMNS = (
+    "method",
+    "seed",
+    "site",
+    "delta",
+    "epsilon_own_noise",
+    "epsilon_shared_noise",
+    "epsilon",
+    "epsilon_cap",
+    "events",
+    "trust",
+)
 TABLES = {
     "results.csv": RESULT_COLUMNS,
     "rounds.csv": ROUND_COLUMNS,
