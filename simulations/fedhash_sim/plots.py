@@ -25,7 +25,12 @@ from fedhash_sim.run_folder import file_name
 __all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots"]
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
-METHOD_COLOURS = {"local": "#E69F00", "federated": "#0072B2", "central": "#009E73"}
+METHOD_COLOURS = {
+    "local": "#E69F00",
+    "federated": "#0072B2",
+    "central": "#009E73",
+    "public": "#CC79A7",
+}
 _CHANCE_COLOUR = "#6b7280"
 _LONGEST_SHOWN = 40
 PLOT_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
