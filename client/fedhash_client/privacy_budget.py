@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedhash.agreement import Agreement
@@ -16,6 +17,7 @@ from fedhash.configuration import problem_at, read_settings
 from fedhash.errors import ConfigurationError
 from fedhash.privacy import (
     DistributedGaussianStep,
+    GaussianRelease,
     PoissonGaussianSteps,
     PrivacyEvent,
     PrivacyTerms,
@@ -77,14 +79,23 @@ class CapAfter:
     fits: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NextRound(PrivateSteps):
-    """What a round to come would cost, and how many steps and whole rounds like it surely fit."""
+    """What a round to come would cost, with margin statistics where the run has them.
+
+    Attributes:
+        after: Each cap after the round.
+        fits: Whether the round fits under all of them.
+        steps_left: How many such steps surely fit, beside the statistics of the whole run.
+        rounds_left: How many such rounds surely fit, likewise.
+        statistics_releases: Rounds of the run with margin statistics.
+    """
 
     after: tuple[CapAfter, ...]
     fits: bool
     steps_left: int
     rounds_left: int
+    statistics_releases: int
 
 
 @dataclass(frozen=True)
@@ -108,15 +119,22 @@ def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTe
     return limits
 
 
-def plan_steps(round_file: Path, agreement: Agreement) -> PrivateSteps:
-    """The steps of each round of a round file.
+def plan_steps(
+    round_file: Path, agreement: Agreement
+) -> tuple[PrivateSteps, list[GaussianRelease]]:
+    """The steps of each round of a round file, and the margin statistics of all its rounds.
 
     Raises:
         ConfigurationError: The file is wrong, its rounds are not private, or the site would refuse
             their privacy.
     """
     # it imports torch, which a display of the ledger does without
-    from fedhash.rounds.settings import RoundSettings, check_privacy, private_steps
+    from fedhash.rounds.settings import (
+        RoundSettings,
+        check_privacy,
+        planned_releases,
+        private_steps,
+    )
 
     settings = read_settings(round_file, RoundSettings)
     problems = check_privacy(settings, agreement)
@@ -129,11 +147,17 @@ def plan_steps(round_file: Path, agreement: Agreement) -> PrivateSteps:
         problems = [(("privacy",), message)]
     if steps is None or problems:
         raise ConfigurationError([problem_at(round_file, *each) for each in problems])
-    return steps
+    releases = planned_releases(settings)
+    if releases:
+        steps = replace(steps, statistics_noise_multiplier=releases[0].noise_multiplier)
+    return steps, releases
 
 
 def read_budget(
-    site: Path, settings: SiteSettings, agreement: Agreement, planned: PrivateSteps | None
+    site: Path,
+    settings: SiteSettings,
+    agreement: Agreement,
+    planned: tuple[PrivateSteps, list[GaussianRelease]] | None,
 ) -> Budget:
     """Verify the ledger and account for it.
 
@@ -141,7 +165,7 @@ def read_budget(
         site: The site's file, for messages.
         settings: What it holds.
         agreement: What the site signed.
-        planned: Steps to come.
+        planned: From `plan_steps`.
 
     Raises:
         ConfigurationError: The site's file has no section `privacy`.
@@ -168,7 +192,7 @@ def read_budget(
         anchor=str(anchor_of(entries)) if exists else None,
         caps=caps,
         events=_grouped(events),
-        next_round=None if planned is None else _next_round(planned, events, caps),
+        next_round=None if planned is None else _next_round(*planned, events, caps),
     )
 
 
@@ -196,12 +220,15 @@ def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
 
 
 def _next_round(
-    planned: PrivateSteps, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
+    planned: PrivateSteps,
+    releases: Sequence[GaussianRelease],
+    events: list[PrivacyEvent],
+    caps: tuple[CapBudget, ...],
 ) -> NextRound:
     after = []
     for cap in caps:
         together = epsilon_after(
-            events,
+            [*events, *releases[:1]],
             noise_multiplier=planned.noise_multiplier,
             sampling_rate=planned.sampling_rate,
             steps=planned.steps,
@@ -211,7 +238,7 @@ def _next_round(
         after.append(CapAfter(cap.of, together, cost, fits=together <= cap.epsilon_cap))
     left = min(
         steps_left(
-            events,
+            [*events, *releases],
             noise_multiplier=planned.noise_multiplier,
             sampling_rate=planned.sampling_rate,
             epsilon_cap=cap.epsilon_cap,
@@ -225,4 +252,5 @@ def _next_round(
         fits=all(each.fits for each in after),
         steps_left=left,
         rounds_left=left // planned.steps,
+        statistics_releases=len(releases),
     )

@@ -8,6 +8,8 @@
 4. A site with `SitePrivacy` trains private rounds alone, and one without it none. A private round
    that is asked for again draws anew and is reserved anew: equal noise under two requests would
    show the difference of two gradients.
+5. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
+   the request's model, so that one reservation comes before all that reads a patient.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
     >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState(), aggregation)
@@ -16,7 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,7 +32,8 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings
-from fedhash.privacy.noise import NoiseSource
+from fedhash.privacy.margin_statistics import margin_statistics
+from fedhash.privacy.noise import NoiseSource, SimulatedNoise
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.randomness import torch_stream
@@ -81,6 +84,7 @@ class SiteTrainer:
         self._privacy = privacy
         self._studies = studies
         self._most_steps = agreement.largest_local_steps
+        self._largest_statistic = agreement.secure_aggregation.largest_statistic
         self._anchors = Anchors.build(agreement)
         # any seed: each round starts from the model that the request brings
         self._model = build_model(model_settings, agreement.code_bits, seed=0)
@@ -104,11 +108,12 @@ class SiteTrainer:
         """
         plan, settings = request.plan, request.plan.settings
         self._layout.load(self._model, request.model)
-        return train_locally(
+        noise = self._noise(request)
+        result = train_locally(
             self._model,
             self._studies,
             build_loss(settings.loss, self._anchors),
-            settings.learning,
+            settings.learning.under_drift(request.drift),
             margins=request.margins,
             round_number=request.round_number,
             rounds_total=settings.rounds,
@@ -118,12 +123,33 @@ class SiteTrainer:
             generator=torch_stream(
                 self._seed, "training", plan.run_id, self._site, request.round_number
             ),
-            source=self._source(request),
+            source=self._source(request, noise),
         )
+        schedule = settings.margin_schedule
+        if schedule is None or not settings.carries_statistics(request.round_number):
+            return result
+        self._layout.load(self._model, request.model)
+        statistics = margin_statistics(
+            self._model,
+            self._studies,
+            self._anchors,
+            settings.loss.kappa,
+            noise=noise,
+            noise_multiplier=schedule.noise_multiplier,
+            largest=self._largest_statistic,
+        )
+        return replace(result, statistics=statistics)
 
-    def _source(self, request: TrainRequest) -> GradientSource:
-        asked, own = request.plan.settings.privacy, self._privacy
+    def _noise(self, request: TrainRequest) -> NoiseSource:
+        """The round's noise; without privacy, what draws the studies of the statistics."""
         run, number = request.plan.run_id, request.round_number
+        if self._privacy is None:
+            return SimulatedNoise(self._seed, "margin statistics", run, self._site, number)
+        return self._privacy.noise(run, number)
+
+    def _source(self, request: TrainRequest, noise: NoiseSource) -> GradientSource:
+        settings, own = request.plan.settings, self._privacy
+        asked, number = settings.privacy, request.round_number
         if isinstance(asked, NoPrivacySettings):
             if own is None:
                 return NoPrivacy()
@@ -134,6 +160,11 @@ class SiteTrainer:
             )
         from fedhash.privacy.dp_sgd import SiteDpSgd  # Opacus takes seconds to import
 
-        return SiteDpSgd(
-            asked, own.noise(run, number), lambda steps: own.reserve(run, number, steps)
-        )
+        schedule, reserve = settings.margin_schedule, own.reserve
+
+        def reserve_all(steps: PrivateSteps) -> None:
+            if schedule is not None and schedule.carries_statistics(number):
+                steps = replace(steps, statistics_noise_multiplier=schedule.noise_multiplier)
+            reserve(request.plan.run_id, number, steps)
+
+        return SiteDpSgd(asked, noise, reserve_all)

@@ -1,29 +1,34 @@
 """How the vector of a round is laid out in the ring: which blocks, in which order, how clipped.
 
->>> encoding = round_encoding(plan, model_size=11_700_000, terms=agreement.secure_aggregation)
+>>> encoding = round_encoding(request.plan, request.blocks, agreement.secure_aggregation)
 >>> encoding.digest()
 """
 
 from __future__ import annotations
 
-from fedhash.rounds.training_messages import RunPlan, reply_blocks
+from collections.abc import Mapping
+
+from fedhash.rounds.training_messages import PLAIN_SUMS, RunPlan
 from fedhash.secagg.fixed_point import Block, FixedPoint
 from fedhash.secagg.terms import SecureAggregationTerms
 
 __all__ = ["round_encoding"]
 
 
-def round_encoding(plan: RunPlan, model_size: int, terms: SecureAggregationTerms) -> FixedPoint:
-    """The encoding of `reply_blocks`, with room for the sum over the run's whole roster."""
+def round_encoding(
+    plan: RunPlan, blocks: Mapping[str, int], terms: SecureAggregationTerms
+) -> FixedPoint:
+    """The encoding of a round's `reply_blocks`, with room for the sum over the whole roster."""
     clips = {
         "update": terms.largest_update,
         "control": terms.largest_control,
+        "statistics": terms.largest_statistic,
         "loss": terms.largest_loss,
     }
     return FixedPoint(
         blocks=tuple(
-            Block(name, length, clips[name])
-            for name, length in reply_blocks(plan, model_size).items()
+            Block(name, length, clips[name], weighted=name not in PLAIN_SUMS)
+            for name, length in blocks.items()
         ),
         ring_bits=terms.ring_bits,
         sites=len(plan.sites),

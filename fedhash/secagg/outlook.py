@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedhash.agreement import Agreement
-from fedhash.rounds.training_messages import RunPlan
+from fedhash.rounds.training_messages import RunPlan, reply_blocks
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.floors import smallest_cohort
 from fedhash.secagg.graph import cohorts_without_graph
@@ -47,7 +47,10 @@ def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutl
         ProtocolError: The ring cannot hold the roster's sum.
     """
     terms, sites = agreement.secure_aggregation, len(plan.sites)
-    encoding = round_encoding(plan, model_size, terms)
+    schedule = plan.settings.margin_schedule
+    number = 1 if schedule is None else schedule.every_rounds  # a round with all blocks
+    blocks = reply_blocks(plan, number, model_size, len(agreement.findings))
+    encoding = round_encoding(plan, blocks, terms)
     warnings = []
     if encoding.fewest_levels < _FEWEST_LEVELS:
         warnings.append(

@@ -30,7 +30,7 @@ def train_request() -> TrainRequest:
 
 
 def train_reply(request: TrainRequest, weight: float = 3.0) -> TrainReply:
-    length = sum(reply_blocks(request.plan, request.model.size).values())
+    length = sum(request.blocks.values())
     return TrainReply("run-1", request.round_number, np.ones(length, np.float32), weight)
 
 
@@ -60,8 +60,8 @@ def test_a_run_without_control_variates_sends_none() -> None:
     message = request.to_message()
     assert set(message.arrays) == {"model", "margin", "margin_weight"}
     assert TrainRequest.from_message(message).control is None
-    assert reply_blocks(plan, 10) == {"update": 10, "loss": 1}
-    assert reply_blocks(PLAN, 10) == {"update": 10, "control": 10, "loss": 1}
+    assert reply_blocks(plan, 1, 10, 3) == {"update": 10, "loss": 1}
+    assert reply_blocks(PLAN, 1, 10, 3) == {"update": 10, "control": 10, "loss": 1}
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_scales_out_of_range_are_refused(change: dict, message: str):
 
 
 def test_the_digest_stands_for_everything():
-    text = b'[[["update", 3, 1.0]], 32, 2, 100.0]'
+    text = b'[[["update", 3, 1.0, true]], 32, 2, 100.0]'
     assert RING.digest() == hashlib.sha256(text).hexdigest()
     others = [
         replace(RING, ring_bits=24),
@@ -264,6 +264,7 @@ def test_the_digest_stands_for_everything():
         replace(RING, blocks=(Block("updates", 3, 1.0),)),
         replace(RING, blocks=(Block("update", 4, 1.0),)),
         replace(RING, blocks=(Block("update", 3, 1.5),)),
+        replace(RING, blocks=(Block("update", 3, 1.0, weighted=False),)),
         replace(RING, blocks=(Block("update", 2, 1.0), Block("loss", 1, 1.0))),
     ]
-    assert len({ring.digest() for ring in [RING, *others]}) == 8
+    assert len({ring.digest() for ring in [RING, *others]}) == 9
