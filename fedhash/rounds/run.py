@@ -9,6 +9,7 @@ checkpoint holds the log's newest hash, so a run goes on only from a log that ho
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from fedhash.secagg.coordinator import SecureAggregation
 
 __all__ = ["coordinator_of", "run_round", "run_rounds"]
 
+_log = logging.getLogger(__name__)
 # One failed round is a bad moment of the network; three in a row need a person.
 _FAILED_ROUNDS_IN_A_ROW = 3
 
@@ -94,6 +96,7 @@ def _note_step(coordinator: RoundCoordinator, checkpoints: Checkpoints) -> None:
         with AuditLog(checkpoints.margin_audit, noted=state.audit_head) as log:
             log.append(step.model_dump(mode="json"))
             coordinator.state = replace(state, audit_head=log.head)
+        _log.info("round %d: head of the margin audit %s", step.round_number, log.head)
 
 
 def run_round(coordinator: RoundCoordinator, engine: Engine) -> RoundRecord:
