@@ -25,6 +25,7 @@ __all__ = [
     "as_table",
     "demo_rows",
     "goal_rows",
+    "margin_rows",
     "plain_rows",
     "quality_rows",
     "search_rows",
@@ -92,6 +93,19 @@ def goal_rows(figures: Sequence[SeededFigure]) -> Rows:
             measured = goal.measured(by_name, name)
             shown = "" if measured is None else f"{measured:.3f}"
             rows.append((goal.study, _direction(name), str(goal), shown, goal.verdict(measured)))
+    return rows
+
+
+def margin_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """A row a figure of a study, a column for each variant of the margin schedule."""
+    by_name = _by_name(figures)
+    variants = list(dict.fromkeys(each.contender for each in figures))
+    rows: Rows = [("study", "figure", *variants)]
+    for study, name in dict.fromkeys((each.case, each.figure) for each in figures):
+        found = [by_name.get((study, name, variant)) for variant in variants]
+        cells = [str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found]
+        shown = _direction(name) if " -> " in name else name
+        rows.append((study, shown, *cells))
     return rows
 
 

@@ -20,6 +20,7 @@ from benchmarks.rows import (
     as_markdown,
     demo_rows,
     goal_rows,
+    margin_rows,
     plain_rows,
     quality_rows,
     search_rows,
@@ -36,6 +37,7 @@ __all__ = ["main"]
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
+MARGINS = BENCH / "margins.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
@@ -56,6 +58,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         SECAGG_STUDIES,
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
     ),
+    "margins": (MARGINS, lambda: margin_rows(read_figures(MARGINS, SeededFigure))),
     "demo": (DEMO, lambda: demo_rows(read_figures(DEMO, Figure))),
 }
 _MARKER = re.compile(r"^<!-- (?:table: (?P<name>[\w-]+)|end) -->", re.MULTILINE)

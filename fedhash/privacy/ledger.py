@@ -203,7 +203,7 @@ class Ledger:
                 "UPDATE head SET entries = ?, newest = ?", (len(entries), entries[-1].hash)
             )
         write_anchor(self._path, anchor_of(entries))
-        return tuple(entries[-len(events) :])
+        return tuple(entries[len(entries) - len(events) :])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -75,7 +75,7 @@ class MarginScheduleSettings(Settings):
     slack_gain: float = Field(default=0.3, ge=0, le=10)
     target_slack_sd: float = Field(default=0.3, ge=0.01, le=1)
     slack_sd_gain: float = Field(default=0.1, ge=0, le=10)
-    reference_drift: float = Field(default=0.01, ge=1e-6, le=1)
+    reference_drift: float = Field(default=0.002, ge=1e-6, le=1)
     largest_step: float = Field(default=0.05, gt=0, le=2)
     shrinkage: bool = True
     fairness_boost: bool = True

@@ -63,7 +63,7 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert "Training loss" not in page
     _, mechanism, _, *sites = privacy_rows(page)
     figures = 3 * (f"{after:.3f}",)
-    assert mechanism == ("federated", "0.5", "1", "0.5", "2", "1e-05", "1000", *figures)
+    assert mechanism == ("federated", "0.5", "1", "0.5", "2", "-", "1e-05", "1000", *figures)
     assert sites[0] == ("site-0", "federated", "0", f"{after:.3f}", "4", "0")
     assert "The cap kept sites from rounds" not in page
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows, secagg_training_rows
+from benchmarks.rows import goal_rows, margin_rows, secagg_training_rows
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -216,6 +216,21 @@ def test_what_a_secure_sum_adds_to_training_is_told_from_the_training() -> None:
     assert [row[1:] for row in secagg_training_rows(figures)[1:]] == [
         ("plain", "0.25", "0.2", "0.05", "0", "0.5", "8", "1,234"),
         ("secure, 16 bits", "0.375", "0.25", "0.125", "0.075", "1", "8", "1,234"),
+    ]
+
+
+def test_a_schedule_s_variants_stand_beside_each_other() -> None:
+    figures = [
+        SeededFigure("study", variant, figure, "mAP", value, 0.01, 3)
+        for figure, value in (("map a -> b", 0.5), ("macro_map a -> b", 0.25), ("mean drift", 0.1))
+        for variant in ("no schedule", "full")
+        if (variant, figure) != ("no schedule", "mean drift")
+    ]
+    assert margin_rows(figures) == [
+        ("study", "figure", "no schedule", "full"),
+        ("study", "a → b", "0.500 ± 0.010", "0.500 ± 0.010"),
+        ("study", "a → b (macro)", "0.250 ± 0.010", "0.250 ± 0.010"),
+        ("study", "mean drift", "", "0.100 ± 0.010"),
     ]
 
 
