@@ -133,6 +133,7 @@ class SiteAgent:
         self._check_round(request)
         self._check_margins(request)
         self._check_margin_step(request)
+        self._check_drift(request)
         self._check_work(request)
         self._check_privacy(request)
         plan = request.plan
@@ -240,6 +241,9 @@ class SiteAgent:
                 f"a margin moved by {moved:.3g} since round {earlier}, the agreement allows "
                 f"{self._agreement.largest_margin_step:g} in each of {steps} steps of the schedule",
             )
+
+    def _check_drift(self, request: TrainRequest) -> None:
+        schedule = request.plan.settings.margin_schedule
         if request.drift and (schedule is None or not schedule.drift_control):
             raise RefusedError(
                 "unscheduled_drift",
