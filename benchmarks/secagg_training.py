@@ -28,7 +28,6 @@ from benchmarks.figures import Figure
 from benchmarks.secagg_peers import resident_and_peak_bytes
 from fedhash.errors import ProtocolError
 from fedhash.learning.local_training import LocalResult
-from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
 from fedhash.rounds.engine import Answer
@@ -111,7 +110,7 @@ def _round(
 
 def _coordinator_of(federation: Federation) -> RoundCoordinator:
     """As fedhash_sim.federation.train_federation, without checkpoints."""
-    model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
+    model = federation.first_model()
     layout = Layout.of(model)
     plan = federation.plan(layout)
     state = CoordinatorState.start(plan, federation.agreement, layout.flatten(model))

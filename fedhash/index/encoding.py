@@ -20,7 +20,6 @@ from fedhash.errors import QueryError
 from fedhash.index.entry import Entry
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.prepared import PreparedStudies
-from fedhash.models.relaxed import normalised
 
 __all__ = ["check_example", "encode_entries", "encode_example"]
 
@@ -73,5 +72,5 @@ def encode_example(
         DataError: The content does not fit the tower.
     """
     prepared = model.eval().tower(modality).prepare([content])
-    outputs: Float32[np.ndarray, " b"] = normalised(model.encode(modality, prepared))[0].numpy()
+    outputs: Float32[np.ndarray, " b"] = model.relaxed_codes(modality, prepared)[0].numpy()
     return outputs

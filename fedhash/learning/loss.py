@@ -36,7 +36,13 @@ from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.relaxed import normalised
 
-__all__ = ["AnchorMarginLoss", "Loss", "Margins", "default_scale"]
+__all__ = [
+    "AnchorMarginLoss",
+    "Loss",
+    "Margins",
+    "default_scale",
+    "positives_before_negatives",
+]
 
 _SMALLEST_SCALE = 4.0  # below, the loss of few findings is nearly linear and never lets go
 
@@ -134,30 +140,11 @@ class AnchorMarginLoss:
         total = torch.zeros(len(labels))
         for modality, raw in outputs.items():
             relaxed = normalised(raw, self.settings.kappa)
-            loss = self._anchor_term(relaxed, labels, theta, margins)
+            cosines = relaxed @ self._matrix.T / sqrt(relaxed.shape[1])
+            loss = positives_before_negatives(cosines, labels, theta, margins, self.scale)
             loss = loss + self._code_terms(relaxed, torch.from_numpy(targets))
             total = total + torch.where(present[modality], loss, 0.0)
         return total
-
-    def _anchor_term(
-        self,
-        relaxed: Float[torch.Tensor, "B b"],
-        labels: Int8[torch.Tensor, "B K"],
-        theta: Float[torch.Tensor, "B K"],
-        margins: Margins,
-    ) -> Float[torch.Tensor, " B"]:
-        """l_A. Only rows of positive labels are formed: [P, K] in place of [B, K, K]."""
-        cosines = relaxed @ self._matrix.T / sqrt(relaxed.shape[1])
-        study, positive = torch.nonzero(labels == 1, as_tuple=True)
-        mu = torch.tensor(margins.mu)[positive, None]
-        margin = mu * torch.relu(theta[study, positive][:, None] - theta[study])
-        gaps = self.scale * (cosines[study] - cosines[study, positive][:, None] + margin)
-        gaps = gaps.masked_fill(labels[study] != 0, -torch.inf)
-        # The column of zeros is the 1 in log(1 + sum), and keeps rows without negatives finite.
-        gaps = torch.cat([torch.zeros(len(gaps), 1), gaps], dim=1)
-        terms = torch.tensor(margins.w)[positive] * torch.logsumexp(gaps, dim=1)
-        sums = torch.zeros(len(labels)).index_add(0, study, terms)
-        return sums / (labels == 1).sum(dim=1).clamp(min=1)
 
     def _code_terms(
         self, relaxed: Float[torch.Tensor, "B b"], targets: Int8[torch.Tensor, "B b"]
@@ -167,3 +154,26 @@ class AnchorMarginLoss:
         agreement = 1 - (relaxed * targets).sum(dim=1) / root
         quantisation = 1 - relaxed.abs().sum(dim=1) / root
         return self.settings.beta * agreement + self.settings.gamma * quantisation
+
+
+def positives_before_negatives(
+    scores: Float[torch.Tensor, "B K"],
+    labels: Int8[torch.Tensor, "B K"],
+    theta: Float[torch.Tensor, "B K"],
+    margins: Margins,
+    scale: float,
+) -> Float[torch.Tensor, " B"]:
+    """l_A of scores c, a row a study; 0 without a positive finding.
+
+    Only rows of positive labels are formed: [P, K] in place of [B, K, K].
+    """
+    study, positive = torch.nonzero(labels == 1, as_tuple=True)
+    mu = torch.tensor(margins.mu)[positive, None]
+    margin = mu * torch.relu(theta[study, positive][:, None] - theta[study])
+    gaps = scale * (scores[study] - scores[study, positive][:, None] + margin)
+    gaps = gaps.masked_fill(labels[study] != 0, -torch.inf)
+    # The column of zeros is the 1 in log(1 + sum), and keeps rows without negatives finite.
+    gaps = torch.cat([torch.zeros(len(gaps), 1), gaps], dim=1)
+    terms = torch.tensor(margins.w)[positive] * torch.logsumexp(gaps, dim=1)
+    sums = torch.zeros(len(labels)).index_add(0, study, terms)
+    return sums / (labels == 1).sum(dim=1).clamp(min=1)

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from fedhash.learning.contrastive import ContrastiveLoss
+from fedhash.learning.logistic import LogisticLoss
 from fedhash.learning.loss import AnchorMarginLoss, Loss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 
 __all__ = ["LOSSES", "build_loss"]
 
-LOSSES: dict[str, type[AnchorMarginLoss | ContrastiveLoss]] = {
+LOSSES: dict[str, type[AnchorMarginLoss | ContrastiveLoss | LogisticLoss]] = {
     "anchor_margin": AnchorMarginLoss,
     "contrastive": ContrastiveLoss,
+    "logistic": LogisticLoss,
 }
 
 

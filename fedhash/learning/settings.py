@@ -23,8 +23,8 @@ class LossSettings(Settings):
 
     Attributes:
         name: anchor_margin (`fedhash.learning.loss`, which all others but `temperature` belong to),
-            or as a baseline contrastive (`fedhash.learning.contrastive`), which takes its negatives
-            from the batch.
+            logistic (`fedhash.learning.logistic`) for heads of logits, or as a baseline contrastive
+            (`fedhash.learning.contrastive`), which takes its negatives from the batch.
         scale: s; None takes max(4, sqrt(2) log(K - 1)) for K findings.
         beta: Weight of the pull towards the target code.
         gamma: Weight of the quantisation term.
@@ -33,7 +33,7 @@ class LossSettings(Settings):
         temperature: Of the contrastive loss.
     """
 
-    name: Literal["anchor_margin", "contrastive"] = "anchor_margin"
+    name: Literal["anchor_margin", "contrastive", "logistic"] = "anchor_margin"
     scale: float | None = Field(default=None, gt=0)
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.1, ge=0)

@@ -5,6 +5,7 @@ Shape suffixes: B batch, N studies, b bits.
 1. The first parameters depend on the seed, the modality and the settings alone: each tower draws
    from a stream of its own, and the global generator stays as it was.
 2. Towers share no parameters; what they share is the anchors that they are trained against.
+3. With a head of logits, towers end in one output a finding, and a published map makes the bits.
 
     >>> settings = ModelSettings(towers={"report": TowerSettings(name="report_ngrams")})
     >>> model = build_model(settings, code_bits=64, seed=7)
@@ -13,33 +14,32 @@ Shape suffixes: B batch, N studies, b bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from pydantic import ValidationError
 from torch import nn
 
 from fedhash.codes import check_code_bits
-from fedhash.configuration import KeyPath, did_you_mean
+from fedhash.configuration import KeyPath
 from fedhash.errors import ModelError
-from fedhash.models import (  # noqa: F401 - importing a tower's module registers it
-    image_convnet,
-    image_hog,
-    image_resnet18,
-    report_ngrams,
-    signal_convnet,
-)
+from fedhash.models.anchors import Anchors
+from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.frozen_tower import FrozenTower
+from fedhash.models.logits_head import LogitsHead
 from fedhash.models.relaxed import normalised
 from fedhash.models.settings import ModelSettings
 from fedhash.models.tower import TOWERS, Tower
+from fedhash.models.towers import build_tower, tower_problems
 from fedhash.randomness import stream_seed
 
 if TYPE_CHECKING:
     from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["HashModel", "build_model", "check_towers", "encode_studies"]
+__all__ = ["HashModel", "build_model", "check_towers", "encode_studies", "frozen_modalities"]
 
 
 class HashModel(nn.Module):
@@ -49,10 +49,13 @@ class HashModel(nn.Module):
         code_bits: b.
     """
 
-    def __init__(self, towers: dict[str, Tower], code_bits: int) -> None:
+    def __init__(
+        self, towers: dict[str, Tower], code_bits: int, head: LogitsHead | None = None
+    ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         self.code_bits = code_bits
+        self._head = head
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -75,56 +78,83 @@ class HashModel(nn.Module):
     def encode(
         self, modality: str, prepared: Float[torch.Tensor, "B ..."]
     ) -> Float[torch.Tensor, "B b"]:
-        """Raw outputs u of prepared studies in one modality.
+        """Raw outputs u of prepared studies in one modality, as the losses read them.
 
         Raises:
             ModelError: The model has no tower for it.
         """
-        return cast("torch.Tensor", self.tower(modality)(prepared))
+        outputs = cast("torch.Tensor", self.tower(modality)(prepared))
+        return outputs if self._head is None else self._head.raw_outputs(outputs)
+
+    def relaxed_codes(
+        self, modality: str, prepared: Float[torch.Tensor, "B ..."]
+    ) -> Float[torch.Tensor, "B b"]:
+        """Relaxed codes v of prepared studies in one modality; their signs are the codes.
+
+        Raises:
+            ModelError: The model has no tower for it.
+        """
+        outputs = cast("torch.Tensor", self.tower(modality)(prepared))
+        return normalised(outputs if self._head is None else self._head.code_outputs(outputs))
 
 
 def check_towers(settings: ModelSettings) -> list[tuple[KeyPath, str]]:
     """Towers and options that do not exist, each with its key in the settings; empty if all do."""
-    problems: list[tuple[KeyPath, str]] = []
-    for modality, tower in sorted(settings.towers.items()):
-        kinds = {name: kind for name, kind in TOWERS.items() if kind.modality == modality}
-        if tower.name not in kinds:
-            message = (
-                f"the tower {tower.name!r} was asked for the modality {modality!r}; "
-                f"{did_you_mean(tower.name, sorted(kinds))}"
-            )
-            problems.append((("towers", modality, "name"), message))
-            continue
-        options = kinds[tower.name].Options
-        try:
-            options.model_validate(tower.options)
-        except ValidationError as error:
-            valid = ", ".join(sorted(options.model_fields)) or "none"
-            for each in error.errors():
-                place = ".".join(map(str, each["loc"])) or "options"
-                message = f"option {place} of tower {tower.name}: {each['msg']}; it takes: {valid}"
-                problems.append((("towers", modality, "options", *each["loc"]), message))
-    return problems
+    return [
+        (("towers", modality, *key), message)
+        for modality, tower in sorted(settings.towers.items())
+        for key, message in tower_problems(modality, tower)
+    ]
 
 
-def build_model(settings: ModelSettings, code_bits: int, seed: int) -> HashModel:
+def frozen_modalities(settings: ModelSettings) -> tuple[str, ...]:
+    """Modalities whose tower reads frozen features, sorted."""
+    return tuple(
+        modality
+        for modality, tower in sorted(settings.towers.items())
+        if issubclass(TOWERS.get(tower.name, Tower), FrozenTower)
+    )
+
+
+def build_model(
+    settings: ModelSettings,
+    code_bits: int,
+    seed: int,
+    *,
+    anchors: Anchors | None = None,
+    frozen: Mapping[str, FrozenFeatures] = MappingProxyType({}),
+) -> HashModel:
     """The model before its first round, the same on every machine for the same arguments.
 
+    Args:
+        settings: Towers and head.
+        code_bits: b.
+        seed: Of the first parameters.
+        anchors: The agreement's; a head of logits needs them.
+        frozen: Modality to the features of its frozen tower; without them a model can be trained
+            and its prepared studies encoded, but nothing prepared.
+
     Raises:
-        ModelError: A tower or an option is unknown, does not fit the modality, or `code_bits`
-            is no valid code length.
+        ModelError: A tower or an option is unknown, does not fit the modality, `code_bits` is no
+            valid code length, anchors are missing, or frozen features are not those asked for.
     """
     check_code_bits(code_bits)
     if problems := check_towers(settings):
         raise ModelError("\n".join(message for _, message in problems))
+    head = None
+    if settings.head == "logits":
+        if anchors is None or anchors.matrix.shape[1] != code_bits:
+            raise ModelError("a head of logits needs the anchors of the agreement; pass them")
+        head = LogitsHead(anchors, settings.temperature)
     towers = {}
     for modality, tower_settings in sorted(settings.towers.items()):
-        kind = TOWERS[tower_settings.name]
-        options = kind.Options.model_validate(tower_settings.options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "model", modality))
-            towers[modality] = kind(options, code_bits)
-    return HashModel(towers, code_bits)
+            tower = build_tower(modality, tower_settings, head.outputs if head else code_bits)
+        if isinstance(tower, FrozenTower) and modality in frozen:
+            tower.attach(frozen[modality])
+        towers[modality] = tower
+    return HashModel(towers, code_bits, head)
 
 
 @torch.no_grad()
@@ -141,7 +171,7 @@ def encode_studies(
     model.eval()
     model.tower(modality)
     blocks = [
-        normalised(model.encode(modality, block))
+        model.relaxed_codes(modality, block)
         for block in torch.split(prepared.inputs[modality], batch)
     ]
     return torch.cat(blocks).numpy()

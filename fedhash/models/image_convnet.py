@@ -5,7 +5,7 @@ from right and above from below. About 110,000 parameters at the defaults and 64
 
 Shape suffixes: N images, B batch, S pixels a side, b bits.
 
-    >>> tower = ImageConvnet(ImageConvnet.Options(width=16), code_bits=64)
+    >>> tower = ImageConvnet(ImageConvnet.Options(width=16), outputs=64)
     >>> outputs = tower(tower.prepare([image]))       # image: float32 [H, W] in 0..1
 """
 
@@ -47,14 +47,14 @@ class ImageConvnet(Tower):
     modality = "image"
     Options = ImageConvnetOptions
 
-    def __init__(self, options: ImageConvnetOptions, code_bits: int) -> None:
-        super().__init__(options, code_bits)
+    def __init__(self, options: ImageConvnetOptions, outputs: int) -> None:
+        super().__init__(options, outputs)
         self.size_px = options.image_size_px
         self.prepared_shape = (1, self.size_px, self.size_px)
         widths = (1, options.width, 2 * options.width, 4 * options.width, 4 * options.width)
         self.blocks = nn.Sequential(*(_block(before, after) for before, after in pairwise(widths)))
         self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], code_bits)
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], outputs)
         )
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N 1 S S"]:

@@ -8,7 +8,7 @@ overall contrast. `docs/benchmarks.md` compares the tower with a convnet that is
 
 Shape suffixes: N images, S pixels a side, B batch, F features, b bits.
 
-    >>> tower = ImageHog(ImageHog.Options(), code_bits=64)
+    >>> tower = ImageHog(ImageHog.Options(), outputs=64)
     >>> outputs = tower(tower.prepare([image]))       # image: float32 [H, W] in 0..1
 """
 
@@ -87,8 +87,8 @@ class ImageHog(Tower):
     modality = "image"
     Options = ImageHogOptions
 
-    def __init__(self, options: ImageHogOptions, code_bits: int) -> None:
-        super().__init__(options, code_bits)
+    def __init__(self, options: ImageHogOptions, outputs: int) -> None:
+        super().__init__(options, outputs)
         self.options = options
         self.prepared_shape = (options.features,)
         # No normalisation of the hidden layer: it cost a point of mAP over uneven sites.
@@ -97,7 +97,7 @@ class ImageHog(Tower):
             nn.Linear(options.features, options.hidden),
             nn.ReLU(),
             nn.Dropout(options.dropout),
-            nn.Linear(options.hidden, code_bits),
+            nn.Linear(options.hidden, outputs),
         )
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N F"]:

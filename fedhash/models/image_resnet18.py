@@ -4,7 +4,7 @@ For sites with many images and a large machine: 11 million parameters (45 MB an 
 
 Shape suffixes: N images, B batch, S pixels a side, C channels, H and W of a map, b bits.
 
-    >>> tower = ImageResnet18(ImageResnet18.Options(image_size_px=224), code_bits=64)
+    >>> tower = ImageResnet18(ImageResnet18.Options(image_size_px=224), outputs=64)
     >>> outputs = tower(tower.prepare([image]))       # image: float32 [H, W] in 0..1
 """
 
@@ -45,8 +45,8 @@ class ImageResnet18(Tower):
     modality = "image"
     Options = ImageResnet18Options
 
-    def __init__(self, options: ImageResnet18Options, code_bits: int) -> None:
-        super().__init__(options, code_bits)
+    def __init__(self, options: ImageResnet18Options, outputs: int) -> None:
+        super().__init__(options, outputs)
         self.size_px = options.image_size_px
         self.prepared_shape = (1, self.size_px, self.size_px)
         width = options.width
@@ -61,9 +61,7 @@ class ImageResnet18(Tower):
             stages += [_ResidualBlock(before, after), _ResidualBlock(after, after)]
             before = after
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, code_bits)
-        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, outputs))
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N 1 S S"]:
         """See :meth:`Tower.prepare`."""

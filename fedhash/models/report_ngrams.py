@@ -5,7 +5,7 @@ Hashing needs no vocabulary, so sites share none (arXiv 0902.2206). Word pairs c
 
 Shape suffixes: N reports, B batch, F features, b bits.
 
-    >>> tower = ReportNgrams(ReportNgrams.Options(), code_bits=64)
+    >>> tower = ReportNgrams(ReportNgrams.Options(), outputs=64)
     >>> outputs = tower(tower.prepare(["No pleural effusion."]))
 """
 
@@ -48,8 +48,8 @@ class ReportNgrams(Tower):
     modality = "report"
     Options = ReportNgramsOptions
 
-    def __init__(self, options: ReportNgramsOptions, code_bits: int) -> None:
-        super().__init__(options, code_bits)
+    def __init__(self, options: ReportNgramsOptions, outputs: int) -> None:
+        super().__init__(options, outputs)
         self.vectorizers = (
             HashingVectorizer(
                 n_features=options.word_features, ngram_range=(1, 2), dtype=np.float32
@@ -62,7 +62,7 @@ class ReportNgrams(Tower):
             ),
         )
         self.prepared_shape = (options.word_features + options.character_features,)
-        self.body = perceptron(self.prepared_shape[0], options.hidden, code_bits)
+        self.body = perceptron(self.prepared_shape[0], options.hidden, outputs)
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N F"]:
         """See :meth:`Tower.prepare`; an empty report gives zeros."""

@@ -8,6 +8,8 @@ tower's own settings and names the valid ones in its error.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from fedhash.configuration import Settings
@@ -23,6 +25,15 @@ class TowerSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The hash model: one tower a modality."""
+    """The hash model: one tower a modality.
+
+    Attributes:
+        towers: Modality to tower.
+        head: sign: a tower ends in b outputs, whose signs are the code; logits: it ends in one
+            output a finding, and a published map makes the b bits (`fedhash.models.logits_head`).
+        temperature: Of that map; a small one makes the codes of doubtful studies surer.
+    """
 
     towers: dict[str, TowerSettings] = Field(min_length=1)
+    head: Literal["sign", "logits"] = "sign"
+    temperature: float = Field(default=0.5, ge=0.01, le=100)

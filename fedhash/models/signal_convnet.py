@@ -5,7 +5,7 @@ millivolts and raw counts of a converter all do. Amplitude relations between cha
 
 Shape suffixes: N signals, B batch, C channels, T samples, b bits.
 
-    >>> tower = SignalConvnet(SignalConvnet.Options(channels=12, samples=1000), code_bits=64)
+    >>> tower = SignalConvnet(SignalConvnet.Options(channels=12, samples=1000), outputs=64)
     >>> outputs = tower(tower.prepare([ecg]))         # ecg: float32 [12, 1000]
 """
 
@@ -51,8 +51,8 @@ class SignalConvnet(Tower):
     modality = "signal"
     Options = SignalConvnetOptions
 
-    def __init__(self, options: SignalConvnetOptions, code_bits: int) -> None:
-        super().__init__(options, code_bits)
+    def __init__(self, options: SignalConvnetOptions, outputs: int) -> None:
+        super().__init__(options, outputs)
         self.prepared_shape = (options.channels, options.samples)
         widths = (
             options.channels,
@@ -62,7 +62,7 @@ class SignalConvnet(Tower):
             4 * options.width,
         )
         self.blocks = nn.Sequential(*(_block(before, after) for before, after in pairwise(widths)))
-        self.head = nn.Linear(2 * widths[-1], code_bits)
+        self.head = nn.Linear(2 * widths[-1], outputs)
 
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N C T"]:
         """See :meth:`Tower.prepare`."""

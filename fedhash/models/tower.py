@@ -1,6 +1,7 @@
 """A tower: one modality's way from content to b raw outputs. A new one is one registered class.
 
-Shape suffixes: N contents, B batch, b bits; `...` is the tower's `prepared_shape`.
+Shape suffixes: N contents, B batch, b outputs (the bits, or the findings of a model with a logits
+head), F features; `...` is the tower's `prepared_shape`.
 
 1. `prepare` is fixed and free of parameters: callers run it once a study and keep its result.
 2. `forward` treats every row by itself (GroupNorm or LayerNorm, never BatchNorm): statistics of a
@@ -35,13 +36,14 @@ TOWERS: dict[str, type[Tower]] = {}
 
 
 class Tower(nn.Module, ABC):
-    """Base of all towers; a subclass is built as `Subclass(options, code_bits)`.
+    """Base of all towers; a subclass is built as `Subclass(options, outputs)`.
 
     Attributes:
         name: The name in round settings, unique.
         modality: The modality that it reads.
         Options: Its settings; `TowerSettings.options` overrides their defaults.
         prepared_shape: Shape of one prepared study.
+        outputs: Length of an output.
     """
 
     name: ClassVar[str]
@@ -50,8 +52,9 @@ class Tower(nn.Module, ABC):
     prepared_shape: tuple[int, ...]
 
     @abstractmethod
-    def __init__(self, options: Settings, code_bits: int) -> None:
+    def __init__(self, options: Settings, outputs: int) -> None:
         super().__init__()
+        self.outputs = outputs
 
     @abstractmethod
     def prepare(self, contents: Sequence[np.ndarray | str]) -> Float32[torch.Tensor, "N ..."]:
@@ -64,6 +67,18 @@ class Tower(nn.Module, ABC):
     @abstractmethod
     def forward(self, prepared: Float[torch.Tensor, "B ..."]) -> Float[torch.Tensor, "B b"]:
         """Raw outputs u of prepared studies."""
+
+    @torch.no_grad()
+    def features(self, prepared: Float[torch.Tensor, "B ..."]) -> Float[torch.Tensor, "B F"]:
+        """What the tower's last linear layer reads."""
+        last = [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
+        seen: list[torch.Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self(prepared)
+        finally:
+            hook.remove()
+        return seen[-1]
 
 
 def register_tower(tower: type[Tower]) -> type[Tower]:

@@ -3,13 +3,15 @@
     release/
       model.safetensors     the parameters by name
       manifest.json         agreement, model settings, margins, metrics, digests, parent, release_id
+      frozen-image.safetensors    what the frozen tower of a modality reads, where there is one
 
 1. The release id is the SHA-256 of the manifest without it, and the manifest holds the SHA-256 of
    the model: one id stands for every byte. It proves integrity, not origin: whoever can write the
    folder can write another, valid release with another id.
 2. `load_release` verifies everything: both hashes, the canonical form of the manifest, that anchors
    and layout built here have the digests that the release was trained with, that margins keep the
-   agreement's range, and that parameters are finite.
+   agreement's range, that parameters are finite, and that frozen features are those that the model
+   settings name by their SHA-256.
 3. A release never changes. It is written beside and renamed; saving the same one again is allowed.
 
 Shape suffixes: K findings, d parameters.
@@ -28,6 +30,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,7 +45,8 @@ from fedhash.durability import sync_folder
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
-from fedhash.models.hash_model import HashModel, build_model
+from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings
 
@@ -90,6 +94,7 @@ class Release:
         metrics: Name to value, as measured when it was released.
         parent: The release that training started from, if any.
         run_id: The run that made it.
+        frozen: Modality to the features of its frozen tower.
     """
 
     release_id: str
@@ -100,10 +105,11 @@ class Release:
     metrics: Mapping[str, float]
     parent: str | None
     run_id: str
+    frozen: Mapping[str, FrozenFeatures]
 
     def build_model(self) -> HashModel:
         """A new model with the released parameters, ready to encode."""
-        model = _new_model(self.model_settings, self.agreement)
+        model = _new_model(self.model_settings, self.agreement, self.frozen)
         Layout.of(model).load(model, self.vector)
         return model.eval()
 
@@ -133,6 +139,7 @@ def save_release(
     metrics: Mapping[str, float],
     run_id: str,
     parent: str | None = None,
+    frozen: Mapping[str, FrozenFeatures] = MappingProxyType({}),
 ) -> Release:
     """Write a release and read it back.
 
@@ -145,12 +152,13 @@ def save_release(
         metrics: Name to value, finite.
         run_id: The run that made the model.
         parent: The id of the release that training started from.
+        frozen: Modality to the features of its frozen tower.
 
     Raises:
         ReleaseError: The parts do not fit each other, or the folder holds something else.
         ModelError: The model cannot be built, or the vector does not fit it.
     """
-    layout = Layout.of(_new_model(model_settings, agreement))
+    layout = Layout.of(_new_model(model_settings, agreement, frozen))
     tensors = {
         entry.name: tensor.numpy()
         for entry, tensor in zip(layout.entries, layout.split(vector), strict=True)
@@ -175,8 +183,11 @@ def save_release(
         if load_release(folder).release_id == manifest.release_id():
             return load_release(folder)
         raise ReleaseError(f"{folder} holds another release; releases never change: name another")
-    _release_of(manifest, model_bytes, folder)  # what could not be loaded is not written
-    _write_folder(folder, {_MODEL_FILE: model_bytes, _MANIFEST_FILE: manifest.to_bytes()})
+    frozen_bytes = {_frozen_file(name): each.to_bytes() for name, each in frozen.items()}
+    # what could not be loaded is not written
+    _release_of(manifest, model_bytes, frozen_bytes, folder)
+    files = {_MODEL_FILE: model_bytes, _MANIFEST_FILE: manifest.to_bytes()}
+    _write_folder(folder, files | frozen_bytes)
     return load_release(folder)
 
 
@@ -208,10 +219,22 @@ def load_release(folder: Path) -> Release:
         raise _altered(folder / _MANIFEST_FILE, "it is not in its canonical form")
     if hashlib.sha256(model_bytes).hexdigest() != manifest.model_digest:
         raise _altered(folder / _MODEL_FILE, "its SHA-256 is not the manifest's")
-    return _release_of(manifest, model_bytes, folder)
+    frozen_bytes = {}
+    for modality in frozen_modalities(manifest.model):
+        path = folder / _frozen_file(modality)
+        try:
+            frozen_bytes[path.name] = path.read_bytes()
+        except OSError as error:
+            raise ReleaseError(
+                f"{folder} is no complete release ({error}); its frozen tower for {modality!r} "
+                f"reads {path.name}: copy it again"
+            ) from error
+    return _release_of(manifest, model_bytes, frozen_bytes, folder)
 
 
-def _release_of(manifest: _Manifest, model_bytes: bytes, folder: Path) -> Release:
+def _release_of(
+    manifest: _Manifest, model_bytes: bytes, frozen_bytes: Mapping[str, bytes], folder: Path
+) -> Release:
     """The release, if its parts fit each other and this version of fedhash."""
     findings = len(manifest.agreement.findings)
     if not len(manifest.margins) == len(manifest.weights) == findings:
@@ -226,7 +249,13 @@ def _release_of(manifest: _Manifest, model_bytes: bytes, folder: Path) -> Releas
             f"agreement allows {low} to {high}"
         )
     try:
-        layout = Layout.of(_new_model(manifest.model, manifest.agreement))
+        frozen = {
+            modality: FrozenFeatures.from_bytes(
+                frozen_bytes.get(_frozen_file(modality), b""), str(folder / _frozen_file(modality))
+            )
+            for modality in frozen_modalities(manifest.model)
+        }
+        layout = Layout.of(_new_model(manifest.model, manifest.agreement, frozen))
         anchors_digest = Anchors.build(manifest.agreement).digest()
         tensors = load(model_bytes)
     except (ModelError, SafetensorError) as error:
@@ -258,11 +287,20 @@ def _release_of(manifest: _Manifest, model_bytes: bytes, folder: Path) -> Releas
         manifest.metrics,
         manifest.parent,
         manifest.run_id,
+        frozen,
     )
 
 
-def _new_model(settings: ModelSettings, agreement: Agreement) -> HashModel:
-    return build_model(settings, agreement.code_bits, seed=0)  # the parameters are replaced
+def _new_model(
+    settings: ModelSettings, agreement: Agreement, frozen: Mapping[str, FrozenFeatures]
+) -> HashModel:
+    return build_model(  # the parameters are replaced
+        settings, agreement.code_bits, seed=0, anchors=Anchors.build(agreement), frozen=frozen
+    )
+
+
+def _frozen_file(modality: str) -> str:
+    return f"frozen-{modality}.safetensors"
 
 
 def _canonical(content: Mapping[str, object]) -> bytes:

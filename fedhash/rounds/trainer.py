@@ -87,7 +87,9 @@ class SiteTrainer:
         self._largest_statistic = agreement.secure_aggregation.largest_statistic
         self._anchors = Anchors.build(agreement)
         # any seed: each round starts from the model that the request brings
-        self._model = build_model(model_settings, agreement.code_bits, seed=0)
+        self._model = build_model(
+            model_settings, agreement.code_bits, seed=0, anchors=self._anchors
+        )
         self._layout = Layout.of(self._model)
         self.layout_digest = self._layout.digest()
         self.model_size = self._layout.size

@@ -88,7 +88,9 @@ def check(
             "margin range": f"{terms.margin_range[0]} to {terms.margin_range[1]}",
         }
         if round_file is not None:
-            layout = Layout.of(build_model(settings.model, terms.code_bits, seed=0))
+            layout = Layout.of(
+                build_model(settings.model, terms.code_bits, seed=0, anchors=anchors)
+            )
             facts |= {
                 "towers": ", ".join(
                     f"{modality}: {tower.name}" for modality, tower in settings.model.towers.items()

@@ -22,6 +22,7 @@ import fedhash
 from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, Problem, StorageError
+from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.checkpoint import Checkpoints
@@ -88,7 +89,8 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
         StorageError: The folder cannot be written.
     """
     terms, settings, roster = _read_run(agreement, rounds, run)
-    model = build_model(settings.model, terms.code_bits, roster.seed)  # or fails, here and early
+    anchors = Anchors.build(terms)
+    model = build_model(settings.model, terms.code_bits, roster.seed, anchors=anchors)  # or fails
     try:
         _check_folder(folder)
         sources = {_AGREEMENT: agreement, _ROUND: rounds, _RUN: run}
@@ -172,7 +174,9 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
         ProtocolError: Three rounds in a row failed.
     """
     agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
-    model = build_model(settings.model, agreement.code_bits, run.seed)
+    model = build_model(
+        settings.model, agreement.code_bits, run.seed, anchors=Anchors.build(agreement)
+    )
     layout = Layout.of(model)
     plan = _plan(agreement, settings, run, layout)
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")

@@ -26,7 +26,7 @@ from fedhash.errors import CheckpointError, DataError
 from fedhash.evaluation.direction import MetricRow, evaluate_direction
 from fedhash.learning.local_training import planned_steps
 from fedhash.learning.settings import LearningSettings
-from fedhash.models.hash_model import HashModel, build_model, encode_studies
+from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy import epsilon
@@ -54,7 +54,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 
     Args:
         run: A run folder whose configuration and consortium of `seed` are written.
-        method: local, federated or central.
+        method: local, federated, central or public.
         seed: One of the study's seeds.
         show: Is told after each round.
 
@@ -138,12 +138,15 @@ def federations_of(
     Raises:
         DataError: A site would take more local steps than the agreement allows.
     """
-    settings = study.round_of[method]
+    settings = consortium.with_frozen(study.round_of[method])
     sites = consortium.sites
     if method == "federated":
         holdings = [("consortium", {site: consortium.training(site) for site in sites})]
     elif method == "central":
         holdings = [("central", {"central": consortium.training(*sites)})]
+    elif method == "public":  # there is nobody to protect
+        holdings = [("public", {"public": consortium.public()})]
+        settings = settings.model_copy(update={"privacy": NoPrivacySettings()})
     else:
         holdings = [(site, {site: consortium.training(site)}) for site in sites]
     agreement = study.agreement
@@ -156,7 +159,15 @@ def federations_of(
     for _, holding in holdings:
         _check_work(holding, settings.learning, agreement.largest_local_steps)
     return [
-        Federation(model_of, f"{method}-seed-{seed}", agreement, settings, studies, seed)
+        Federation(
+            model_of,
+            f"{method}-seed-{seed}",
+            agreement,
+            settings,
+            studies,
+            seed,
+            consortium.frozen,
+        )
         for model_of, studies in holdings
     ]
 
@@ -184,7 +195,7 @@ class _Evaluator:
         self._study = study
         self._consortium = consortium
         self._folder = folder
-        self._model = build_model(study.round.model, study.agreement.code_bits, seed)
+        self._model = study.build_model(seed)
 
     def after_round(self, number: int, rounds_total: int, model: np.ndarray) -> None:
         every = self._study.settings.evaluation.every_rounds

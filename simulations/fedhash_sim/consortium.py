@@ -26,10 +26,13 @@ from fedhash.configuration import did_you_mean
 from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
 from fedhash.errors import CheckpointError, DataError
-from fedhash.models.hash_model import build_model
+from fedhash.models.anchors import Anchors
+from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.hash_model import build_model, frozen_modalities
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.randomness import stream_seed
-from fedhash.rounds.settings import check_roster
+from fedhash.rounds.settings import RoundSettings, check_roster
+from fedhash_sim.frozen import freeze_towers, frozen_file, with_digests
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
 from fedhash_sim.partitions import partition_patients
 from fedhash_sim.run_folder import explained
@@ -38,6 +41,7 @@ from fedhash_sim.sources import Pool, load_pool
 
 __all__ = ["Consortium", "Roles", "assign_roles", "build_consortium", "write_partition"]
 
+_PUBLIC = "public"  # the site that the public patients are
 _ABOUT = "consortium.json"  # written last: where it is, the rest is whole
 
 
@@ -49,12 +53,14 @@ class Roles:
         training: Site to the studies it trains on.
         database: Site to the studies it can be searched for.
         queries: Studies that ask.
+        public: Studies of the public patients.
         notes: Sites that the splits left without training patients or without a database.
     """
 
     training: Mapping[str, tuple[str, ...]]
     database: Mapping[str, tuple[str, ...]]
     queries: tuple[str, ...]
+    public: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -67,12 +73,14 @@ class Consortium:
         prepared: Every study of the pool.
         problems: Rows of the source that could not be used.
         without_consent: Studies left out for want of consent.
+        frozen: Modality to what its frozen tower reads.
     """
 
     roles: Roles
     prepared: PreparedStudies
     problems: tuple[str, ...]
     without_consent: int
+    frozen: Mapping[str, FrozenFeatures]
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -90,6 +98,14 @@ class Consortium:
     def queries(self) -> PreparedStudies:
         """The studies that ask."""
         return self._of(self.roles.queries)
+
+    def public(self) -> PreparedStudies:
+        """The studies of the public patients."""
+        return self._of(self.roles.public)
+
+    def with_frozen(self, settings: RoundSettings) -> RoundSettings:
+        """A round whose frozen towers name the features that were made here."""
+        return with_digests(settings, self.frozen)
 
     def _of(self, study_ids: Sequence[str]) -> PreparedStudies:
         row_of = {study_id: row for row, study_id in enumerate(self.prepared.study_ids)}
@@ -110,11 +126,16 @@ class Consortium:
                     {site: tuple(ids) for site, ids in roles["training"].items()},
                     {site: tuple(ids) for site, ids in roles["database"].items()},
                     tuple(roles["queries"]),
+                    tuple(roles["public"]),
                     tuple(roles["notes"]),
                 ),
                 PreparedStudies.load(folder / about["prepared"]),
                 tuple(about["problems"]),
                 int(about["without_consent"]),
+                {
+                    modality: FrozenFeatures.load(folder / frozen_file(modality))
+                    for modality in about["frozen"]
+                },
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
@@ -136,7 +157,10 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
         ModelError: The model's settings are wrong.
         CheckpointError: The data has changed since another seed was prepared.
     """
-    shared = folder if isinstance(study.settings.data, PhantomSource) else folder.parent
+    of_the_seed = isinstance(study.settings.data, PhantomSource) or frozen_modalities(
+        study.round.model
+    )
+    shared = folder if of_the_seed else folder.parent
     prepared = shared / "prepared.safetensors"
     if (folder / _ABOUT).is_file() and prepared.is_file():
         return Consortium.load(folder)
@@ -145,17 +169,22 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     roles = assign_roles(study, pool, seed)
     if pool.files and not (shared / INPUT_FILES).is_file():  # stamped before the last reading
         write_stamps(shared / INPUT_FILES, pool.files)
+    is_public = set(roles.public)
+    public = [each for each in pool.studies if each.study_id in is_public]
+    frozen = freeze_towers(study, public, seed, folder)
     consortium = Consortium(
         roles,
-        _prepared(study, pool, prepared),
+        _prepared(study, pool, frozen, prepared),
         pool.problems,
         pool.without_consent,
+        frozen,
     )
     about = {
         "roles": asdict(roles),
         "prepared": prepared.name if shared == folder else f"../{prepared.name}",
         "problems": pool.problems,
         "without_consent": pool.without_consent,
+        "frozen": list(frozen),
     }
     unfinished = folder / f"{_ABOUT}.tmp"
     unfinished.write_text(json.dumps(about), encoding="utf-8")
@@ -163,7 +192,9 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     return consortium
 
 
-def _prepared(study: ResolvedStudy, pool: Pool, path: Path) -> PreparedStudies:
+def _prepared(
+    study: ResolvedStudy, pool: Pool, frozen: Mapping[str, FrozenFeatures], path: Path
+) -> PreparedStudies:
     """All studies of the pool, from `path` where another seed prepared the same ones."""
     if path.is_file():
         prepared = PreparedStudies.load(path)
@@ -173,7 +204,13 @@ def _prepared(study: ResolvedStudy, pool: Pool, path: Path) -> PreparedStudies:
                 "--replace to start anew"
             )
         return prepared
-    model = build_model(study.round.model, study.agreement.code_bits, seed=0)
+    model = build_model(
+        with_digests(study.round, frozen).model,
+        study.agreement.code_bits,
+        seed=0,
+        anchors=Anchors.build(study.agreement),
+        frozen=frozen,
+    )
     prepared = prepare_studies(model, pool.studies, study.agreement.findings)
     with explained(path):
         prepared.save(path)
@@ -218,16 +255,24 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
                 f"the split {split!r} is empty; the data has {_sizes(splits)}. "
                 "Change 'splits' or 'evaluation.queries' in the study"
             )
-    sites = partition_patients(splits["train"], settings.partition, seed)
+    public, dealt = _public_and_dealt(study, splits["train"], seed)
+    sites = dict(partition_patients(dealt, settings.partition, seed))
+    takes_part = settings.public is not None and settings.public.takes_part
+    if takes_part and _PUBLIC in sites:
+        raise DataError(f"a site is named {_PUBLIC!r}, as the public patients' own; rename it")
     federated = study.round_of.get("federated")
-    fault = None if federated is None else check_roster(federated, study.agreement, len(sites))
+    fault = (
+        None
+        if federated is None
+        else check_roster(federated, study.agreement, len(sites) + takes_part)
+    )
     if fault is not None:
         raise DataError(f"the partition: {fault}")
     held_out = settings.evaluation.held_out_database
     training, database = {}, {}
     notes = []
     if settings.partition.scheme == "natural":
-        notes += _without_training(pool.studies, splits["train"])
+        notes += _without_training(pool.studies, dealt)
     for site, studies in sites.items():
         parts: Mapping[str, Sequence[Study]] = {"train": studies, "database": studies}
         if held_out:
@@ -247,7 +292,29 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
         if not parts["database"]:
             notes.append(f"site {site!r} keeps no study for the database: nothing is found there")
     queries = tuple(each.study_id for each in splits[settings.evaluation.queries])
-    return Roles(training, database, queries, tuple(notes))
+    public_ids = tuple(each.study_id for each in public)
+    if takes_part:  # it is nobody's archive
+        training[_PUBLIC], database[_PUBLIC] = public_ids, ()
+    return Roles(training, database, queries, public_ids, tuple(notes))
+
+
+def _public_and_dealt(
+    study: ResolvedStudy, training: Sequence[Study], seed: int
+) -> tuple[Sequence[Study], Sequence[Study]]:
+    settings = study.settings.public
+    if settings is None:
+        return (), training
+    parts = split_patients(
+        training,
+        {"public": settings.share, "dealt": 1 - settings.share},
+        stream_seed(seed, "public patients"),
+    )
+    if not parts["public"] or not parts["dealt"]:
+        raise DataError(
+            f"of {len(training)} training studies {len(parts['public'])} are public; change "
+            "public.share so that some are and some are not"
+        )
+    return parts["public"], parts["dealt"]
 
 
 def _without_training(studies: Sequence[Study], training: Sequence[Study]) -> list[str]:

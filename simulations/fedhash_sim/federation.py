@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,9 @@ import numpy as np
 from fedhash.agreement import Agreement
 from fedhash.audit_log import read_audit_log
 from fedhash.learning.loss import Margins
-from fedhash.models.hash_model import build_model
+from fedhash.models.anchors import Anchors
+from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy import PrivacyEvent, read_ledger
@@ -68,6 +70,7 @@ class Federation:
         settings: The round file.
         studies: Site to the studies that it trains on.
         seed: Of the first model and of the sites' batches.
+        frozen: Modality to what its frozen tower reads.
     """
 
     model_of: str
@@ -76,6 +79,17 @@ class Federation:
     settings: RoundSettings
     studies: Mapping[str, PreparedStudies]
     seed: int
+    frozen: Mapping[str, FrozenFeatures] = field(default_factory=dict)
+
+    def first_model(self) -> HashModel:
+        """The model before the first round."""
+        return build_model(
+            self.settings.model,
+            self.agreement.code_bits,
+            self.seed,
+            anchors=Anchors.build(self.agreement),
+            frozen=self.frozen,
+        )
 
     def plan(self, layout: Layout) -> RunPlan:
         """The run's plan for a model of this layout."""
@@ -89,7 +103,7 @@ class Federation:
 
     def alone(self, name: str) -> Federation:
         """The same with the studies of one site only: what that site's process is given."""
-        return replace(self, studies={name: self.studies[name]})
+        return replace(self, studies={name: self.studies[name]}, frozen={})
 
     def site(
         self, name: str, state_folder: Path, trainer_type: type[SiteTrainer] = SiteTrainer
@@ -173,6 +187,7 @@ class Outcome:
             margins=self.margins,
             metrics=metrics,
             run_id=self.federation.run_id,
+            frozen=self.federation.frozen,
         )
 
 
@@ -193,7 +208,7 @@ def train_federation(
         LedgerError: A site's ledger was altered.
         AuditError: The margin schedule's log was altered.
     """
-    model = build_model(federation.settings.model, federation.agreement.code_bits, federation.seed)
+    model = federation.first_model()
     layout = Layout.of(model)
     plan = federation.plan(layout)
     checkpoints = Checkpoints(folder / "checkpoints")

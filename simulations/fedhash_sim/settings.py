@@ -22,6 +22,9 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import Settings, gathered, problem_at, read_settings
 from fedhash.data.phantom import PhantomSettings
 from fedhash.errors import ConfigurationError, Problem
+from fedhash.models.anchors import Anchors
+from fedhash.models.frozen_features import FeatureLayer
+from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "ManifestSource",
     "Partition",
     "PhantomSource",
+    "PublicPatients",
     "RecipeSource",
     "ResolvedStudy",
     "SplitFractions",
@@ -37,7 +41,7 @@ __all__ = [
     "read_study",
 ]
 
-Method = Literal["local", "federated", "central"]
+Method = Literal["local", "federated", "central", "public"]
 
 
 class PhantomSource(PhantomSettings):
@@ -116,6 +120,26 @@ class SplitFractions(Settings):
         return test
 
 
+class PublicPatients(Settings):
+    """Training patients whose data anyone may know: what is fitted to them leaks nothing.
+
+    They are drawn by the seed before the others are dealt to sites. What the towers named
+    frozen_... read is made of them, with the method `public` training on them alone.
+
+    Attributes:
+        share: Of the training patients.
+        takes_part: Whether they are a site of the federation as well, named `public`.
+        round: A round file whose towers the frozen ones are made of; null without frozen towers.
+        layer: prepared: the fixed front end of those towers; last: what their last layer reads,
+            after that round file has trained them on the public patients.
+    """
+
+    share: float = Field(gt=0, lt=1)
+    takes_part: bool = True
+    round: Path | None = None
+    layer: FeatureLayer = "prepared"
+
+
 class Direction(Settings):
     """Queries of one modality against codes of another."""
 
@@ -152,6 +176,7 @@ class StudySettings(Settings):
     round: Path
     data: Annotated[PhantomSource | RecipeSource | ManifestSource, Field(discriminator="kind")]
     partition: Partition = Partition()
+    public: PublicPatients | None = None
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
@@ -187,12 +212,19 @@ class ResolvedStudy:
         agreement: The agreement file.
         round: The round file.
         round_of: The round file as each method runs it (`method_settings`).
+        public_round: The round file of the public patients.
     """
 
     settings: StudySettings
     agreement: Agreement
     round: RoundSettings
     round_of: Mapping[str, RoundSettings]
+    public_round: RoundSettings | None = None
+
+    def build_model(self, seed: int) -> HashModel:
+        """The study's model before its first round, without what frozen towers read."""
+        anchors = Anchors.build(self.agreement)
+        return build_model(self.round.model, self.agreement.code_bits, seed, anchors=anchors)
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -280,6 +312,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
                     own,
                 )
             )
+    public_round, public_problems = _public_round(path, settings, base, agreement, own)
+    problems += public_problems
     sites = settings.partition.sites  # of a natural partition the data tells, later
     if sites is not None and "federated" in round_of:
         fault = check_roster(round_of["federated"], agreement, sites)
@@ -288,4 +322,41 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             problems.append(problem_at(path, ("partition", "sites"), message, own))
     if problems:
         raise ConfigurationError(problems)
-    return ResolvedStudy(settings, agreement, base, round_of)
+    return ResolvedStudy(settings, agreement, base, round_of, public_round)
+
+
+def _public_round(
+    path: Path,
+    settings: StudySettings,
+    base: RoundSettings,
+    agreement: Agreement,
+    overrides: Sequence[str],
+) -> tuple[RoundSettings | None, list[Problem]]:
+    """The round file of the public patients, and what is wrong with it or missing."""
+    frozen = frozen_modalities(base.model)
+    needs = [f"the frozen tower of {modality!r}" for modality in frozen]
+    needs += ["the method public"] if "public" in settings.methods else []
+    if settings.public is None:
+        message = f"{' and '.join(needs)} need public patients; add public: {{share: 0.2, ...}}"
+        return None, [problem_at(path, ("methods",), message, overrides)] if needs else []
+    if settings.public.round is None:
+        message = (
+            f"{', '.join(needs[: len(frozen)])} is made of a tower that public.round names; "
+            "add public.round"
+        )
+        return None, [problem_at(path, ("public",), message, overrides)] if frozen else []
+    problems: list[Problem] = []
+    with gathered(problems):
+        public_round = read_settings(settings.public.round, RoundSettings)
+        towers = public_round.model.towers
+        for modality in frozen:
+            if modality not in towers or modality in frozen_modalities(public_round.model):
+                message = (
+                    f"public.round has no tower for {modality!r} of which a frozen one could be "
+                    "made; add one under its model.towers"
+                )
+                problems.append(problem_at(path, ("public", "round"), message, overrides))
+        for key, message in check_round(public_round, agreement):
+            problems.append(problem_at(settings.public.round, key, message, []))
+        return public_round, problems
+    return None, problems

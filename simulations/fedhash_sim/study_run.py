@@ -24,7 +24,6 @@ from rich.console import Console
 
 from fedhash import __version__
 from fedhash.errors import FedhashError, ProtocolError
-from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash_sim.cells import cell_name, run_cell
 from fedhash_sim.consortium import (
@@ -137,11 +136,12 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
                     "seed": seed,
                     "training studies": {site: len(ids) for site, ids in roles.training.items()},
                     "database studies": {site: len(ids) for site, ids in roles.database.items()},
+                    "public studies": len(roles.public),
                     "queries": len(roles.queries),
                     "notes": list(roles.notes),
                 }
             )
-    model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
+    model = study.build_model(settings.seeds[0])
     return {
         "study": settings.name,
         "methods": list(settings.methods),
@@ -159,7 +159,7 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
     """What the report and `run.json` say of a study."""
     settings = study.settings
     first = consortia[settings.seeds[0]]
-    model = build_model(study.round.model, study.agreement.code_bits, settings.seeds[0])
+    model = study.build_model(settings.seeds[0])
     patients = {p for site in first.sites for p in first.training(site).patient_ids}
     held_out = settings.evaluation.held_out_database
     federated = study.round_of.get("federated")  # the one method with anything to hide
@@ -169,6 +169,7 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "training studies": len(first.training(*first.sites)),
         "database studies": len(first.database(*first.sites)),
         "queries": len(first.queries()),
+        "public studies": len(first.roles.public),
         "findings": len(study.agreement.findings),
         "code bits": study.agreement.code_bits,
         "model parameters": Layout.of(model).size,

@@ -17,6 +17,7 @@ from fedhash_sim.settings import (
     EvaluationSettings,
     ManifestSource,
     Partition,
+    PublicPatients,
     ResolvedStudy,
     SplitFractions,
     StudySettings,
@@ -172,3 +173,40 @@ def test_a_direction_without_a_query_is_refused_before_any_training() -> None:
     message = r"report -> report cannot be evaluated: no query study has 'report'"
     with pytest.raises(DataError, match=message):
         assign_roles(study_with(splits="published"), Pool((*training, asking)), seed=0)
+
+
+def with_public(share: float = 0.3, **changes: object) -> ResolvedStudy:
+    return study_with(
+        public=PublicPatients(share=share, **changes), splits=SplitFractions(val=0.1, test=0.2)
+    )
+
+
+def test_public_patients_are_nobody_elses_and_a_site_of_their_own() -> None:
+    roles = assign_roles(with_public(), pool_of(100), seed=1)
+    assert sorted(roles.training) == ["public", "site-00", "site-01", "site-02"]
+    assert roles.training["public"] == roles.public
+    assert roles.database["public"] == ()
+    public = {each.split("-")[1] for each in roles.public}
+    assert 12 <= len(public) <= 30  # of about 70 training patients
+    others = [each for site, ids in roles.training.items() if site != "public" for each in ids]
+    for elsewhere in (others, roles.queries, *roles.database.values()):
+        assert public.isdisjoint(each.split("-")[1] for each in elsewhere)
+    alone = assign_roles(with_public(takes_part=False), pool_of(100), seed=1)
+    assert sorted(alone.training) == ["site-00", "site-01", "site-02"]
+    assert alone.public == roles.public
+    assert all(alone.training[site] == roles.training[site] for site in alone.training)
+
+
+def test_a_share_that_leaves_nobody_is_refused() -> None:
+    with pytest.raises(DataError, match="change public\\.share"):
+        assign_roles(with_public(share=1e-9), pool_of(20), seed=1)
+
+
+def test_a_site_named_as_the_public_patients_is_refused() -> None:
+    study = study_with(
+        public=PublicPatients(share=0.5),
+        partition=Partition(),
+        splits=SplitFractions(val=0.1, test=0.2),
+    )
+    with pytest.raises(DataError, match="a site is named 'public'"):
+        assign_roles(study, pool_of(60, site="public"), seed=1)

@@ -1,0 +1,140 @@
+"""Studies with public patients: what is made of them, and that a run of it can be searched."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from sim_command import phantom_manifest, run, run_all
+
+from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.settings import TowerSettings
+from fedhash.models.towers import build_tower
+from fedhash.registry.release import load_release
+from fedhash_sim.results import read_results
+
+FROZEN_ROUND = """
+model:
+  towers:
+    report: {name: frozen_report, options: {dimensions: 8}}
+  head: logits
+loss: {name: logistic}
+learning: {local_steps: 2, learning_rate: 0.01}
+rounds: 2
+weighting: uniform
+"""
+
+
+@pytest.fixture
+def frozen_study(study_file: Path) -> Path:
+    (study_file.parent / "frozen.yaml").write_text(FROZEN_ROUND)
+    text = study_file.read_text().replace("round: round.yaml", "round: frozen.yaml")
+    public = "public: {share: 0.4, round: round.yaml}\nmethods: [federated, public]\n"
+    study_file.write_text(text.replace("seeds: [0, 1]", "seeds: [0]") + public)
+    return study_file
+
+
+@pytest.mark.parametrize("layer", ["prepared", "last"])
+def test_frozen_towers_are_made_of_the_public_patients(
+    frozen_study: Path, tmp_path: Path, layer: str
+) -> None:
+    out = tmp_path / "run"
+    run_all(frozen_study, out, "--set", f"public.layer={layer}")
+    results = read_results(out)
+    assert set(results["method"]) == {"federated", "public"}
+    frozen = FrozenFeatures.load(out / "data" / "seed-0" / "frozen-report.safetensors")
+    assert (frozen.layer, frozen.dimensions) == (layer, 8)
+    (release,) = [
+        load_release(path.parent) for path in out.rglob("manifest.json") if "federated" in str(path)
+    ]
+    assert release.model_settings.towers["report"].options["sha256"] == frozen.sha256
+    found = json.loads(run("search", out, "--report", "Large pleural effusion.", "--json"))
+    assert found["sites_asked"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("public=null", "need public patients"),
+        ("public.round=null", "add public.round"),
+        ("public.share=1.5", "public.share"),
+        ("public.round=frozen.yaml", "public.round has no tower for 'report'"),
+        ("round.model.towers.report.options.dimensions=4000", "public studies"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_with_the_remedy(
+    frozen_study: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    change = change.replace("frozen.yaml", str(frozen_study.parent / "frozen.yaml"))
+    output = run("run", frozen_study, "--out", tmp_path / "run", "--set", change, ok=False)
+    assert message in " ".join(output.split())
+
+
+def freeze(folder: Path, *more: object, ok: bool = True) -> str:
+    manifest = folder / "phantom" / "site-0" / "manifest.csv"
+    if not manifest.exists():
+        phantom_manifest(folder / "phantom")
+    agreement = Path(__file__).parents[2] / "configs" / "agreement" / "phantom.yaml"
+    return run(
+        *("freeze", "image", "--agreement", agreement, "--manifest", manifest),
+        *("--dimensions", 6, "--out", folder / "frozen.safetensors", *more),
+        ok=ok,
+    )
+
+
+def test_a_file_is_made_of_a_towers_front_end(tmp_path: Path) -> None:
+    facts = json.loads(freeze(tmp_path, "--tower", "image_hog", "--layer", "prepared", "--json"))
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    assert (facts["sha256"], facts["public studies"]) == (frozen.sha256, 52)
+    assert (frozen.layer, frozen.dimensions) == ("prepared", 6)
+
+
+def test_a_file_is_made_of_weights_of_ones_own(tmp_path: Path) -> None:
+    settings = TowerSettings(name="image_convnet", options={"width": 8})
+    own = build_tower("image", settings, 10).state_dict()
+    save_file(own, tmp_path / "own.safetensors")
+    options = ("--tower", "image_convnet", "--options", '{"width": 8}')
+    printed = freeze(tmp_path, *options, "--weights", tmp_path / "own.safetensors")
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    assert f"name: frozen_image, options: {{dimensions: 6, sha256: {frozen.sha256}}}" in printed
+    kept = frozen.tower.state_dict()
+    shared = [name for name in own if own[name].shape == kept[name].shape]
+    assert len(shared) == len(own) - 2  # the last layer has other outputs, and nobody reads them
+    assert all(torch.equal(kept[name], own[name]) for name in shared)
+    assert "exists" in freeze(tmp_path, *options, ok=False)
+
+
+def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
+    (release,) = [p.parent for p in finished.rglob("manifest.json") if "federated" in str(p)]
+    manifest = phantom_manifest(tmp_path / "phantom")
+    agreement = tmp_path / "study" / "agreement.yaml"
+    run(
+        *("freeze", "report", "--agreement", agreement, "--manifest", manifest, "--dimensions", 4),
+        *("--release", release, "--out", tmp_path / "frozen.safetensors"),
+    )
+    frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
+    trained = load_release(release).build_model().tower("report").state_dict()
+    assert all(torch.equal(trained[name], v) for name, v in frozen.tower.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "one of the two"),
+        (("--tower", "image_convnet"), "--weights"),
+        (("--tower", "image_convnet", "--layer", "first"), "no layer"),
+        (("--tower", "image_hog", "--layer", "prepared", "--options", "["), "JSON object"),
+        (("--tower", "image_vit", "--layer", "prepared"), "image_convnet"),
+        (("--tower", "image_convnet", "--weights", __file__), "does not hold the parameters"),
+    ],
+)
+def test_what_no_file_can_be_made_of_is_refused(
+    tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", freeze(tmp_path, *more, ok=False)).split())
+    assert message in said
+    assert not (tmp_path / "frozen.safetensors").exists()

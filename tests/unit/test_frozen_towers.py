@@ -1,0 +1,245 @@
+"""Frozen towers: what they read is made of public studies, kept as one file and never changes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+
+from fedhash.agreement import Agreement
+from fedhash.errors import ModelError, ReleaseError
+from fedhash.learning.freezing import freeze
+from fedhash.learning.logistic import LogisticLoss
+from fedhash.learning.loss import Margins
+from fedhash.learning.settings import LossSettings
+from fedhash.models.anchors import Anchors
+from fedhash.models.frozen_features import BIAS_INPUT, FrozenFeatures, base_features
+from fedhash.models.hash_model import HashModel, build_model
+from fedhash.models.layout import Layout
+from fedhash.models.prepared import PreparedStudies
+from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.models.towers import build_tower
+from fedhash.registry import load_release, save_release
+
+AGREEMENT = Agreement(
+    name="test", findings=("none", "edema", "effusion"), code_bits=64, modalities=("image",)
+)
+ANCHORS = Anchors.build(AGREEMENT)
+HOG = TowerSettings(name="image_hog", options={"image_size_px": 16, "cell_px": 8, "hidden": 12})
+RNG = np.random.default_rng(0)
+LABELS = torch.from_numpy(np.eye(3, dtype=np.int8)[np.arange(60) % 3])
+
+
+def images() -> list[np.ndarray]:
+    """Edges whose direction tells the finding."""
+    ramp = np.linspace(0, 1, 16, dtype=np.float32)
+    kinds = [np.tile(ramp, (16, 1)), np.tile(ramp[:, None], (1, 16)), np.tile(1 - ramp, (16, 1))]
+    return [
+        (kinds[place % 3] + 0.3 * RNG.random((16, 16))).astype(np.float32) for place in range(60)
+    ]
+
+
+IMAGES = images()
+
+
+def public_studies(settings_of_tower: TowerSettings = HOG) -> PreparedStudies:
+    tower = build_tower("image", settings_of_tower, 64)
+    ids = tuple(map(str, range(60)))
+    return PreparedStudies(
+        ids,
+        ids,
+        LABELS,
+        {"image": tower.prepare(IMAGES)},
+        {"image": torch.ones(60, dtype=torch.bool)},
+        tuple({} for _ in ids),
+    )
+
+
+def frozen_of(layer: Any = "prepared", dimensions: int = 5) -> FrozenFeatures:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = build_tower("image", HOG, 64)
+    return freeze("image", HOG, tower, layer, public_studies(), ANCHORS, dimensions=dimensions)
+
+
+FROZEN = frozen_of()
+
+
+def model_settings(frozen: FrozenFeatures = FROZEN, **changes: Any) -> ModelSettings:
+    options = {"dimensions": frozen.dimensions, "sha256": frozen.sha256} | changes
+    return ModelSettings(
+        towers={"image": TowerSettings(name="frozen_image", options=options)}, head="logits"
+    )
+
+
+def model_of(frozen: FrozenFeatures = FROZEN, **changes: Any) -> HashModel:
+    return build_model(
+        model_settings(frozen, **changes), 64, 0, anchors=ANCHORS, frozen={"image": frozen}
+    )
+
+
+@pytest.mark.parametrize("layer", ["prepared", "last"])
+def test_features_of_public_studies_are_centred_and_of_mean_square_norm_one(layer: str) -> None:
+    frozen = frozen_of(layer)
+    features = frozen.of(IMAGES)
+    assert features.shape == (60, 6)
+    assert torch.equal(features[:, -1], torch.full((60,), BIAS_INPUT))
+    torch.testing.assert_close(features[:, :-1].mean(dim=0), torch.zeros(5), atol=1e-5, rtol=0)
+    assert features[:, :-1].square().sum(dim=1).mean().item() == pytest.approx(1, abs=1e-4)
+    products = features[:, :-1].T @ features[:, :-1]
+    diagonal = torch.diagonal(products)
+    torch.testing.assert_close(products, torch.diag(diagonal), atol=1e-3, rtol=0)
+    base = base_features(frozen.tower, frozen.tower.prepare(IMAGES), frozen.layer)
+    variance = PCA(5).fit(base.numpy()).explained_variance_ * 59 / 60
+    whitened = variance / (variance + variance.mean())
+    np.testing.assert_allclose(diagonal.numpy() / 60, whitened / whitened.sum(), rtol=1e-3)
+
+
+def test_a_file_comes_back_byte_for_byte_and_the_same_data_gives_the_same_file() -> None:
+    again = FrozenFeatures.from_bytes(FROZEN.to_bytes(), "a file")
+    assert again.sha256 == FROZEN.sha256 == frozen_of().sha256
+    assert again.to_bytes() == FROZEN.to_bytes()
+    assert torch.equal(again.of(IMAGES), FROZEN.of(IMAGES))
+    assert frozen_of(dimensions=4).sha256 != FROZEN.sha256
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, len(FROZEN.to_bytes()) - 1), change=st.integers(1, 255))
+def test_a_damaged_file_is_refused_or_has_another_digest(place: int, change: int) -> None:
+    content = bytearray(FROZEN.to_bytes())
+    content[place] ^= change
+    with contextlib.suppress(ModelError):
+        damaged = FrozenFeatures.from_bytes(bytes(content), "a file")
+        assert damaged.sha256 != FROZEN.sha256
+        with pytest.raises(ModelError, match="use the same file"):
+            build_model(model_settings(), 64, 0, anchors=ANCHORS, frozen={"image": damaged})
+
+
+@pytest.mark.parametrize("content", [b"", b"x", FROZEN.to_bytes()[:-1], b"\xff" * 64])
+def test_what_is_no_file_of_features_is_refused(content: bytes) -> None:
+    with pytest.raises(ModelError, match="holds no frozen features"):
+        FrozenFeatures.from_bytes(content, "a file")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        FrozenFeatures.load(tmp_path / "nowhere")
+
+
+def test_the_head_of_the_file_is_the_model_before_its_first_round() -> None:
+    model = model_of()
+    assert FROZEN.head is not None
+    assert torch.equal(next(model.parameters()), FROZEN.head)
+    right = (
+        model.relaxed_codes("image", model.tower("image").prepare(IMAGES))
+        @ torch.from_numpy(ANCHORS.matrix.astype(np.float32)).T
+    )
+    assert (right.argmax(dim=1) == LABELS.argmax(dim=1)).float().mean() > 0.9
+    without = build_model(model_settings(), 64, 0, anchors=ANCHORS)
+    assert not next(without.parameters()).any()
+    assert Layout.of(without) == Layout.of(model)
+
+
+def test_a_tower_without_its_features_says_which_file_is_missing() -> None:
+    tower = build_model(model_settings(), 64, 0, anchors=ANCHORS).tower("image")
+    with pytest.raises(ModelError, match=FROZEN.sha256):
+        tower.prepare(IMAGES)
+
+
+@pytest.mark.parametrize("changes", [{"sha256": "0" * 64}, {"dimensions": 4}, {"sha256": ""}])
+def test_other_features_than_the_options_demand_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="use the same file on all sides"):
+        model_of(**changes)
+
+
+def test_too_few_public_studies_are_refused() -> None:
+    with pytest.raises(ModelError, match="at most 59 dimensions"):
+        frozen_of(dimensions=60)
+
+
+def test_a_head_of_logits_needs_anchors() -> None:
+    with pytest.raises(ModelError, match="needs the anchors"):
+        build_model(model_settings(), 64, 0)
+
+
+def test_a_release_carries_what_its_frozen_towers_read(tmp_path: Path) -> None:
+    model = model_of()
+    saved = save_release(
+        tmp_path / "release",
+        agreement=AGREEMENT,
+        model_settings=model_settings(),
+        vector=Layout.of(model).flatten(model),
+        margins=Margins.constant(3, 0.3),
+        metrics={},
+        run_id="run",
+        frozen={"image": FROZEN},
+    )
+    again = load_release(tmp_path / "release").build_model()
+    prepared = model.tower("image").prepare(IMAGES)
+    assert torch.equal(again.tower("image").prepare(IMAGES), prepared)
+    assert torch.equal(
+        again.relaxed_codes("image", prepared), model.relaxed_codes("image", prepared)
+    )
+    assert saved.release_id == load_release(tmp_path / "release").release_id
+    file = tmp_path / "release" / "frozen-image.safetensors"
+    file.write_bytes(frozen_of(dimensions=4).to_bytes())
+    with pytest.raises(ReleaseError, match="use the same file"):
+        load_release(tmp_path / "release")
+    file.unlink()
+    with pytest.raises(ReleaseError, match="copy it again"):
+        load_release(tmp_path / "release")
+
+
+def test_a_sure_study_has_the_code_of_its_finding() -> None:
+    tower = build_model(ModelSettings(towers={"image": HOG}, head="logits"), 64, 0, anchors=ANCHORS)
+    last = [m for m in tower.modules() if isinstance(m, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        for finding in range(3):
+            last.bias.copy_(100 * torch.eye(3)[finding])
+            prepared = tower.tower("image").prepare(IMAGES[:1])
+            code = torch.sign(tower.relaxed_codes("image", prepared))[0]
+            assert torch.equal(code, torch.from_numpy(ANCHORS.matrix[finding]).float())
+
+
+def test_distances_of_codes_grow_with_the_distance_of_the_findings_weights() -> None:
+    from fedhash.models.logits_head import LogitsHead
+
+    head = LogitsHead(ANCHORS, temperature=1.0)
+    p = torch.linspace(0.01, 0.99, 50)
+    logits = torch.stack([torch.log(p), torch.log(1 - p), torch.full((50,), -20.0)], dim=1)
+    bits = head.code_outputs(logits) > 0
+    distances = (bits[:, None] != bits[None]).sum(dim=2)
+    expected = 32 * (p[:, None] - p[None]).abs()  # orthogonal anchors are b/2 apart
+    assert (distances - expected).abs().max() <= 5
+
+
+def test_the_logistic_loss_reads_the_logits_back() -> None:
+    loss = LogisticLoss(ANCHORS, LossSettings(name="logistic"))
+    logits = torch.from_numpy(RNG.normal(size=(60, 3)).astype(np.float32))
+    raw = {"image": logits @ torch.from_numpy(ANCHORS.matrix.astype(np.float32))}
+    found = loss(raw, {"image": torch.ones(60, dtype=torch.bool)}, LABELS, Margins.constant(3, 0.3))
+    expected = torch.nn.functional.cross_entropy(logits, LABELS.argmax(dim=1), reduction="none")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_logistic_loss_of_several_and_uncertain_findings() -> None:
+    loss = LogisticLoss(ANCHORS, LossSettings(name="logistic"))
+    labels = torch.tensor([[1, 1, 0], [1, -1, 0], [0, 0, 0]], dtype=torch.int8)
+    logits = torch.tensor([[0.5, -1.0, 2.0], [1.0, 9.0, -1.0], [3.0, 2.0, 1.0]])
+    raw = {"image": logits @ torch.from_numpy(ANCHORS.matrix.astype(np.float32))}
+    margins = Margins(np.full(3, 0.3, np.float32), np.array([1, 2, 1], np.float32))
+    found = loss(raw, {"image": torch.tensor([True, True, True])}, labels, margins)
+    expected = [
+        (np.log1p(np.exp(1.5)) + 2 * np.log1p(np.exp(3.0))) / 2,
+        np.log1p(np.exp(-2.0)),
+        0.0,
+    ]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
