@@ -34,17 +34,13 @@ from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
-from fedhash.rounds.training_messages import TrainRequest
+from fedhash.rounds.training_messages import RunPlan, TrainRequest
 from fedhash_server.cli import app
 from fedhash_sim.engines.inprocess import InProcessEngine
 
-ROUNDS = 6
-PLAN = run_plan(
-    round_settings(
-        rounds=ROUNDS,
-        margin_schedule=MarginScheduleSettings(every_rounds=2, reference_drift=0.005),
-    )
-)
+SCHEDULE = MarginScheduleSettings(every_rounds=2, reference_drift=0.005)
+PLAN = run_plan(round_settings(rounds=6, margin_schedule=SCHEDULE))
+SHORT_PLAN = run_plan(round_settings(rounds=4, margin_schedule=SCHEDULE), SITES[:2])
 
 
 class TellingTrainer(PullTrainer):
@@ -60,7 +56,7 @@ class TellingTrainer(PullTrainer):
         return replace(result, statistics=statistics.astype(np.float32))
 
 
-def resume_and_run(folder: Path) -> RoundCoordinator:
+def resume_and_run(folder: Path, plan: RunPlan = PLAN) -> RoundCoordinator:
     """Everything anew from what the files say, as a process does when it starts."""
     agents = [
         SiteAgent(
@@ -70,11 +66,11 @@ def resume_and_run(folder: Path) -> RoundCoordinator:
             FileSiteState(folder / site),
             PlainSiteAggregation(),
         )
-        for i, site in enumerate(SITES)
+        for i, site in enumerate(plan.sites)
     ]
     checkpoints = Checkpoints(folder / "checkpoints")
-    start = CoordinatorState.start(PLAN, AGREEMENT, model_and_layout()[0])
-    coordinator = coordinator_of(PLAN, AGREEMENT, checkpoints.load(PLAN) or start)
+    start = CoordinatorState.start(plan, AGREEMENT, model_and_layout()[0])
+    coordinator = coordinator_of(plan, AGREEMENT, checkpoints.load(plan) or start)
     run_rounds(coordinator, InProcessEngine(agents), checkpoints)
     return coordinator
 
@@ -212,25 +208,26 @@ def cut_power_at(monkeypatch: pytest.MonkeyPatch, operation: int) -> Iterator[No
 
 
 def test_a_power_cut_anywhere_leaves_a_log_that_verifies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: tuple[Path, CoordinatorState]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = resume_and_run(tmp_path / "never-cut", SHORT_PLAN).state
     cuts, again, done = 0, 0, False
     while not done:
         folder = tmp_path / str(cuts)
         for _ in cut_power_at(monkeypatch, operation=cuts + 1):
             try:
-                resume_and_run(folder)
+                resume_and_run(folder, SHORT_PLAN)
                 done = True
             except PowerCut:
                 cuts += 1
-        state = resume_and_run(folder).state
-        assert state.model.tobytes() == finished[1].model.tobytes()
-        assert state.margins.mu.tobytes() == finished[1].margins.mu.tobytes()
+        state = resume_and_run(folder, SHORT_PLAN).state
+        assert state.model.tobytes() == expected.model.tobytes()
+        assert state.margins.mu.tobytes() == expected.margins.mu.tobytes()
         log = read_audit_log(log_of(folder), noted=state.audit_head)
         verified = verify_margin_audit(log, AGREEMENT)
-        assert verified.rounds == (2, 4, 6)
+        assert verified.rounds == (2, 4)
         again += len(verified.asked_again)
-    assert again >= 3  # each of the steps was once written and lost with its round
+    assert again >= 2  # each of the steps was once written and lost with its round
 
 
 def test_a_run_does_not_go_on_from_a_shortened_log(tmp_path: Path) -> None:
