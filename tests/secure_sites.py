@@ -25,6 +25,7 @@ from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, rep
 from fedhash.secagg.coordinator import SecureAggregation
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import DecodedSum
+from fedhash.secagg.floors import SecureCohort
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.messages import (
@@ -112,7 +113,7 @@ class Site:
         except ProtocolError as error:
             return Refusal("bad_message", str(error)).to_message()
 
-    def _contribute(self, request: TrainRequest) -> Contribution:
+    def _contribute(self, request: TrainRequest, cohort: SecureCohort) -> Contribution:
         self.trained += 1
         return self.contribution
 

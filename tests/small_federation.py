@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -175,6 +175,9 @@ class PullTrainer:
         after = np.full_like(request.model, self.target)
         delta = after - carried.get("control", np.zeros_like(after))
         return LocalResult(update, delta, 1, self.target, {"control": after})
+
+    def shared_step(self, request: TrainRequest, cohort: object) -> NoReturn:
+        raise AssertionError("no gradient is known here")
 
 
 if __name__ == "__main__":

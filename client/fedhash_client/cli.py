@@ -153,7 +153,8 @@ def budget(
 
     try:
         settings, agreement = _read(site)
-        planned = None if round_file is None else plan_steps(round_file, agreement)
+        modes = () if settings.privacy is None else settings.privacy.modes
+        planned = None if round_file is None else plan_steps(round_file, agreement, modes)
         found = read_budget(site, settings, agreement, planned)
     except (FedhashError, OSError) as error:
         _fail(error)
@@ -288,10 +289,16 @@ def _print_budget(found: Budget) -> None:
         sigma, releases = planned.statistics_noise_multiplier, planned.statistics_releases
         statistics = "" if sigma is None else f"; margin statistics, sigma {sigma:g}"
         _out.print(
-            f"the next round ({planned.steps} steps, sigma {planned.noise_multiplier:g}, "
-            f"q {planned.sampling_rate:.3g}{statistics}):",
+            f"the next round (mode {planned.mode}, {planned.steps} steps, "
+            f"sigma {planned.noise_multiplier:g}, q {planned.sampling_rate:.3g}{statistics}):",
             highlight=False,
         )
+        if planned.mode == "distributed":
+            _out.print(
+                f"  [bold]its noise is added together by the sites[/], so this holds if "
+                f"{planned.trust}",
+                highlight=False,
+            )
         for after in planned.after:
             _out.print(
                 f"  {after.of}: epsilon {after.together:.3f} after it, {after.cost:.3f} more; "

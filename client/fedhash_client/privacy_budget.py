@@ -28,7 +28,9 @@ from fedhash.privacy import (
     spending,
     steps_left,
 )
+from fedhash.privacy.accountant import NO_TRUST, shared_trust
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.settings import PrivateMode
 from fedhash_client.settings import SitePrivacy, SiteSettings
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "CapBudget",
     "EventGroup",
     "NextRound",
+    "PlannedRound",
     "limits_of",
     "plan_steps",
     "read_budget",
@@ -80,7 +83,18 @@ class CapAfter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextRound(PrivateSteps):
+class PlannedRound(PrivateSteps):
+    """A round to come; of noise that sites add together, `noise_multiplier` is the guaranteed one.
+
+    Its `trust` is what has to hold for the figures, in one sentence.
+    """
+
+    mode: PrivateMode
+    trust: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextRound(PlannedRound):
     """What a round to come would cost, with margin statistics where the run has them.
 
     Attributes:
@@ -120,8 +134,8 @@ def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTe
 
 
 def plan_steps(
-    round_file: Path, agreement: Agreement
-) -> tuple[PrivateSteps, list[GaussianRelease]]:
+    round_file: Path, agreement: Agreement, modes: Sequence[PrivateMode]
+) -> tuple[PlannedRound, list[GaussianRelease]]:
     """The steps of each round of a round file, and the margin statistics of all its rounds.
 
     Raises:
@@ -145,19 +159,32 @@ def plan_steps(
             "part in private rounds alone; set privacy: {mode: site, ...}"
         )
         problems = [(("privacy",), message)]
-    if steps is None or problems:
+    mode = settings.privacy.mode
+    if not problems and mode not in modes:
+        message = (
+            f"privacy.mode is {mode}, and this site's own file allows {' and '.join(modes)} alone; "
+            "its privacy.modes decides, and the site would refuse the round"
+        )
+        problems = [(("privacy", "mode"), message)]
+    if steps is None or mode == "none" or problems:
         raise ConfigurationError([problem_at(round_file, *each) for each in problems])
     releases = planned_releases(settings)
     if releases:
         steps = replace(steps, statistics_noise_multiplier=releases[0].noise_multiplier)
-    return steps, releases
+    trust = NO_TRUST
+    if settings.privacy.shares_noise:
+        corrupt = agreement.secure_aggregation.largest_corrupt_share
+        trust = shared_trust(
+            f"{corrupt:g} of the other sites of a sum, and one where that is none,"
+        )
+    return PlannedRound(**asdict(steps), mode=mode, trust=trust), releases
 
 
 def read_budget(
     site: Path,
     settings: SiteSettings,
     agreement: Agreement,
-    planned: tuple[PrivateSteps, list[GaussianRelease]] | None,
+    planned: tuple[PlannedRound, list[GaussianRelease]] | None,
 ) -> Budget:
     """Verify the ledger and account for it.
 
@@ -220,7 +247,7 @@ def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
 
 
 def _next_round(
-    planned: PrivateSteps,
+    planned: PlannedRound,
     releases: Sequence[GaussianRelease],
     events: list[PrivacyEvent],
     caps: tuple[CapBudget, ...],

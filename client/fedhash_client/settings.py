@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from fedhash.configuration import Settings
+from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
 
 __all__ = ["SitePrivacy", "SiteSettings"]
@@ -24,9 +25,13 @@ class SitePrivacy(PrivacyTerms):
         ledger: The privacy ledger, one for all runs and data sets of the site; made before the
             first private step. Move it and its `.anchor` file together, and never restore it from
             an older copy.
+        modes: The `privacy.mode` of rounds that the site takes part in. In distributed rounds the
+            sites add their noise together, so their figures hold under a trust in other sites that
+            site rounds do not need.
     """
 
     ledger: Path
+    modes: tuple[PrivateMode, ...] = Field(default=("site",), min_length=1)
 
 
 class SiteSettings(Settings):

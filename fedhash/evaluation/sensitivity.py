@@ -18,23 +18,21 @@ Shape suffixes: B batch, F features, b bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import Settings
+from fedhash.evaluation._linear_tower import LinearTower
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.losses import LOSSES, build_loss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel
 from fedhash.models.prepared import PreparedStudies
-from fedhash.models.tower import Tower
 from fedhash.privacy.dp_sgd import clipped_sum
 from fedhash.randomness import numpy_stream
 
@@ -99,29 +97,6 @@ def audit_sensitivity(name: str, *, patients: int, seed: int) -> Sensitivity:
     return Sensitivity(name, LOSSES[name].sum_of_patient_terms, patients, found[best], best)
 
 
-class _NoOptions(Settings):
-    pass
-
-
-class _Through(Tower):
-    """A linear tower that starts as the identity: the adversary chooses its outputs."""
-
-    Options = _NoOptions
-    prepared_shape = (_BITS,)
-
-    def __init__(self) -> None:
-        super().__init__(_NoOptions(), _BITS)
-        self.head = nn.Linear(_BITS, _BITS, bias=False)
-        nn.init.eye_(self.head.weight)
-
-    def prepare(self, contents: Sequence[np.ndarray | str]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([np.asarray(each, np.float32) for each in contents]))
-
-    def forward(self, prepared: Float[torch.Tensor, "B F"]) -> Float[torch.Tensor, "B b"]:
-        outputs: torch.Tensor = self.head(prepared)
-        return outputs
-
-
 def _start(kind: str, patients: int, rng: np.random.Generator) -> _Inputs:
     """Inputs of a batch; the patient who will be removed comes first."""
     image, report = rng.normal(size=(2, patients, _BITS))
@@ -149,7 +124,8 @@ def _batch(inputs: _Inputs, labels: np.ndarray) -> PreparedStudies:
 
 def _change(batch: PreparedStudies, loss: Loss) -> float:
     """What the first patient changes, through Opacus, in units of C."""
-    model = HashModel({name: _Through() for name in batch.inputs}, _BITS)
+    # towers that start as the identity: the adversary chooses their outputs
+    model = HashModel({name: LinearTower(torch.eye(_BITS)) for name in batch.inputs}, _BITS)
     margins = Margins.constant(len(_FINDINGS), 0.3)
     rest = batch.select(range(1, len(batch)))
     difference = clipped_sum(model, batch, loss, margins, _CLIP_NORM) - clipped_sum(

@@ -33,7 +33,7 @@ from math import ceil, cos, isfinite, pi
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from fedhash.errors import DataError, ModelError
 from fedhash.learning.gradients import GradientSource
@@ -43,7 +43,14 @@ from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["LocalResult", "carried_names", "learning_rate_of", "planned_steps", "train_locally"]
+__all__ = [
+    "LocalResult",
+    "carried_names",
+    "check_trainable",
+    "learning_rate_of",
+    "planned_steps",
+    "train_locally",
+]
 
 _CONTROL = "control"
 _FIRST_MOMENT = "first_moment"
@@ -56,7 +63,8 @@ class LocalResult:
     """What a site brings back from its training.
 
     Attributes:
-        update: The model after minus the model before.
+        update: The model after minus the model before; in float64 where it was not rounded to the
+            model's own type.
         control_delta: The new c_i minus the old; None without control variates.
         steps: Optimiser steps done.
         mean_loss: Mean patient loss over all steps; None where the source must not tell it.
@@ -65,7 +73,7 @@ class LocalResult:
             (`fedhash.privacy.margin_statistics`).
     """
 
-    update: Float32[np.ndarray, " d"]
+    update: Float32[np.ndarray, " d"] | Float64[np.ndarray, " d"]
     control_delta: Float32[np.ndarray, " d"] | None
     steps: int
     mean_loss: float | None
@@ -140,7 +148,7 @@ def train_locally(
         FedhashError: The source refuses.
     """
     layout = Layout.of(model)
-    _check(model, studies, settings, shared_control)
+    check_trainable(model, studies, settings, shared_control)
     _check_carried(carried, settings, layout.size)
     own_control = carried.get(_CONTROL, np.zeros(layout.size, dtype=np.float32))
     before = layout.flatten(model)
@@ -254,12 +262,18 @@ def _finite(loss: float, step: int, round_number: int) -> float:
     return loss
 
 
-def _check(
+def check_trainable(
     model: HashModel,
     studies: PreparedStudies,
     settings: LearningSettings,
     shared_control: Float32[np.ndarray, " d"] | None,
 ) -> None:
+    """Refuse what no round can train on.
+
+    Raises:
+        DataError: There is no study, or one without a positive finding.
+        ModelError: The control variate or the studies' modalities do not fit.
+    """
     if len(studies) == 0:
         raise DataError("there is no study to train on; check the manifest and the split")
     unlabelled = (~(studies.labels == 1).any(dim=1)).nonzero()

@@ -7,6 +7,9 @@ ledger          the events of one site, written down before they happen
 reservation     a round's steps as events of the ledger
 noise           the random numbers that privacy rests on
 dp_sgd          clipped and noised gradients, one patient the unit
+distributed     one step whose noise the sites add together
+noise_share     how much noise each of them adds
+discrete_gaussian   noise in integers
 soundness       what breaks the bound of a clipped gradient, and the remedy
 """
 

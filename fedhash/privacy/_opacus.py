@@ -1,4 +1,4 @@
-"""The two classes of Opacus that are used here, imported without its hand on the root logger.
+"""The classes of Opacus that are used here, imported without its hand on the root logger.
 
 Opacus 1.6 calls `logging.basicConfig` when it is imported, which does nothing where the root logger
 has a handler; a program's own logging must not depend on whether a private round came first.
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["DPOptimizer", "GradSampleHooks"]
+__all__ = [
+    "DPOptimizer",
+    "GradSampleHooks",
+    "GradSampleHooksFastGradientClipping",
+]
 
 _placeholder = logging.NullHandler()
 logging.root.addHandler(_placeholder)
 try:
     from opacus.grad_sample import GradSampleHooks
+    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
+        GradSampleHooksFastGradientClipping,
+    )
     from opacus.optimizers import DPOptimizer
 finally:
     logging.root.removeHandler(_placeholder)

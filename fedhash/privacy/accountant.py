@@ -40,6 +40,7 @@ from fedhash.errors import PrivacyError
 from fedhash.privacy.events import (
     LARGEST_NOISE_MULTIPLIER,
     LARGEST_STEPS,
+    ROUNDING_WIDTH_INTEGER_STEPS,
     SMALLEST_NOISE_MULTIPLIER,
     SMALLEST_SAMPLING_RATE,
     DistributedGaussianStep,
@@ -53,20 +54,23 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent, PrivacyAccountant
 
 __all__ = [
+    "NO_TRUST",
     "Spending",
     "epsilon",
     "epsilon_after",
+    "shared_trust",
     "smallest_noise_multiplier",
     "spending",
     "steps_left",
 ]
+
+NO_TRUST = "none: the site's own noise protects, whoever works together"
 
 _FINE = 1e-4  # grid of privacy losses, dp-accounting's default
 _COARSE = 1e-3  # ten times as quick, and the figures are a little larger
 _LARGEST_TIGHT_EPSILON = 50.0  # above it nobody asks for the third digit, and the grids grow large
 # Whole orders only: the series of the others takes long, or fails, where there is little noise.
 _RENYI_ORDERS = (*range(2, 65), 128, 256, 512, 1024)
-_ROUNDING_WIDTH = 2.0  # s in rule 4
 _SIGMA_TOLERANCE = 1e-3
 _ROOT_TOLERANCE = 1e-9  # far above that of dp-accounting's root, 1e-12
 
@@ -113,18 +117,23 @@ def spending(events: Sequence[PrivacyEvent], delta: float) -> Spending:
     """
     shared = [event for event in events if isinstance(event, DistributedGaussianStep)]
     own = [event for event in events if not isinstance(event, DistributedGaussianStep)]
-    trust = "none: the site's own noise protects, whoever works together"
+    trust = NO_TRUST
     if shared:
         fewest = min(event.colluding_sites for event in shared)
-        trust = (
-            f"secure aggregation shows nothing but sums, and at most {fewest} other sites of a sum "
-            "work together with whoever sees it"
-        )
+        trust = shared_trust(f"{fewest} other sites of a sum")
     return Spending(
         own_noise=epsilon(own, delta),
         shared_noise=epsilon(shared, delta),
         together=epsilon(events, delta),
         trust=trust,
+    )
+
+
+def shared_trust(colluding: str) -> str:
+    """What has to hold for noise that sites add together; `colluding` says how many may collude."""
+    return (
+        f"secure aggregation shows nothing but sums, and at most {colluding} work together with "
+        "whoever sees it"
     )
 
 
@@ -259,7 +268,7 @@ def _composition(events: Iterable[PrivacyEvent]) -> _Composition:
 
 def _continuous(event: DistributedGaussianStep) -> float:
     """The multiplier of the continuous Gaussian that leaks no less (rule 4)."""
-    lost = (_ROUNDING_WIDTH / event.share_sigma_integer_steps) ** 2
+    lost = (ROUNDING_WIDTH_INTEGER_STEPS / event.share_sigma_integer_steps) ** 2
     return event.guaranteed_noise_multiplier * math.sqrt(1 - lost)
 
 

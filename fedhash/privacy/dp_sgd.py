@@ -15,6 +15,9 @@ Each of a round's steps is one Poisson-sampled Gaussian mechanism between such n
 6. Floats round: gradients are clipped a thousandth below C, which leaves room for it. At most 64
    gradients are summed in float32, the rest in float64; 20,000 equal ones round by less (a test).
 7. Values that are not finite count as zero, so that a patient cannot make a round fail.
+8. Models that are mostly linear layers are clipped by their norms alone, without a gradient of each
+   patient in memory (ghost clipping, Li et al., arXiv 2110.05679): two passes backwards, and 10 to
+   20 times as fast there. Convolutions are quicker with the gradients themselves.
 
 Noise and clipping are Opacus's `DPOptimizer` with `add_noise` replaced: its own secure mode needs
 torchcsprng, which does not go with this torch.
@@ -41,7 +44,11 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
-from fedhash.privacy._opacus import DPOptimizer, GradSampleHooks
+from fedhash.privacy._opacus import (
+    DPOptimizer,
+    GradSampleHooks,
+    GradSampleHooksFastGradientClipping,
+)
 from fedhash.privacy.noise import NoiseSource, one_of_each, poisson_sample
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import SitePrivacySettings
@@ -101,7 +108,7 @@ class SiteDpSgd:
             divisor=privacy.sampling_rate * published_patients(len(patients)),
             noise=self._noise,
         )
-        with _gradients_by_patient(model):
+        with sums.watching(model, loss):
             for _ in range(steps):
                 taken = [
                     patients[place]
@@ -129,11 +136,20 @@ def clipped_sum(
     loss: Loss,
     margins: Margins,
     clip_norm: float,
+    rows: Sequence[int] | None = None,
 ) -> Float64[np.ndarray, " d"]:
     """The sum of the patients' clipped gradients, one study each, as a step of DP-SGD forms it.
 
-    Without noise: to audit its sensitivity and never to be released. Any loss is taken, for the
-    audit shows what is wrong with those that `SiteDpSgd` refuses.
+    Without noise: never to be released as it is. Any loss is taken, for the audit shows what is
+    wrong with those that private steps refuse.
+
+    Args:
+        model: At which the gradients are taken; it is left in training mode.
+        studies: Of the site.
+        loss: Against the agreement's anchors.
+        margins: The round's.
+        clip_norm: C; gradients are clipped a thousandth below.
+        rows: One of each patient; all studies without it.
     """
     model.train()
     sums = _NoisedSum(
@@ -143,13 +159,15 @@ def clipped_sum(
         divisor=1.0,
         noise=None,
     )
-    with _gradients_by_patient(model):
-        sums.fill(model, studies, range(len(studies)), loss, margins)
+    with sums.watching(model, loss):
+        sums.fill(model, studies, range(len(studies)) if rows is None else rows, loss, margins)
         return torch.cat([each.summed_grad.reshape(-1) for each in sums.params]).numpy()
 
 
 class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """Clips, sums, adds noise and divides; the step itself is its caller's."""
+
+    _ghost: GradSampleHooksFastGradientClipping | None = None
 
     def __init__(
         self,
@@ -168,6 +186,35 @@ class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         )
         self._noise_sd = noise_sd
         self._noise = noise
+
+    @contextmanager
+    def watching(self, model: HashModel, loss: Loss) -> Iterator[None]:
+        """Let Opacus keep each patient's gradient, or its norm alone where that is quicker."""
+        Layout.of(model)  # refuses what Opacus would refuse without a word of advice
+        # on the way back a norm weighs the patient's loss, which is all of it in a sum alone
+        if loss.sum_of_patient_terms and _is_mostly_linear(model):
+            hooks = self._ghost = GradSampleHooksFastGradientClipping(
+                model, loss_reduction="sum", max_grad_norm=self.max_grad_norm
+            )
+        else:
+            hooks = GradSampleHooks(model, loss_reduction="sum")
+        try:
+            yield
+        finally:
+            hooks.cleanup()
+            for parameter in model.parameters():
+                for name in ("summed_grad", "_norm_sample"):  # nothing without noise outlives this
+                    if hasattr(parameter, name):
+                        delattr(parameter, name)
+
+    def clip_and_accumulate(self) -> None:
+        """Opacus's hook before the noise; by their norms gradients are clipped on their way."""
+        if self._ghost is None:
+            super().clip_and_accumulate()
+            return
+        for parameter in self.params:
+            before = parameter.summed_grad
+            parameter.summed_grad = parameter.grad if before is None else before + parameter.grad
 
     def add_noise(self) -> None:
         """Opacus's hook between the sum and the division."""
@@ -191,15 +238,16 @@ class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         for part, is_last in self._parts(rows) if loss.sum_of_patient_terms else whole:
             self.zero_grad()
             if part:
-                batch = studies.select(part)
-                outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
-                losses = loss(outputs, batch.present, batch.labels, margins)
                 with warnings.catch_warnings():
                     # Opacus's hooks on the first layers, whose inputs need no gradient
                     warnings.filterwarnings("ignore", "Full backward hook is firing")
-                    losses.sum().backward()  # type: ignore[no-untyped-call]
+                    self._backward(model, studies, part, loss, margins)
             for parameter in self.params:
-                if not part:
+                if self._ghost is not None:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    parameter.grad_sample = parameter.grad[None]  # Opacus looks for one
+                elif not part:
                     parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
                 if not parameter.grad_sample.sum().isfinite():  # no value that is not finite hides
                     parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -208,23 +256,51 @@ class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             for parameter in self.params:
                 parameter.summed_grad = parameter.summed_grad.double()
 
+    def _backward(
+        self,
+        model: HashModel,
+        studies: PreparedStudies,
+        rows: Sequence[int],
+        loss: Loss,
+        margins: Margins,
+    ) -> None:
+        """Leave the patients' gradients beside the parameters, or their clipped sum in `.grad`."""
+        batch = studies.select(rows)
+        outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
+        losses = loss(outputs, batch.present, batch.labels, margins)
+        hooks = self._ghost
+        if hooks is None:
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            return
+        losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        finite = hooks.get_norm_sample().isfinite().tolist()
+        self.original_optimizer.zero_grad()
+        if not all(finite):
+            kept = [row for row, is_finite in zip(rows, finite, strict=True) if is_finite]
+            if kept:
+                self._backward(model, studies, kept, loss, margins)
+            return
+        factors = hooks.get_clipping_coef().detach()
+        hooks.disable_hooks()
+        try:
+            (losses * factors).sum().backward()
+        finally:
+            hooks.enable_hooks()
+
     def _parts(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
         """The rows cut so that their gradients fit the memory, and whether a part is the last."""
         parameters = sum(parameter.numel() for parameter in self.params)
-        at_once = min(_ROWS_AT_ONCE, max(1, _BYTES_AT_ONCE // (4 * parameters)))
+        fitting = _ROWS_AT_ONCE if self._ghost else _BYTES_AT_ONCE // (4 * parameters)
+        at_once = min(_ROWS_AT_ONCE, max(1, fitting))
         for start in range(0, max(1, len(rows)), at_once):
             yield rows[start : start + at_once], start + at_once >= len(rows)
 
 
-@contextmanager
-def _gradients_by_patient(model: HashModel) -> Iterator[None]:
-    """Let Opacus keep the gradient of every row of a batch beside the parameters."""
-    Layout.of(model)  # refuses what Opacus would refuse without a word of advice
-    hooks = GradSampleHooks(model, loss_reduction="sum")
-    try:
-        yield
-    finally:
-        hooks.cleanup()
-        for parameter in model.parameters():
-            if hasattr(parameter, "summed_grad"):  # no sum without noise outlives its round
-                del parameter.summed_grad
+def _is_mostly_linear(model: HashModel) -> bool:
+    linear = sum(
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+        for parameter in module.parameters()
+    )
+    return 2 * linear > sum(parameter.numel() for parameter in model.parameters())

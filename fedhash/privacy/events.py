@@ -29,8 +29,10 @@ from fedhash.configuration import Settings
 __all__ = [
     "LARGEST_NOISE_MULTIPLIER",
     "LARGEST_STEPS",
+    "ROUNDING_WIDTH_INTEGER_STEPS",
     "SMALLEST_NOISE_MULTIPLIER",
     "SMALLEST_SAMPLING_RATE",
+    "SMALLEST_SHARE_INTEGER_STEPS",
     "DistributedGaussianStep",
     "FullBatchGaussianSteps",
     "GaussianRelease",
@@ -45,6 +47,10 @@ LARGEST_STEPS = 1_000_000  # up to here the accountant's Fourier transforms were
 # Bounds far outside what anyone uses; they keep the arithmetic finite.
 SMALLEST_NOISE_MULTIPLIER, LARGEST_NOISE_MULTIPLIER = 1e-6, 1e6
 SMALLEST_SAMPLING_RATE = 1e-9
+
+# Of shares of noise; `fedhash.privacy.accountant` has the reason for both, in its rule 4.
+SMALLEST_SHARE_INTEGER_STEPS = 8.0
+ROUNDING_WIDTH_INTEGER_STEPS = 2.0  # s
 
 _NoiseMultiplier = Annotated[
     float, Field(ge=SMALLEST_NOISE_MULTIPLIER, le=LARGEST_NOISE_MULTIPLIER)
@@ -139,7 +145,7 @@ class DistributedGaussianStep(_Event):
     sum_noise_multiplier: _NoiseMultiplier
     colluding_sites: int = Field(ge=0)
     guaranteed_noise_multiplier: _NoiseMultiplier
-    share_sigma_integer_steps: float = Field(ge=8)
+    share_sigma_integer_steps: float = Field(ge=SMALLEST_SHARE_INTEGER_STEPS)
 
     @field_validator("guaranteed_noise_multiplier")
     @classmethod

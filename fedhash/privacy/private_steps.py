@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PrivateSteps"]
+__all__ = ["PrivateSteps", "SharedNoiseStep"]
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,19 @@ class PrivateSteps:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    statistics_noise_multiplier: float | None = None
+
+
+@dataclass(frozen=True)
+class SharedNoiseStep:
+    """One step whose noise the sites add together.
+
+    Attributes are those of :class:`fedhash.privacy.events.DistributedGaussianStep`, and the
+    statistics' of :class:`PrivateSteps`: their noise is always the site's own.
+    """
+
+    sum_noise_multiplier: float
+    colluding_sites: int
+    guaranteed_noise_multiplier: float
+    share_sigma_integer_steps: float
     statistics_noise_multiplier: float | None = None

@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -36,13 +37,14 @@ from fedhash import __version__
 from fedhash.errors import PrivacyError
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.events import (
+    DistributedGaussianStep,
     FullBatchGaussianSteps,
     GaussianRelease,
     PoissonGaussianSteps,
     PrivacyEvent,
 )
 from fedhash.privacy.ledger import Ledger, LedgerEntry
-from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
 from fedhash.privacy.terms import PrivacyTerms
 
 __all__ = ["data_fingerprint", "margin_release", "model_update", "reserve_model_update"]
@@ -54,7 +56,7 @@ def reserve_model_update(
     fingerprint: str,
     run_id: str,
     round_number: int,
-    steps: PrivateSteps,
+    steps: PrivateSteps | SharedNoiseStep,
 ) -> tuple[LedgerEntry, ...]:
     """Write down what a round is about to release.
 
@@ -81,7 +83,7 @@ def reserve_model_update(
 
 
 def model_update(
-    fingerprint: str, run_id: str, round_number: int, steps: PrivateSteps
+    fingerprint: str, run_id: str, round_number: int, steps: PrivateSteps | SharedNoiseStep
 ) -> PrivacyEvent:
     """The event of a round's steps.
 
@@ -95,8 +97,12 @@ def model_update(
         "round_number": round_number,
         "purpose": "model update",
     }
-    mechanism = {"noise_multiplier": steps.noise_multiplier, "steps": steps.steps}
     try:
+        if isinstance(steps, SharedNoiseStep):
+            mechanism = asdict(steps)
+            del mechanism["statistics_noise_multiplier"]  # an event of its own
+            return DistributedGaussianStep.model_validate(about | mechanism)
+        mechanism = {"noise_multiplier": steps.noise_multiplier, "steps": steps.steps}
         if steps.sampling_rate == 1:
             return FullBatchGaussianSteps.model_validate(about | mechanism)
         sampling = {"sampling_rate": steps.sampling_rate}

@@ -21,7 +21,7 @@ from fedhash.learning.losses import LOSSES
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 
-__all__ = ["check_sound", "learning_problems", "loss_problem"]
+__all__ = ["check_sound", "learning_problems", "loss_problem", "one_step_problems"]
 
 
 def check_sound(model: HashModel, loss: Loss, settings: LearningSettings) -> None:
@@ -64,6 +64,31 @@ def learning_problems(settings: LearningSettings) -> list[tuple[KeyPath, str]]:
         )
         problems.append((("gradient_clip_norm",), message))
     return problems
+
+
+_COORDINATOR = ", and coordinator_optimiser to what the coordinator shall do with the sum"
+
+
+def one_step_problems(settings: LearningSettings) -> list[tuple[KeyPath, str]]:
+    """Settings that mean nothing where a site sums gradients once a round, with their keys."""
+    wanted: dict[str, object] = {
+        "local_steps": 1,
+        "optimiser": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "control_variates": False,
+        "proximal_weight": 0.0,
+    }
+    return [
+        (
+            (name,),
+            f"{name} is {getattr(settings, name)}: a site sends one sum of clipped gradients a "
+            f"round and takes no step itself; set it to {str(value).lower()}"
+            + (_COORDINATOR if name in {"optimiser", "momentum"} else ""),
+        )
+        for name, value in wanted.items()
+        if getattr(settings, name) != value
+    ]
 
 
 def _module_problems(model: HashModel) -> list[str]:

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
 from fedhash.errors import MessageError, ProtocolError, RefusedError
 from fedhash.rounds.engine import Answer, SiteFailure
@@ -41,6 +41,7 @@ from fedhash.rounds.training_messages import (
     TrainRequest,
     slices,
 )
+from fedhash.secagg.floors import SecureCohort
 
 __all__ = [
     "Aggregate",
@@ -105,10 +106,18 @@ class SumRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contribution:
-    """What a site adds to a round: the blocks of `reply_blocks`, and its weight."""
+    """What a site adds to a round.
 
-    vector: Float32[np.ndarray, " D"]
+    Attributes:
+        vector: The blocks of `reply_blocks`.
+        weight: How much it counts.
+        noise: The site's share of the round's noise, to add to the integers of the update inside a
+            secure sum; None where the round shares none.
+    """
+
+    vector: Float32[np.ndarray, " D"] | Float64[np.ndarray, " D"]
     weight: float
+    noise: Int64[np.ndarray, " d"] | None = None
 
 
 @runtime_checkable  # the test suite checks types at run time
@@ -135,13 +144,16 @@ class SiteAggregation(Protocol):
     name: ClassVar[str]
 
     def answer(
-        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
+        self,
+        message: Message,
+        contribute: Callable[[TrainRequest, SecureCohort | None], Contribution],
     ) -> Message:
         """Answer one message of a round.
 
         Args:
             message: From the coordinator, not validated yet.
-            contribute: Checks a request against the agreement, trains and returns the vector.
+            contribute: Checks a request against the agreement, trains and returns the vector. It is
+                told whose vectors will be added to this one under masks; None where nobody's are.
 
         Raises:
             ProtocolError: The message is refused; the site turns it into a Refusal.
@@ -184,11 +196,13 @@ class PlainSiteAggregation:
     name: ClassVar[str] = "plain"
 
     def answer(
-        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
+        self,
+        message: Message,
+        contribute: Callable[[TrainRequest, SecureCohort | None], Contribution],
     ) -> Message:
         """See :class:`SiteAggregation`."""
         request = TrainRequest.from_message(message)
-        contribution = contribute(request)
+        contribution = contribute(request, None)
         reply = TrainReply(
             request.plan.run_id, request.round_number, contribution.vector, contribution.weight
         )

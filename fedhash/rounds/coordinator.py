@@ -8,6 +8,8 @@ Rules:
 3. The round completes when at least the smallest cohort counts. The weighted mean of the updates
    goes through the coordinator's optimiser; the control variate c moves by the mean control delta
    times the share of the roster that counted (SCAFFOLD, arXiv 1910.06378, algorithm 1, line 17).
+   Where the sites share their noise they send gradients: their sum times the round's learning rate,
+   over the expected patients, takes the place of the mean update.
 4. Otherwise the round fails: model, optimiser, control variate and the sites' counted rounds stay
    as they are, the failure stands in the record, and the next round may start.
 5. The state changes in one assignment at the end, so an interrupted round leaves no trace.
@@ -35,7 +37,9 @@ from fedhash.agreement import Agreement
 from fedhash.audit_log import START
 from fedhash.errors import CohortError, ProtocolError
 from fedhash.learning.coordinator_optimisers import coordinator_optimiser
+from fedhash.learning.local_training import learning_rate_of
 from fedhash.learning.loss import Margins
+from fedhash.privacy.settings import DistributedPrivacySettings
 from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage, SumRecord
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.margin_audit import MarginEntry, statistics_noise_sd
@@ -288,6 +292,12 @@ class RoundCoordinator:
         state = self.state
         parts, mean = slices(request.blocks), aggregate.total / aggregate.weight
         update, loss, control = mean[parts["update"]], mean[parts["loss"]], state.control
+        privacy = self.plan.settings.privacy
+        if isinstance(privacy, DistributedPrivacySettings):  # a sum of gradients, and no mean
+            rate = learning_rate_of(
+                self.plan.settings.learning, state.round_number + 1, self.plan.settings.rounds
+            )
+            update *= aggregate.weight * rate / privacy.expected_patients
         with np.errstate(over="ignore", invalid="ignore"):  # looked for right below
             model, optimiser = self._optimiser.step(state.model, update, state.optimiser)
             if control is not None:

@@ -26,8 +26,12 @@ from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.events import LARGEST_STEPS, GaussianRelease
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.reservation import margin_release
-from fedhash.privacy.settings import NoPrivacySettings, PrivacySettings, SitePrivacySettings
-from fedhash.privacy.soundness import learning_problems, loss_problem
+from fedhash.privacy.settings import (
+    DistributedPrivacySettings,
+    NoPrivacySettings,
+    PrivacySettings,
+)
+from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
@@ -40,6 +44,8 @@ __all__ = [
     "planned_releases",
     "private_steps",
 ]
+
+_LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
 
 
 class RoundSettings(Settings):
@@ -152,7 +158,7 @@ def _check_schedule(settings: RoundSettings, agreement: Agreement) -> list[tuple
 
 def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     """What would break the guarantee of a private round, as `check_round` tells it."""
-    if not isinstance(settings.privacy, SitePrivacySettings):
+    if isinstance(settings.privacy, NoPrivacySettings):
         return []
     problems: list[tuple[KeyPath, str]] = []
     if agreement.privacy is None:
@@ -164,8 +170,18 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         problems.append((("privacy", "mode"), message))
     problems += [
         (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
-        for key, message in learning_problems(settings.learning)
+        for key, message in [
+            *learning_problems(settings.learning),
+            *(one_step_problems(settings.learning) if settings.privacy.shares_noise else []),
+        ]
     ]
+    if settings.privacy.shares_noise and settings.aggregation != "secure":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, aggregation is {settings.aggregation}: "
+            "the coordinator would see each site's sum with that site's share of the noise alone; "
+            "set aggregation: secure, or privacy.mode: site"
+        )
+        problems.append((("aggregation",), message))
     if settings.weighting != "uniform":
         message = (
             f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: a "
@@ -185,14 +201,19 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
 
 
 def private_steps(settings: RoundSettings) -> PrivateSteps | None:
-    """What each site reserves in each round, statistics apart; under drift its steps are fewer.
+    """What each site reserves in each round, as far as its epsilon goes, but for statistics.
+
+    A step with shared noise counts as one of the guaranteed noise multiplier, whatever its cohort.
+    Under drift a site takes fewer steps.
 
     Returns:
         None without privacy, and where `check_privacy` refuses the number of steps.
     """
     privacy, steps = settings.privacy, settings.learning.local_steps
-    if not isinstance(privacy, SitePrivacySettings) or steps is None:
+    if isinstance(privacy, NoPrivacySettings) or steps is None:
         return None
+    if isinstance(privacy, DistributedPrivacySettings):
+        return PrivateSteps(privacy.noise_multiplier, 1.0, 1)
     return PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps)
 
 
@@ -226,8 +247,8 @@ def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         f"privacy: {settings.rounds} rounds of {planned.steps} steps{statistics} come to epsilon "
         f"{spent:.4g} "
         f"at delta {terms.delta:g}, the agreement's cap is {terms.epsilon_cap:g}; raise "
-        f"privacy.noise_multiplier{noise}, or lower privacy.sampling_rate, learning.local_steps or "
-        "rounds"
+        f"privacy.noise_multiplier{noise}, or lower "
+        + ("rounds" if settings.privacy.shares_noise else _LESS_WORK)
     )
     return [(("privacy", "noise_multiplier"), message)]
 

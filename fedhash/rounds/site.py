@@ -26,7 +26,8 @@ at the cap without a word.
 Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the
 round that last counted and gives the same answer; under privacy, an answer with new noise, which is
-accounted for as well.
+accounted for as well. Under noise that the sites share the step needs to know the sum's cohort,
+which the site's aggregation tells; a mode that the site does not allow is ``mode_not_allowed``.
 
 Shape suffixes: d model parameters, K findings.
 
@@ -43,6 +44,7 @@ from threading import Lock
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, RefusedError
@@ -53,6 +55,7 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import check_privacy
 from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
+from fedhash.secagg.floors import SecureCohort
 
 __all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer"]
 
@@ -89,6 +92,12 @@ class Trainer(Protocol):
 
     def train(self, request: TrainRequest, carried: Mapping[str, np.ndarray]) -> LocalResult:
         """Train one round from the request's model and what the site carries."""
+        ...
+
+    def shared_step(
+        self, request: TrainRequest, cohort: SecureCohort | None
+    ) -> tuple[LocalResult, Int64[np.ndarray, " d"]]:
+        """The sum of one step at the request's model, and the site's share of the round's noise."""
         ...
 
 
@@ -128,7 +137,7 @@ class SiteAgent:
             _log.exception("site %s could not train", self.site)
             return Refusal("training_failed", "see the site's own log").to_message()
 
-    def _contribute(self, request: TrainRequest) -> Contribution:
+    def _contribute(self, request: TrainRequest, cohort: SecureCohort | None) -> Contribution:
         self._check_plan(request)
         self._check_round(request)
         self._check_margins(request)
@@ -137,7 +146,11 @@ class SiteAgent:
         self._check_work(request)
         self._check_privacy(request)
         plan = request.plan
-        result = self._trainer.train(request, self._carried(request))
+        noise = None
+        if plan.settings.privacy.shares_noise:
+            result, noise = self._trainer.shared_step(request, cohort)
+        else:
+            result = self._trainer.train(request, self._carried(request))
         blocks = [result.update]
         if result.control_delta is not None:
             blocks.append(result.control_delta)
@@ -155,7 +168,7 @@ class SiteAgent:
             counted_round=request.counted.get(self.site, 0),
         )
         weight = float(self._trainer.patients) if plan.settings.weighting == "patients" else 1.0
-        return Contribution(vector, weight)
+        return Contribution(vector, weight, noise)
 
     def _check_plan(self, request: TrainRequest) -> None:
         plan, agreement = request.plan, self._agreement

@@ -8,7 +8,9 @@
 4. A site with `SitePrivacy` trains private rounds alone, and one without it none. A private round
    that is asked for again draws anew and is reserved anew: equal noise under two requests would
    show the difference of two gradients.
-5. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
+5. A site takes part in the private modes that it allows (`SitePrivacy.modes`). Noise that the sites
+   share rests on trust in the others, so it has to be allowed by name.
+6. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
    the request's model, so that one reservation comes before all that reads a patient.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
@@ -21,9 +23,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int64
 
 from fedhash.agreement import Agreement
-from fedhash.errors import RefusedError
+from fedhash.errors import PrivacyError, RefusedError
 from fedhash.learning.gradients import GradientSource, NoPrivacy
 from fedhash.learning.local_training import LocalResult, train_locally
 from fedhash.learning.losses import build_loss
@@ -34,10 +37,19 @@ from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings
 from fedhash.privacy.margin_statistics import margin_statistics
 from fedhash.privacy.noise import NoiseSource, SimulatedNoise
-from fedhash.privacy.private_steps import PrivateSteps
-from fedhash.privacy.settings import NoPrivacySettings
+from fedhash.privacy.noise_share import noise_share
+from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
+from fedhash.privacy.settings import (
+    DistributedPrivacySettings,
+    NoPrivacySettings,
+    PrivacySettings,
+    PrivateMode,
+    SitePrivacySettings,
+)
 from fedhash.randomness import torch_stream
 from fedhash.rounds.training_messages import TrainRequest
+from fedhash.secagg.encoding import round_encoding
+from fedhash.secagg.floors import SecureCohort
 
 __all__ = ["SitePrivacy", "SiteTrainer"]
 
@@ -50,10 +62,12 @@ class SitePrivacy:
         noise: The noise source of a run and a round.
         reserve: Called with run, round and steps before any data is read; it writes down what is
             about to happen, or raises to refuse it (`fedhash.privacy.reservation`).
+        modes: The `privacy.mode` of rounds that the site takes part in.
     """
 
     noise: Callable[[str, int], NoiseSource]
-    reserve: Callable[[str, int, PrivateSteps], object]
+    reserve: Callable[[str, int, PrivateSteps | SharedNoiseStep], object]
+    modes: tuple[PrivateMode, ...] = ("site",)
 
 
 class SiteTrainer:
@@ -83,8 +97,8 @@ class SiteTrainer:
         self._seed = seed
         self._privacy = privacy
         self._studies = studies
+        self._sums = agreement.secure_aggregation
         self._most_steps = agreement.largest_local_steps
-        self._largest_statistic = agreement.secure_aggregation.largest_statistic
         self._anchors = Anchors.build(agreement)
         # any seed: each round starts from the model that the request brings
         self._model = build_model(
@@ -127,8 +141,70 @@ class SiteTrainer:
             ),
             source=self._source(request, noise),
         )
+        return self._with_statistics(result, request, noise)
+
+    def shared_step(
+        self, request: TrainRequest, cohort: SecureCohort | None
+    ) -> tuple[LocalResult, Int64[np.ndarray, " d"]]:
+        """Take the step of a round whose noise the sites share, at the request's model.
+
+        Args:
+            request: Checked against the agreement, `privacy.mode` distributed.
+            cohort: The sites of the secure sum; None, which is refused, where there is no such sum.
+
+        Returns:
+            Minus the sum of the clipped gradients, and this site's share of the noise in integers.
+
+        Raises:
+            RefusedError: The site does not allow the mode, the cohort guarantees no noise, or
+                `reserve` refuses the step.
+            PrivacyError: The model's towers would break the guarantee.
+            DataError: The site has no study that can train.
+        """
+        plan, settings = request.plan, request.plan.settings
+        asked, own = settings.privacy, self._allowed(settings.privacy)
+        if own is None or not isinstance(asked, DistributedPrivacySettings) or cohort is None:
+            raise RefusedError(
+                "unsound_privacy",
+                f"privacy.mode is {asked.mode}, and a step whose noise the sites share needs a "
+                "secure sum",
+            )
+        encoding = round_encoding(plan, request.blocks, self._sums)
+        try:
+            share = noise_share(asked, encoding, cohort)
+        except PrivacyError as error:  # it speaks of the request and the agreement alone
+            raise RefusedError("unsound_privacy", str(error)) from error
+        from fedhash.privacy.distributed import noised_step  # Opacus takes seconds to import
+
+        self._layout.load(self._model, request.model)
+        noise = own.noise(plan.run_id, request.round_number)
+        result, added = noised_step(
+            self._model,
+            self._studies,
+            build_loss(settings.loss, self._anchors),
+            settings.learning,
+            margins=request.margins,
+            clip_norm=asked.clip_norm,
+            share=share,
+            noise=noise,
+            reserve=lambda step: self._reserve(request, own, step),
+        )
+        return self._with_statistics(result, request, noise), added
+
+    def _noise(self, request: TrainRequest) -> NoiseSource:
+        """The round's noise; without privacy, what draws the studies of the statistics."""
+        run, number = request.plan.run_id, request.round_number
+        if self._privacy is None:
+            return SimulatedNoise(self._seed, "margin statistics", run, self._site, number)
+        return self._privacy.noise(run, number)
+
+    def _with_statistics(
+        self, result: LocalResult, request: TrainRequest, noise: NoiseSource
+    ) -> LocalResult:
+        """The same with the margin statistics of the request's model, where the round has them."""
+        settings = request.plan.settings
         schedule = settings.margin_schedule
-        if schedule is None or not settings.carries_statistics(request.round_number):
+        if schedule is None or not schedule.carries_statistics(request.round_number):
             return result
         self._layout.load(self._model, request.model)
         statistics = margin_statistics(
@@ -138,35 +214,48 @@ class SiteTrainer:
             settings.loss.kappa,
             noise=noise,
             noise_multiplier=schedule.noise_multiplier,
-            largest=self._largest_statistic,
+            largest=self._sums.largest_statistic,
         )
         return replace(result, statistics=statistics)
 
-    def _noise(self, request: TrainRequest) -> NoiseSource:
-        """The round's noise; without privacy, what draws the studies of the statistics."""
-        run, number = request.plan.run_id, request.round_number
-        if self._privacy is None:
-            return SimulatedNoise(self._seed, "margin statistics", run, self._site, number)
-        return self._privacy.noise(run, number)
+    def _reserve(
+        self, request: TrainRequest, own: SitePrivacy, steps: PrivateSteps | SharedNoiseStep
+    ) -> None:
+        """Reserve the round's steps and its statistics, together."""
+        schedule = request.plan.settings.margin_schedule
+        if schedule is not None and schedule.carries_statistics(request.round_number):
+            steps = replace(steps, statistics_noise_multiplier=schedule.noise_multiplier)
+        own.reserve(request.plan.run_id, request.round_number, steps)
 
     def _source(self, request: TrainRequest, noise: NoiseSource) -> GradientSource:
-        settings, own = request.plan.settings, self._privacy
-        asked, number = settings.privacy, request.round_number
+        asked, own = request.plan.settings.privacy, self._allowed(request.plan.settings.privacy)
+        if own is None:
+            return NoPrivacy()
+        if not isinstance(asked, SitePrivacySettings):
+            raise RefusedError(
+                "unsound_privacy", f"privacy.mode {asked.mode} has no noise of the site's own"
+            )
+        from fedhash.privacy.dp_sgd import SiteDpSgd  # Opacus takes seconds to import
+
+        return SiteDpSgd(asked, noise, lambda steps: self._reserve(request, own, steps))
+
+    def _allowed(self, asked: PrivacySettings) -> SitePrivacy | None:
+        """What a round of this privacy uses here; None where it and the site have none."""
+        own = self._privacy
         if isinstance(asked, NoPrivacySettings):
             if own is None:
-                return NoPrivacy()
-            raise RefusedError("not_private", "this site trains under privacy.mode site alone")
+                return None
+            raise RefusedError(
+                "not_private", f"this site trains under privacy.mode {' or '.join(own.modes)} alone"
+            )
         if own is None:
             raise RefusedError(
                 "no_privacy_here", f"this site is not set up for privacy.mode {asked.mode}"
             )
-        from fedhash.privacy.dp_sgd import SiteDpSgd  # Opacus takes seconds to import
-
-        schedule, reserve = settings.margin_schedule, own.reserve
-
-        def reserve_all(steps: PrivateSteps) -> None:
-            if schedule is not None and schedule.carries_statistics(number):
-                steps = replace(steps, statistics_noise_multiplier=schedule.noise_multiplier)
-            reserve(request.plan.run_id, number, steps)
-
-        return SiteDpSgd(asked, noise, reserve_all)
+        if asked.mode not in own.modes:
+            raise RefusedError(
+                "mode_not_allowed",
+                f"this site takes part in privacy.mode {' or '.join(own.modes)} alone, the request "
+                f"asks for {asked.mode}; its own file decides, by privacy.modes",
+            )
+        return own

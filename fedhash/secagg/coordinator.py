@@ -104,7 +104,8 @@ class SecureAggregation:
         masked = yield from self._masked_sum(request, set_up, encoding, record)
         yield from self._unmask(request, set_up, masked, record)
         decoded = encoding.decode(masked.words)
-        record.facts["clipped_values"] = decoded.clipped
+        if encoding.tells_clipped:
+            record.facts["clipped_values"] = decoded.clipped
         rounding_sd = encoding.rounding_sd(decoded.weight, len(masked.survivors))
         record.facts["rounding_sd"] = rounding_sd["update"]
         return Aggregate(decoded.vector, decoded.weight, rounding_sd)

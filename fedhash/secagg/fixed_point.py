@@ -10,7 +10,8 @@
 3. A weight is rounded to a whole number of weight steps, at least one, before it multiplies the
    vector: the sums of weight x value and of weights are of the same weights. The step is one
    wherever Q >= largest_weight.
-4. The ring vector is [blocks ... | weight in steps | number of clipped values, at most Q].
+4. The ring vector is [blocks ... | weight in steps | number of clipped values, at most Q]. Where
+   that number must not be told, it is 0.
 
 The rounding may come from an experiment's stream: it hides nothing.
 
@@ -75,6 +76,7 @@ class FixedPoint:
         ring_bits: Width of the ring's words.
         sites: Most ring vectors in one sum.
         largest_weight: No site weighs more.
+        tells_clipped: Whether the number of clipped values is sent.
 
     Raises:
         ProtocolError: A clip, a length, `sites` or `largest_weight` is out of range.
@@ -84,6 +86,7 @@ class FixedPoint:
     ring_bits: RingBits
     sites: int
     largest_weight: float
+    tells_clipped: bool = True
 
     def __post_init__(self) -> None:
         for block in self.blocks:
@@ -118,11 +121,16 @@ class FixedPoint:
     def digest(self) -> str:
         """SHA-256 (hex) over blocks, ring, sites and largest weight."""
         blocks = [(block.name, block.length, block.clip, block.weighted) for block in self.blocks]
-        everything = (blocks, self.ring_bits, self.sites, self.largest_weight)
+        everything: list[object] = [blocks, self.ring_bits, self.sites, self.largest_weight]
+        if not self.tells_clipped:
+            everything.append("clipped values untold")
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
 
     def encode(
-        self, vector: Float32[np.ndarray, " D"], weight: float, rng: np.random.Generator
+        self,
+        vector: Float32[np.ndarray, " D"] | Float64[np.ndarray, " D"],
+        weight: float,
+        rng: np.random.Generator,
     ) -> Words:
         """One site's ring vector.
 
@@ -167,7 +175,7 @@ class FixedPoint:
             fixed = scaled.astype(np.int64)
             fixed += _random_words(len(fixed), rng)
             integers[part] = fixed >> 32
-        integers[-2:] = steps, min(clipped, self.largest)
+        integers[-2:] = steps, min(clipped, self.largest) if self.tells_clipped else 0
         return words
 
     def decode(self, total: Words) -> DecodedSum:
@@ -209,6 +217,10 @@ class FixedPoint:
             block.name: self._unit(block) * (sd / total_weight if block.weighted else sd)
             for block in self.blocks
         }
+
+    def step(self, block: Block) -> float:
+        """What an integer of a block stands for in the block's sum."""
+        return self._unit(block)
 
     @property
     def _largest_steps(self) -> int:

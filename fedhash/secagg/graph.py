@@ -32,6 +32,7 @@ __all__ = [
     "fewest_survivors",
     "neighbours",
     "plan_graph",
+    "sums_under_collusion",
 ]
 
 _COMPLETE_UP_TO = 32  # sites; below, a sparse graph saves half at most and bears fewer dropouts
@@ -177,6 +178,21 @@ def fewest_honest_summands(sites: int, degree: int, threshold: int, corrupt: int
         for kept in range(1, sites + 1)
         if any(can_be_opened(kept, away) for away in range(missing + 1))
     )
+
+
+@lru_cache(maxsize=64)
+def sums_under_collusion(sites: int, terms: SecureAggregationTerms) -> tuple[int, int]:
+    """How many sites may collude, one at least, and `fewest_honest_summands` while they do.
+
+    Below ten sites a tenth is nobody; what rests on the others' secrecy reckons with one.
+
+    Raises:
+        ProtocolError: No graph of so many sites keeps the terms.
+    """
+    graph = plan_graph(sites, terms)
+    colluding = max(1, _share_of(terms.largest_corrupt_share, sites))
+    near = _most_near(sites, colluding, graph.degree, _SECURITY_BITS)
+    return colluding, fewest_honest_summands(sites, graph.degree, graph.threshold, near)
 
 
 def _share_of(share: float, sites: int) -> int:

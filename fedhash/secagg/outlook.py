@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedhash.agreement import Agreement
+from fedhash.privacy.noise_share import noise_share
+from fedhash.privacy.private_steps import SharedNoiseStep
+from fedhash.privacy.settings import DistributedPrivacySettings
 from fedhash.rounds.training_messages import RunPlan, reply_blocks
 from fedhash.secagg.encoding import round_encoding
-from fedhash.secagg.floors import smallest_cohort
+from fedhash.secagg.floors import secure_cohort, smallest_cohort
 from fedhash.secagg.graph import cohorts_without_graph
 
 __all__ = ["SumOutlook", "sum_outlook"]
@@ -34,10 +37,12 @@ class SumOutlook:
         rounding_sd: Weight of each site (the smallest, the largest) to `FixedPoint.rounding_sd`
             of the mean over the whole roster.
         warnings: What works, and worse than its agreement may intend; one sentence each.
+        shared_noise: What each site adds where the sites share their noise.
     """
 
     rounding_sd: Mapping[float, Mapping[str, float]]
     warnings: tuple[str, ...]
+    shared_noise: SharedNoiseStep | None = None
 
 
 def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutlook:
@@ -45,6 +50,7 @@ def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutl
 
     Raises:
         ProtocolError: The ring cannot hold the roster's sum.
+        PrivacyError: Every site would refuse to share noise in it.
     """
     terms, sites = agreement.secure_aggregation, len(plan.sites)
     schedule = plan.settings.margin_schedule
@@ -70,4 +76,7 @@ def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutl
         )
     weights = (float(encoding.weight_step), encoding.largest_weight)
     sds = {weight: encoding.rounding_sd(weight * sites, sites) for weight in weights}
-    return SumOutlook(sds, tuple(warnings))
+    privacy, shared = plan.settings.privacy, None
+    if isinstance(privacy, DistributedPrivacySettings):
+        shared = noise_share(privacy, encoding, secure_cohort(sites, agreement))
+    return SumOutlook(sds, tuple(warnings), shared)

@@ -18,6 +18,10 @@ A request is refused, by a typed reply that names the rule, unless:
    neighbours whose shares it opened                                           ``too_few_survivors``
 11. a round that was opened before is opened for the same task and sites and
    with the same vector of this site, and no round before it is              ``opened_otherwise``
+12. a round whose noise the sites share has this site's share of it            ``unsound_privacy``
+
+Rule 12 is held against the site's own training, after it. Shared noise is added to the integers, so
+a round that is asked for again has another vector, and by rule 11 it is not opened twice.
 
 Rules 1 and 2 give each neighbour's secrets one fate: this site opens its share of the seed or its
 share of the key, never both. Secrets live in memory only; a site that restarts drops out of the
@@ -46,7 +50,7 @@ from fedhash.rounds.training_messages import TrainRequest
 from fedhash.secagg.asked import Digests, digests
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.fixed_point import FixedPoint
-from fedhash.secagg.floors import smallest_cohort, smallest_sum
+from fedhash.secagg.floors import SecureCohort, secure_cohort, smallest_cohort, smallest_sum
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.identity import SiteIdentity, verify_signature
 from fedhash.secagg.key_agreement import fingerprint
@@ -62,7 +66,7 @@ from fedhash.secagg.messages import (
     UnmaskRequest,
 )
 from fedhash.secagg.opened_rounds import OpenedRound, OpenedRounds
-from fedhash.secagg.packing import pack
+from fedhash.secagg.packing import Words, pack
 from fedhash.secagg.roster import KeyRoster, RoundKeys, SealedShares
 from fedhash.secagg.round_secrets import RoundSecrets
 
@@ -116,7 +120,9 @@ class SecureSiteAggregation:
         self._masked: dict[_Round, _Masked] = {}
 
     def answer(
-        self, message: Message, contribute: Callable[[TrainRequest], Contribution]
+        self,
+        message: Message,
+        contribute: Callable[[TrainRequest, SecureCohort], Contribution],
     ) -> Message:
         """See :class:`fedhash.rounds.aggregation.SiteAggregation`."""
         if message.kind == "advertise":
@@ -149,7 +155,7 @@ class SecureSiteAggregation:
         self,
         request: MaskRequest,
         of_request: Digests,
-        contribute: Callable[[TrainRequest], Contribution],
+        contribute: Callable[[TrainRequest, SecureCohort], Contribution],
     ) -> Message:
         train = request.train
         this_round = (train.plan.run_id, train.round_number)
@@ -157,11 +163,13 @@ class SecureSiteAggregation:
         encoding = self._checked_encoding(request, secrets)
         self._receive(request, secrets)
         masks = secrets.masks(request.sharers, of_request.asked)
-        contribution = contribute(train)
+        cohort = secure_cohort(len(secrets.roster.sites), self._agreement)
+        contribution = contribute(train, cohort)
         rng = numpy_stream(self._seed, "stochastic rounding", self._site, *this_round)
         words = encoding.encode(
             contribution.vector, min(contribution.weight, encoding.largest_weight), rng
         )
+        _add_noise(words, contribution, encoding, train)
         own = fingerprint(words.view(np.uint8), b"", bytes.fromhex(of_request.task), self._site)
         add_masks(words, masks)
         self._shared.clear()
@@ -338,3 +346,24 @@ class SecureSiteAggregation:
             f"{len(before.survivors)} sites; an earlier round, or the same one over other sites, "
             "for another request or with other data here, would show a difference of sums",
         )
+
+
+def _add_noise(
+    words: Words, contribution: Contribution, encoding: FixedPoint, train: TrainRequest
+) -> None:
+    """Add the site's share of the noise, exactly where the round asks for one.
+
+    Raises:
+        RefusedError: There is none, or one that nobody asked for.
+    """
+    noise, update = contribution.noise, encoding.blocks[0]
+    asked = (update.length,) if train.plan.settings.privacy.shares_noise else None
+    found = None if noise is None else noise.shape
+    if found != asked:
+        raise RefusedError(
+            "unsound_privacy",
+            f"this site's training brought noise of the shape {found}, the round asks for {asked}; "
+            "nothing was sent",
+        )
+    if noise is not None:
+        words[: update.length] += noise.astype(words.dtype)  # modulo the ring, and never clipped

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -108,6 +109,11 @@ def check(
                     }
                     for weight, sds in outlook.rounding_sd.items()
                 }
+                if outlook.shared_noise is not None:
+                    facts["shared noise, over the sensitivity"] = {
+                        name: float(f"{value:.4g}")
+                        for name, value in asdict(outlook.shared_noise).items()
+                    }
                 warnings = outlook.warnings
     except (FedhashError, OSError) as error:
         _fail(error)

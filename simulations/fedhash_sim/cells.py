@@ -29,7 +29,7 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
-from fedhash.privacy import epsilon
+from fedhash.privacy import spending
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
 from fedhash_sim.consortium import Consortium
@@ -359,8 +359,18 @@ def _privacy_rows(outcome: Outcome) -> list[Sequence[object]]:
     if terms is None or isinstance(outcome.federation.settings.privacy, NoPrivacySettings):
         return []
     return [
-        (site, terms.delta, f"{epsilon(events, terms.delta):.6f}", terms.epsilon_cap, len(events))
+        (
+            site,
+            terms.delta,
+            f"{spent.own_noise:.6f}",
+            f"{spent.shared_noise:.6f}",
+            f"{spent.together:.6f}",
+            terms.epsilon_cap,
+            len(events),
+            spent.trust,
+        )
         for site, events in sorted(outcome.spent.items())
+        for spent in [spending(events, terms.delta)]
     ]
 
 

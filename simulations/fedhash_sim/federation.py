@@ -44,6 +44,7 @@ from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.opened_rounds import FileOpenedRounds
+from fedhash.secagg.outlook import sum_outlook
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
 from fedhash_sim.run_folder import file_name
@@ -143,6 +144,7 @@ class Federation:
                 [] if terms is None else [terms],
                 data_fingerprint(self.studies[name]),
             ),
+            modes=("site", "distributed"),
         )
 
 
@@ -204,6 +206,7 @@ def train_federation(
 
     Raises:
         ProtocolError: Three rounds in a row failed.
+        PrivacyError: Every site would refuse to share noise in the run's secure sums.
         CheckpointError: The folder belongs to another run.
         LedgerError: A site's ledger was altered.
         AuditError: The margin schedule's log was altered.
@@ -215,6 +218,8 @@ def train_federation(
     state = checkpoints.load(plan) or CoordinatorState.start(
         plan, federation.agreement, layout.flatten(model)
     )
+    if federation.settings.aggregation == "secure":
+        sum_outlook(plan, layout.size, federation.agreement)  # tells at once what all would refuse
     coordinator = coordinator_of(plan, federation.agreement, state)
 
     if state.records:  # killed after the checkpoint, perhaps before its round was evaluated

@@ -111,6 +111,7 @@ def write_report(run: Path) -> Path:
         mechanisms=_mechanisms(about["privacy"], privacy),
         spent=_spent(privacy, rounds),
         margins=_margins(margins),
+        trust=_trust(privacy),
         configuration=[
             (name, (run / name).read_text(encoding="utf-8", errors="replace"))
             for name in ("study.yaml", "agreement.yaml", "round.yaml")
@@ -269,7 +270,7 @@ def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
             {
                 **kind,
                 "clipped values": _NOTHING
-                if done.empty
+                if done["clipped_values"].isna().all()
                 else f"{done['clipped_values'].sum():,.0f}",
                 "rounding sd": _NOTHING if done.empty else f"{done['rounding_sd'].max():.1e}",
                 "rounds": str(len(cell)),
@@ -287,9 +288,10 @@ def _mechanisms(settings: dict[str, dict[str, Any]], privacy: pd.DataFrame) -> l
         rows.append(
             {
                 "method": str(method),
+                "mode": of_method["mode"],
                 "sigma": f"{of_method['noise_multiplier']:g}",
                 "C": f"{of_method['clip_norm']:g}",
-                "q": f"{of_method['sampling_rate']:g}",
+                "q": f"{of_method.get('sampling_rate', 1):g}",  # distributed: all patients
                 "steps a round": str(of_method["steps"]),
                 "sigma of statistics": _NOTHING
                 if of_method.get("statistics") is None
@@ -304,6 +306,15 @@ def _mechanisms(settings: dict[str, dict[str, Any]], privacy: pd.DataFrame) -> l
     return rows
 
 
+def _trust(privacy: pd.DataFrame) -> dict[str, list[str]]:
+    """Methods whose sites share their noise, and what their epsilon rests on."""
+    shared = privacy[privacy["epsilon_shared_noise"] > 0]
+    return {
+        str(method): sorted(set(cell["trust"]))
+        for method, cell in shared.groupby("method", sort=False)
+    }
+
+
 def _spent(privacy: pd.DataFrame, rounds: pd.DataFrame) -> list[dict[str, str]]:
     """What each site of a private method has spent, and how many rounds its cap kept it from."""
     reasons = rounds["status"].map(lambda status: _stage_and_reason(status)[1])
@@ -314,6 +325,8 @@ def _spent(privacy: pd.DataFrame, rounds: pd.DataFrame) -> list[dict[str, str]]:
             "site": str(row.site),
             "method": str(row.method),
             "seed": str(row.seed),
+            "own noise": f"{row.epsilon_own_noise:.3f}",
+            "shared noise": f"{row.epsilon_shared_noise:.3f}",
             "epsilon": f"{row.epsilon:.3f}",
             "events": str(row.events),
             "refused": str(times[row.method, row.seed, row.site]),

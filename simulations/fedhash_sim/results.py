@@ -9,10 +9,11 @@ whose own model was trained (method `local`), mean_loss and seconds are those of
 a round of secure aggregation, completed or failed: graph, threshold, and how many sites took part;
 what a failed round never came to is empty. `privacy.csv` has one row a site of a private method:
 epsilon of the events in its ledger after the last round, at the agreement's delta and under its
-cap; a round that was asked for again is two events. `margins.csv` has one row a finding after each
-step of the margin schedule: the margin mu, the summed patients n, the slack's shrunken mean r, its
-variance within the sites and between them, and the drift g; what a finding that kept its margin has
-none of is empty.
+cap; of those with the site's own noise, of those whose noise the sites shared, which hold under
+`trust`, and of all together. A round that was asked for again is two events. `margins.csv` has one
+row a finding after each step of the margin schedule: the margin mu, the summed patients n, the
+slack's shrunken mean r, its variance within the sites and between them, and the drift g; what a
+finding that kept its margin has none of is empty.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -95,6 +96,8 @@ _NUMBERS = {
     "clipped_values": float,  # a failed round has none
     "rounding_sd": float,
     "delta": float,
+    "epsilon_own_noise": float,
+    "epsilon_shared_noise": float,
     "epsilon": float,
     "epsilon_cap": float,
     "events": int,
@@ -126,7 +129,18 @@ SUM_FACTS = (
     "rounding_sd",
 )
 SUM_COLUMNS = ("method", "seed", "model_of", "round", "failure", *SUM_FACTS)
-PRIVACY_COLUMNS = ("method", "seed", "site", "delta", "epsilon", "epsilon_cap", "events")
+PRIVACY_COLUMNS = (
+    "method",
+    "seed",
+    "site",
+    "delta",
+    "epsilon_own_noise",
+    "epsilon_shared_noise",
+    "epsilon",
+    "epsilon_cap",
+    "events",
+    "trust",
+)
 MARGIN_COLUMNS = (
     *("method", "seed", "model_of", "round", "finding", "mu", "n", "r"),
     *("within_variance", "between_variance", "drift"),

@@ -297,10 +297,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
         if not wrong:
             others = check_round(round_of[method], agreement)
             messages += [message for key, message in others if (key, message) not in refused]
-            if round_of[method].model != base.model:
-                messages.append(
-                    "changes the model; all methods of a study share it, so write one of its own"
-                )
+            messages += _faults_of(method, round_of[method], base)
         for message in messages:
             # the message names the key that is wrong, if it is one of the changes
             key = [each for each in changes if each in message][:1]
@@ -360,3 +357,17 @@ def _public_round(
             problems.append(problem_at(settings.public.round, key, message, []))
         return public_round, problems
     return None, problems
+
+
+def _faults_of(method: str, settings: RoundSettings, base: RoundSettings) -> list[str]:
+    """What no study can do with a method's round file, although the sites would train it."""
+    faults = []
+    if settings.model != base.model:
+        faults.append("changes the model; all methods of a study share it, so write one of its own")
+    if method in {"local", "central"} and settings.privacy.shares_noise:
+        faults.append(
+            "privacy.mode is distributed, which takes several sites; this method trains one party "
+            "at a time: leave privacy out of the round file and give each method its own here, or "
+            "leave this one out of methods"
+        )
+    return faults

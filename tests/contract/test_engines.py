@@ -9,6 +9,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pytest
+from distributed_sites import SETTINGS as SHARED_NOISE
+from distributed_sites import distributed_site, rate_of_round, sum_of_round
 from small_federation import (
     AGREEMENT,
     SECURE_AGREEMENT,
@@ -141,6 +143,25 @@ def test_the_margin_schedule_is_the_same_over_every_engine(
         assert coordinator.state.margins.mu.tolist() != [0.3] * 3
 
     with_engine(run, SECURE_BLUEPRINTS)
+
+
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_shared_noise_is_the_same_over_every_engine(
+    with_engine: Callable[[Callable[[Engine], None], Blueprints], None],
+) -> None:
+    """By another path: gradients clipped by hand and noise of the same seeds, without masks."""
+
+    def run(engine: Engine) -> None:
+        coordinator = new_coordinator(SHARED_NOISE)
+        model = coordinator.state.model
+        run_rounds(coordinator, engine)
+        for number in (1, 2):
+            step = rate_of_round(SHARED_NOISE, number) / 12 * sum_of_round(model, number)
+            model = np.asarray(model + step, np.float32)
+        np.testing.assert_allclose(coordinator.state.model, model, atol=1e-5)
+        assert [record.failure for record in coordinator.state.records] == [None, None]
+
+    with_engine(run, {site: partial(distributed_site, site) for site in SITES})
 
 
 def every_asked_site_has_one_answer(engine: Engine) -> None:

@@ -8,14 +8,15 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from privacy_events import poisson
+from privacy_events import full_batch, poisson
 from sim_command import run, run_all
 
 from fedhash.privacy import epsilon
+from fedhash.privacy.accountant import shared_trust
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash_sim.engines.inprocess import InProcessEngine
-from fedhash_sim.results import read_privacy, read_rounds
+from fedhash_sim.results import read_privacy, read_rounds, read_sums
 
 DELTA = 1e-5
 ROUND_STEPS = poisson(0.5, 0.5, 2)  # of the round file in conftest.py under `privately`
@@ -63,8 +64,20 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert "Training loss" not in page
     _, mechanism, _, *sites = privacy_rows(page)
     figures = 3 * (f"{after:.3f}",)
-    assert mechanism == ("federated", "0.5", "1", "0.5", "2", "-", "1e-05", "1000", *figures)
-    assert sites[0] == ("site-0", "federated", "0", f"{after:.3f}", "4", "0")
+    assert mechanism == (
+        "federated",
+        "site",
+        "0.5",
+        "1",
+        "0.5",
+        "2",
+        "-",
+        "1e-05",
+        "1000",
+        *figures,
+    )
+    own = f"{after:.3f}"
+    assert sites[0] == ("site-0", "federated", "0", own, "0.000", own, "4", "0")
     assert "The cap kept sites from rounds" not in page
 
 
@@ -81,6 +94,89 @@ def test_a_method_without_privacy_beside_a_private_one_is_named(
     assert "No differential privacy in central: the released model may remember patients." in page
     assert "Simulated privacy in federated: its noise comes from the seed" in page
     assert set(read_privacy(out)["method"]) == {"federated"}
+
+
+SHARED = (
+    "round.privacy={mode: distributed, clip_norm: 1, noise_multiplier: 2, expected_patients: 60}",
+    "round.learning={local_steps: 1, optimiser: sgd, weight_decay: 0.0, control_variates: false}",
+    f"agreement.privacy={{epsilon_cap: 1000, delta: {DELTA}}}",
+)
+
+
+def test_a_study_whose_sites_share_their_noise_says_what_it_rests_on(
+    study_file: Path, tmp_path: Path
+) -> None:
+    changes = [part for each in SHARED for part in ("--set", each)]
+    changes += ["--set", "seeds=[0]", "--set", "methods=[federated]"]
+    for name in ("one", "two"):
+        run_all(study_file, tmp_path / name, *changes)
+    for table in ("results.csv", "privacy.csv"):
+        one, two = ((tmp_path / name / table).read_bytes() for name in ("one", "two"))
+        assert one == two
+    assert (read_rounds(tmp_path / "one")["status"] == "ok").all()
+    spent = read_privacy(tmp_path / "one")
+    assert spent["events"].tolist() == [4, 4, 4]
+    after = epsilon([full_batch(2.0, 4)], DELTA)  # of the guaranteed noise
+    assert spent["epsilon_shared_noise"].tolist() == [pytest.approx(after, abs=1e-5)] * 3
+    assert spent["epsilon"].tolist() == spent["epsilon_shared_noise"].tolist()
+    assert spent["epsilon_own_noise"].tolist() == [0.0] * 3
+    assert set(spent["trust"]) == {shared_trust("1 other sites of a sum")}
+    assert read_sums(tmp_path / "one")["clipped_values"].isna().all()
+    page = page_of(tmp_path / "one")
+    assert "In federated the sites add their noise together" in page
+    assert f"epsilon holds only if {shared_trust('1 other sites of a sum')}." in page
+    _, mechanism, _, *sites = privacy_rows(page)
+    figures = 3 * (f"{after:.3f}",)
+    assert mechanism == (
+        "federated",
+        "distributed",
+        "2",
+        "1",
+        "1",
+        "1",
+        "-",
+        "1e-05",
+        "1000",
+        *figures,
+    )
+    assert sites[0][3:6] == ("0.000", f"{after:.3f}", f"{after:.3f}")
+
+
+def test_one_party_alone_has_nobody_to_share_its_noise_with(
+    study_file: Path, tmp_path: Path
+) -> None:
+    changes = [part for each in SHARED for part in ("--set", each)]
+    methods = ("--set", "methods=[federated, central]", "--set", "seeds=[0]")
+    error = run("run", study_file, "--out", tmp_path / "run", *changes, *methods, ok=False)
+    assert "method_settings.central: privacy.mode is distributed, which takes several" in error
+    both = "privacy.clip_norm: 1, privacy.noise_multiplier: 2"
+    shared = f"{{privacy.mode: distributed, {both}, privacy.expected_patients: 60}}"
+    own = f"{{privacy.mode: site, {both}, privacy.sampling_rate: 1}}"
+    each = f"method_settings={{federated: {shared}, central: {own}}}"
+    run_all(
+        *(study_file, tmp_path / "run", *changes[2:], *methods),
+        *("--set", each, "--set", "round.rounds=1"),
+    )
+    spent = read_privacy(tmp_path / "run").set_index("method")
+    assert (spent.loc["federated", "epsilon_own_noise"] == 0).all()
+    assert spent.loc["central", "epsilon_shared_noise"] == 0
+    # the central party's noise is what the consortium guarantees
+    assert spent.loc["central", "epsilon"] == pytest.approx(
+        float(spent.loc["federated", "epsilon"].iloc[0]), abs=1e-5
+    )
+    assert spent.loc["central", "trust"].startswith("none: the site's own noise protects")
+
+
+def test_a_ring_that_holds_no_noise_is_told_before_the_first_round(
+    study_file: Path, tmp_path: Path
+) -> None:
+    coarse = ("agreement.secure_aggregation={ring_bits: 16}", "round.rounds=1")
+    changes = [part for each in (*SHARED, *coarse) for part in ("--set", each)]
+    changes += ["--set", "seeds=[0]", "--set", "methods=[federated]"]
+    full = "agreement.secure_aggregation={ring_bits: 16, largest_weight: 20}"
+    error = run("run", study_file, "--out", tmp_path / "run", *changes, "--set", full, ok=False)
+    assert "a ring of 16 bits has room for" in error
+    run_all(study_file, tmp_path / "roomy", *changes)
 
 
 def test_a_run_without_privacy_has_no_section_of_it(finished: Path) -> None:

@@ -482,3 +482,23 @@ def test_opacus_leaves_a_program_s_logging_alone() -> None:
     )
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("broken", [None, 0, 5])
+@pytest.mark.parametrize("clip_norm", [0.01, 1.0, 1e6])
+def test_clipping_by_norms_alone_gives_the_sum_of_clipped_gradients(
+    monkeypatch: pytest.MonkeyPatch, clip_norm: float, broken: int | None
+) -> None:
+    towers = {"image": TowerSettings(name="image_hog", options=SMALL["image_hog"])}
+    model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
+    assert dp_sgd._is_mostly_linear(model)
+    inputs = torch.randn(70, *model.tower("image").prepared_shape)
+    if broken is not None:
+        inputs[broken] = torch.nan
+    present = {"image": torch.arange(70) != 4}
+    studies = replace(studies_of(70), inputs={"image": inputs}, present=present)
+    by_norms = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: False)
+    by_gradients = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    np.testing.assert_allclose(by_norms, by_gradients, rtol=1e-4, atol=1e-6 * clip_norm)
+    assert np.linalg.norm(by_norms) > 0

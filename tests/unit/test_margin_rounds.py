@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed_sites import SETTINGS as SHARED_NOISE
+from distributed_sites import distributed_site
 from small_federation import (
     AGREEMENT,
     MODEL,
@@ -30,7 +32,7 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
-from fedhash.privacy import PrivacyTerms, epsilon, read_ledger
+from fedhash.privacy import DistributedGaussianStep, PrivacyTerms, epsilon, read_ledger
 from fedhash.privacy.margin_statistics import SENSITIVITY, margin_statistics
 from fedhash.privacy.noise import SecureNoise, SimulatedNoise
 from fedhash.privacy.private_steps import PrivateSteps
@@ -49,6 +51,7 @@ from fedhash_sim.engines.inprocess import InProcessEngine
 
 SCHEDULE = MarginScheduleSettings(every_rounds=2)
 PRIVACY = SitePrivacySettings(mode="site", clip_norm=1.0, noise_multiplier=0.8, sampling_rate=0.5)
+EVERY_ROUND = {"every_rounds": 1, "noise_multiplier": 5.0}
 PRIVATE = {
     "privacy": PRIVACY,
     "weighting": "uniform",
@@ -338,6 +341,34 @@ def test_where_the_statistics_do_not_fit_nothing_is_read_and_nothing_is_written(
     assert read_ledger(ledger) == ()
     assert agent_under(epsilon(both, 1e-5)).handle(asked.to_message()).kind == "train_reply"
     assert [entry.event for entry in read_ledger(ledger)] == both
+
+
+def test_where_noise_is_shared_the_statistics_have_the_sites_own(tmp_path: Path) -> None:
+    settings = SHARED_NOISE.model_copy(
+        update={"rounds": 1, "margin_schedule": SCHEDULE.model_copy(update=EVERY_ROUND)}
+    )
+    terms = [PrivacyTerms(epsilon_cap=50.0, delta=1e-5)]
+    agents = [
+        distributed_site(
+            site,
+            lambda *_: SecureNoise(),
+            partial(reserve_model_update, tmp_path / site, terms, "0f" * 32),
+        )
+        for site in SITES
+    ]
+    coordinator = new_coordinator(settings)
+    asked = TrainRequest.from_message(request(1).to_message())
+    run_rounds(coordinator, InProcessEngine(agents))
+    step = coordinator.last_step
+    assert step is not None
+    assert step.noise_sd == pytest.approx(15.0, abs=1e-3)  # 5 sqrt(3) at each of three sites
+    expected = sum(own_block(site, asked) for site in SITES)[:9]
+    deviation = (np.ravel([step.patients, step.slack, step.squared_slack]) - expected) / 15
+    assert 0.2 < np.abs(deviation).mean() < 3
+    for site in SITES:
+        update, statistics = (entry.event for entry in read_ledger(tmp_path / site))
+        assert isinstance(update, DistributedGaussianStep)
+        assert statistics == margin_release("0f" * 32, "run-1", 1, 5.0)
 
 
 def test_a_private_site_tells_no_statistics_without_noise() -> None:

@@ -191,7 +191,7 @@ class OtherAggregation:
     name = "masked"
 
     def answer(self, message: Message, contribute: object) -> Message:
-        return Refusal("unused", "").to_message() if contribute(read(message)) else message
+        return Refusal("unused", "").to_message() if contribute(read(message), None) else message
 
 
 def read(message: Message) -> TrainRequest:

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from secure_sites import MODEL_SIZE, consortium, plan_of
 
+from fedhash.errors import PrivacyError
+from fedhash.privacy.settings import DistributedPrivacySettings
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.outlook import SumOutlook, sum_outlook
@@ -17,6 +19,24 @@ from fedhash.secagg.terms import SecureAggregationTerms
 def outlook_of(sites: int, smallest_cohort: int = 3, **terms: object) -> SumOutlook:
     agreement, _ = consortium(sites, SecureAggregationTerms(**terms), smallest_cohort)
     return sum_outlook(plan_of(agreement), MODEL_SIZE, agreement)
+
+
+def test_shared_noise_is_foretold_or_refused() -> None:
+    assert outlook_of(5).shared_noise is None
+    agreement, _ = consortium(5, SecureAggregationTerms())
+    privacy = DistributedPrivacySettings(
+        mode="distributed", clip_norm=1.0, noise_multiplier=3.0, expected_patients=900
+    )
+    plan = plan_of(agreement)
+    changes = {"privacy": privacy, "weighting": "uniform"}
+    plan = plan.model_copy(update={"settings": plan.settings.model_copy(update=changes)})
+    shared = sum_outlook(plan, MODEL_SIZE, agreement).shared_noise
+    assert shared is not None
+    assert shared.guaranteed_noise_multiplier == pytest.approx(3.0, rel=1e-6)
+    assert shared.sum_noise_multiplier == pytest.approx(3.0 * (5 / 2) ** 0.5, rel=1e-6)
+    coarse, _ = consortium(5, SecureAggregationTerms(ring_bits=16))
+    with pytest.raises(PrivacyError, match="below 8 shares do not add up to a Gaussian"):
+        sum_outlook(plan, MODEL_SIZE, coarse)
 
 
 @pytest.mark.parametrize(("ring_bits", "weight"), [(16, 31), (24, 1), (32, 1)])

@@ -177,6 +177,35 @@ def test_steps_over_all_patients_are_no_sampled_steps(site: Path) -> None:
     assert found["after"][0]["together"] == epsilon([full_batch(9.0, 16)], 1e-5)
 
 
+SHARED = """
+model: {towers: {report: {name: report_ngrams}}}
+rounds: 3
+learning: {local_steps: 1, optimiser: sgd, weight_decay: 0, control_variates: false}
+weighting: uniform
+privacy: {mode: distributed, clip_norm: 1.0, noise_multiplier: 4.0, expected_patients: 900}
+"""
+
+
+def test_a_round_of_shared_noise_is_planned_where_the_site_allows_it(site: Path) -> None:
+    path = site.parent / "round.yaml"
+    path.write_text(SHARED)
+    refused = call(site, "--round", path, code=1)
+    assert "round.yaml:6: privacy.mode is distributed, and this site's own file allows" in refused
+    site.write_text(site.read_text() + "  modes: [site, distributed]\n")
+    with opened(site) as ledger:
+        ledger.reserve(full_batch(9.0, 2))
+    found = facts(site, "--round", path)["next_round"]
+    assert (found["mode"], found["steps"], found["sampling_rate"]) == ("distributed", 1, 1.0)
+    assert found["after"][0]["together"] == epsilon([full_batch(9.0, 2), full_batch(4.0)], 1e-5)
+    assert found["rounds_left"] == found["steps_left"] > 0
+    assert "at most 0.1 of the other sites of a sum, and one where that is none," in found["trust"]
+    text = call(site, "--round", path)
+    assert "its noise is added together by the sites, so this holds if secure aggregation" in text
+    path.write_text(ROUND)
+    own = facts(site, "--round", path)["next_round"]
+    assert own["trust"].startswith("none: the site's own noise protects")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [

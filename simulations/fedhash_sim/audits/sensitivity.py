@@ -1,4 +1,4 @@
-"""`fedhash-sim audit`: measurements that can refute a claim of privacy.
+"""`fedhash-sim audit sensitivity`: does clipping bound what one patient changes?
 
 >>> fedhash-sim audit sensitivity --out sensitivity.png
 """
@@ -18,17 +18,9 @@ from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, t
 if TYPE_CHECKING:
     from fedhash.evaluation.sensitivity import Sensitivity
 
-__all__ = ["audits"]
-
-audits = typer.Typer(help="Measure whether privacy holds what it claims.", no_args_is_help=True)
+__all__ = ["sensitivity"]
 
 
-@audits.callback()
-def _several_audits() -> None:
-    """Keeps typer from taking a single audit for the command itself."""
-
-
-@audits.command()
 def sensitivity(
     losses: Annotated[
         list[str] | None, typer.Option("--loss", help="Default: every loss. May be repeated.")
