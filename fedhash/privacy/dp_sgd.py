@@ -51,10 +51,11 @@ from fedhash.privacy._opacus import (
 )
 from fedhash.privacy.noise import NoiseSource, one_of_each, poisson_sample
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.public_count import published_patients
 from fedhash.privacy.settings import SitePrivacySettings
 from fedhash.privacy.soundness import check_sound
 
-__all__ = ["SiteDpSgd", "clipped_sum", "published_patients"]
+__all__ = ["SiteDpSgd", "clipped_sum"]
 
 _ROUNDING = 1e-3
 _ROWS_AT_ONCE = 64  # see rule 6
@@ -118,16 +119,6 @@ class SiteDpSgd:
                 rows = [rows[place] for rows, place in zip(taken, places, strict=True)]
                 sums.fill(model, studies, rows, loss, margins)
                 yield None
-
-
-def published_patients(patients: int) -> int:
-    """A site's number of patients as it is made public: two leading digits, and tens at least.
-
-    Neighbours may differ in it (99 patients and 100 do not, 104 and 105 do), so it is no part of
-    what is protected. The rounding keeps the exact number, and with it who joined, at the site.
-    """
-    grain = 10 if patients < 1000 else 10 ** (len(str(patients)) - 2)
-    return max(10, (patients + grain // 2) // grain * grain)
 
 
 def clipped_sum(

@@ -64,9 +64,10 @@ class RoundSettings(Settings):
         description="secure: the coordinator sees the sum alone; "
         "plain, for comparisons: it sees each site's update",
     )
-    weighting: Literal["uniform", "patients"] = Field(
+    weighting: Literal["uniform", "patients", "rounded_patients"] = Field(
         default="patients",
-        description="patients: a site counts by its number of training patients",
+        description="patients: a site counts by its number of training patients; rounded_patients: "
+        "by that number rounded to tens, which privacy takes as public",
     )
     coordinator_optimiser: CoordinatorOptimiserSettings = CoordinatorOptimiserSettings()
     timeout_s: float = Field(
@@ -182,10 +183,18 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
             "set aggregation: secure, or privacy.mode: site"
         )
         problems.append((("aggregation",), message))
-    if settings.weighting != "uniform":
+    if settings.weighting == "patients":
         message = (
             f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: a "
             "site's exact number of patients would be sent without noise; set weighting: uniform"
+            + ("" if settings.privacy.shares_noise else " or rounded_patients")
+        )
+        problems.append((("weighting",), message))
+    elif settings.privacy.shares_noise and settings.weighting != "uniform":
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, weighting is {settings.weighting!r}: each "
+            "patient counts the same already, and a weight would multiply the noise; set "
+            "weighting: uniform"
         )
         problems.append((("weighting",), message))
     schedule = settings.margin_schedule

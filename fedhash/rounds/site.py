@@ -50,6 +50,7 @@ from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, RefusedError
 from fedhash.learning.local_training import LocalResult, carried_names
 from fedhash.models.settings import ModelSettings
+from fedhash.privacy.public_count import published_patients
 from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import check_privacy
@@ -167,8 +168,13 @@ class SiteAgent:
             {**result.carried, _MARGIN: request.margins.mu},
             counted_round=request.counted.get(self.site, 0),
         )
-        weight = float(self._trainer.patients) if plan.settings.weighting == "patients" else 1.0
-        return Contribution(vector, weight, noise)
+        return Contribution(vector, self._weight(plan.settings.weighting), noise)
+
+    def _weight(self, weighting: str) -> float:
+        if weighting == "uniform":
+            return 1.0
+        patients = self._trainer.patients
+        return float(patients if weighting == "patients" else published_patients(patients))
 
     def _check_plan(self, request: TrainRequest) -> None:
         plan, agreement = request.plan, self._agreement

@@ -31,8 +31,9 @@ from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy import dp_sgd
 from fedhash.privacy.accountant import epsilon_after
-from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum, published_patients
+from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum
 from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
+from fedhash.privacy.public_count import published_patients
 from fedhash.privacy.settings import SitePrivacySettings
 from fedhash_sim.cli import app
 

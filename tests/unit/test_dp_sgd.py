@@ -30,9 +30,10 @@ from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.models.tower import TOWERS, Tower
 from fedhash.privacy import dp_sgd
-from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum, published_patients
+from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum
 from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.public_count import published_patients
 from fedhash.privacy.settings import SitePrivacySettings
 from fedhash.privacy.soundness import check_sound
 

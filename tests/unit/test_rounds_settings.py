@@ -62,7 +62,8 @@ PRIVATE = SitePrivacySettings(mode="site", clip_norm=1.0, noise_multiplier=1.1, 
 
 
 def test_a_private_round_has_no_problems() -> None:
-    assert check_round(round_settings(privacy=PRIVATE, weighting="uniform"), AGREEMENT) == []
+    for weighting in ("uniform", "rounded_patients"):
+        assert check_round(round_settings(privacy=PRIVATE, weighting=weighting), AGREEMENT) == []
 
 
 @pytest.mark.parametrize(

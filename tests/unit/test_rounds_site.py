@@ -61,6 +61,12 @@ def test_a_request_within_the_agreement_is_answered() -> None:
     assert reply.weight == 5
 
 
+def test_a_rounded_weight_tells_no_exact_number() -> None:
+    asked = request(plan=plan_with(weighting="rounded_patients"))
+    answer = agent(PullTrainer(2.0, patients=5)).handle(asked.to_message())
+    assert TrainReply.from_message(answer, asked).weight == 10  # of 5 patients
+
+
 def test_under_uniform_weighting_each_site_weighs_one() -> None:
     asked = request(plan=plan_with(weighting="uniform"))
     answer = agent(PullTrainer(2.0, patients=5)).handle(asked.to_message())
