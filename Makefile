@@ -7,6 +7,7 @@
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
 #   make bench-margins   what each part of the margin schedule does to retrieval
+#   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
 #   make bench-demo      seconds and peak memory of the demo
 #   make bench-docs      write the tables of README.md and docs/benchmarks.md from build/bench/*.csv
@@ -25,7 +26,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-margins bench-search bench-secagg bench-demo bench-docs clean
+.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -84,6 +85,9 @@ bench-search: install
 
 bench-secagg: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_secagg
+
+bench-privacy: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_privacy
 
 bench-demo: install
 	$(BIN)/python -m benchmarks.bench_demo

@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmarks.figures import F, Figure, SeededFigure
 from benchmarks.goals import (
     DEMO_GOALS,
+    PRIVACY_GOALS,
     QUALITY_GOALS,
     SECAGG_CASE,
     SECAGG_FEW_SITES,
@@ -27,6 +28,11 @@ __all__ = [
     "goal_rows",
     "margin_rows",
     "plain_rows",
+    "privacy_audit_rows",
+    "privacy_curve_rows",
+    "privacy_goal_rows",
+    "privacy_linkage_rows",
+    "privacy_throughput_rows",
     "quality_rows",
     "search_rows",
     "secagg_client_rows",
@@ -246,6 +252,96 @@ def secagg_study_rows(figures: Sequence[SeededFigure]) -> Rows:
         name = _direction(figure) if unit == "mAP" else f"{figure}, {unit}"
         rows.append((study, name, *cells))
     return rows
+
+
+def privacy_curve_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """A row for each study and direction, a column for each privacy."""
+    by_name = _by_name(figures)
+    contenders = [
+        "no privacy",
+        *(
+            f"{mode}, epsilon {epsilon}"
+            for mode in ("distributed", "site")
+            for epsilon in (8, 3, 1)
+        ),
+        "public only",
+        "chance",
+    ]
+    rows: Rows = [("study", "direction", *contenders)]
+    for case, figure in dict.fromkeys((e.case, e.figure) for e in figures if e.unit == "mAP"):
+        cells = []
+        for contender in contenders:
+            each = by_name.get((case, figure, contender))
+            cells.append(str(Spread(each.value, each.sd, each.seeds)) if each else "")
+        rows.append((case, _direction(figure), *cells))
+    return rows
+
+
+def privacy_goal_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """kermany_cxr: shares of the best figure without privacy, under both protocols."""
+    by_name = {name: each.value for name, each in _by_name(figures).items()}
+    figure = "map image -> image"
+    rows: Rows = [("study", "contender", "goal", "of the best without privacy", "")]
+    for protocol in ("held out", "train database"):
+        case = f"kermany, frozen, {protocol}"
+        both = (case, f"kermany, from scratch, {protocol}")
+        known = [by_name.get((each, figure, "no privacy")) for each in both]
+        best = max((value for value in known if value is not None), default=None)
+        for contender, least in PRIVACY_GOALS.items():
+            value = by_name.get((case, figure, contender))
+            if value is None or best is None:
+                rows.append((case, contender, f"at least {least:.2f}", "", "not run"))
+                continue
+            verdict = "met" if value / best >= least else "missed"
+            rows.append((case, contender, f"at least {least:.2f}", f"{value / best:.3f}", verdict))
+    return rows
+
+
+def privacy_audit_rows(figures: Sequence[Figure]) -> Rows:
+    """A row for each audited loss or mechanism."""
+    rows: Rows = [("audit", "of", "measured")]
+    for case, contender in dict.fromkeys((each.case, each.contender) for each in figures):
+        found = [e for e in figures if (e.case, e.contender) == (case, contender)]
+        told = "; ".join(f"{e.figure}: {e.value:.3g} {e.unit}" for e in found)
+        rows.append((case, contender, told))
+    return rows
+
+
+def privacy_throughput_rows(figures: Sequence[Figure]) -> Rows:
+    """A row for each model."""
+    by_name = _by_name(figures)
+    rows: Rows = [("model", "plain, patients/s", "private, patients/s", "private / plain")]
+    for case in dict.fromkeys(each.case for each in figures):
+        plain, private, ratio = (
+            by_name[case, name, contender].value
+            for name, contender in (
+                ("throughput", "plain"),
+                ("throughput", "private"),
+                ("throughput of plain", "private"),
+            )
+        )
+        rows.append((case, three_digits(plain), three_digits(private), f"{ratio:.2f}"))
+    return rows
+
+
+def privacy_linkage_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """A row for each set and figure, a column for each contender."""
+    by_name = _by_name(figures)
+    contenders = list(dict.fromkeys(each.contender for each in figures))
+    rows: Rows = [("pairs", "figure", *contenders)]
+    for case, figure in dict.fromkeys((each.case, each.figure) for each in figures):
+        if not figure.startswith(("recall@1,", "lift@1,", "median_rank,", "probe", "map")):
+            continue
+        found = [by_name.get((case, figure, contender)) for contender in contenders]
+        cells = [_linkage_cell(each) if each else "" for each in found]
+        rows.append((case, figure.replace("->", "→"), *cells))
+    return rows
+
+
+def _linkage_cell(each: SeededFigure) -> str:
+    if each.unit in {"mAP", "AUROC"}:
+        return str(Spread(each.value, each.sd, each.seeds))
+    return f"{three_digits(each.value)} ± {three_digits(each.sd)}"
 
 
 def three_digits(value: float) -> str:

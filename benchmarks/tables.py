@@ -22,6 +22,11 @@ from benchmarks.rows import (
     goal_rows,
     margin_rows,
     plain_rows,
+    privacy_audit_rows,
+    privacy_curve_rows,
+    privacy_goal_rows,
+    privacy_linkage_rows,
+    privacy_throughput_rows,
     quality_rows,
     search_rows,
     secagg_client_rows,
@@ -39,6 +44,8 @@ QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "de
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
 MARGINS = BENCH / "margins.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
+CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
+AUDITS, THROUGHPUT = BENCH / "privacy-audits.csv", BENCH / "privacy-throughput.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
     "quality-plain": (QUALITY, lambda: plain_rows(read_figures(QUALITY, SeededFigure))),
@@ -59,6 +66,14 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
     ),
     "margins": (MARGINS, lambda: margin_rows(read_figures(MARGINS, SeededFigure))),
+    "privacy-curve": (CURVE, lambda: privacy_curve_rows(read_figures(CURVE, SeededFigure))),
+    "privacy-goals": (CURVE, lambda: privacy_goal_rows(read_figures(CURVE, SeededFigure))),
+    "privacy-audits": (AUDITS, lambda: privacy_audit_rows(read_figures(AUDITS, Figure))),
+    "privacy-linkage": (LINKAGE, lambda: privacy_linkage_rows(read_figures(LINKAGE, SeededFigure))),
+    "privacy-throughput": (
+        THROUGHPUT,
+        lambda: privacy_throughput_rows(read_figures(THROUGHPUT, Figure)),
+    ),
     "demo": (DEMO, lambda: demo_rows(read_figures(DEMO, Figure))),
 }
 _MARKER = re.compile(r"^<!-- (?:table: (?P<name>[\w-]+)|end) -->", re.MULTILINE)

@@ -1,0 +1,125 @@
+"""Whose report is whose: the anchor loss, an in-batch contrastive loss, and private heads.
+
+On the phantom with more than ten thousand held-out pairs, and on the pairs of the public sets,
+where pools are as large as there are patients. The contrastive loss is no sum of patient terms, so
+no private form of it exists here (`fedhash-sim audit sensitivity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from benchmarks.figures import BENCH, SeededFigure
+from benchmarks.privacy_curve import CURVES
+from fedhash_sim.audits.linkage import RunLinkage, audit_run
+from fedhash_sim.results import main_table, read_results, spread
+from fedhash_sim.run_folder import file_name
+from fedhash_sim.settings import read_study
+from fedhash_sim.study_run import run_study
+
+__all__ = ["LINKAGES", "Linkage", "linkage_figures"]
+
+_RUNS = BENCH / "privacy" / "linkage"
+_CONTRASTIVE = "round.loss={name: contrastive, margin: 0.05}"
+_HEADS = next(curve for curve in CURVES if curve.study == "phantom_frozen")
+
+
+@dataclass(frozen=True)
+class Linkage:
+    """One set of pairs.
+
+    Attributes:
+        case: Its name among the figures.
+        study: File name in configs/study, without ending.
+        pool: N of the figures.
+        contenders: Name to the overrides that make it.
+    """
+
+    case: str
+    study: str
+    pool: int
+    contenders: dict[str, list[str]]
+
+
+_LOSSES: dict[str, list[str]] = {"anchor": [], "contrastive": [_CONTRASTIVE]}
+LINKAGES = (
+    Linkage(
+        "phantom",
+        "phantom_linkage",
+        10_000,
+        {
+            "anchor": ["round.rounds=40"],
+            "contrastive": [_CONTRASTIVE, "round.rounds=80", "round.learning.batch_patients=128"],
+            "heads, epsilon 8": [
+                "round=configs/round/phantom_frozen.yaml",
+                "public={share: 0.2, round: configs/round/phantom_hog.yaml}",
+                *(each for each in _HEADS.changes("distributed", 8.0) if "methods" not in each),
+                "round.privacy.expected_patients=3200",
+            ],
+        },
+    ),
+    Linkage("ptbxl", "ptbxl_sites", 100, _LOSSES),
+    Linkage("covid", "covid_locations", 20, _LOSSES),
+)
+
+
+def linkage_figures(
+    linkage: Linkage, *, workers: int, replace: bool, console: Console
+) -> Iterator[SeededFigure]:
+    """Run and audit every contender of a set of pairs.
+
+    Raises:
+        FedhashError: A study cannot be run or audited.
+    """
+    for contender, changes in linkage.contenders.items():
+        console.rule(f"linkage, {linkage.case}: {contender}")
+        study = read_study(
+            Path("configs/study") / f"{linkage.study}.yaml",
+            ["methods=[federated]", *_plainly(changes), *changes],
+        )
+        path = _RUNS / linkage.case / file_name(contender)
+        run_study(
+            study,
+            path,
+            workers=workers,
+            replace=replace,
+            command=f"make bench-privacy (linkage, {linkage.case}, {contender})",
+            console=console,
+        )
+        found = [
+            audit_run(path, "federated", seed, (linkage.pool,)) for seed in study.settings.seeds
+        ]
+        for name, unit, values in _values(found):
+            each = spread(pd.Series(values))
+            yield SeededFigure(linkage.case, contender, name, unit, each.mean, each.sd, each.seeds)
+        for row in main_table(read_results(path)):
+            each = row.methods["federated"]
+            figure = f"map {row.query} -> {row.target}"
+            yield SeededFigure(
+                linkage.case, contender, figure, "mAP", each.mean, each.sd, each.seeds
+            )
+
+
+def _plainly(changes: list[str]) -> list[str]:
+    """Secure sums give the same figures (make bench-secagg); noise that is shared needs them."""
+    is_private = any("privacy" in change for change in changes)
+    return [] if is_private else ["round.aggregation=plain"]
+
+
+def _values(found: list[RunLinkage]) -> Iterator[tuple[str, str, list[float]]]:
+    """Name, unit and one value a seed of every figure."""
+    rows = pd.DataFrame([asdict(row) | {"seed": each.seed} for each in found for row in each.rows])
+    keys = ["query", "target", "pools", "representation", "metric"]
+    for (query, target, pools, representation, metric), part in rows.groupby(keys, sort=False):
+        name = f"{metric}, {pools}, {representation}, {query} -> {target}"
+        yield name, metric, part["value"].tolist()
+    for modality, representation in found[0].probes:
+        areas = [each.probes[modality, representation].macro_auroc for each in found]
+        known = [area for area in areas if area is not None]
+        if known:
+            yield f"probe, {representation}, {modality}", "AUROC", known
