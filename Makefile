@@ -6,6 +6,7 @@
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
+#   make bench-margins   what each part of the margin schedule does to retrieval
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
 #   make bench-demo      seconds and peak memory of the demo
@@ -25,7 +26,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-search bench-secagg bench-privacy bench-demo bench-docs clean
+.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,9 @@ schemas: install
 
 bench-quality: install
 	$(BIN)/python -m benchmarks.bench_quality
+
+bench-margins: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_margins
 
 bench-search: install
 	$(BIN)/python -m benchmarks.bench_search

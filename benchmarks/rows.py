@@ -27,6 +27,7 @@ __all__ = [
     "as_table",
     "demo_rows",
     "goal_rows",
+    "margin_rows",
     "plain_rows",
     "privacy_audit_rows",
     "privacy_curve_rows",
@@ -120,6 +121,19 @@ def radius_rows(figures: Sequence[SeededFigure]) -> Rows:
         found = [by_name.get((study, f"{name} {direction}", kappa)) for name in RADIUS_FIGURES]
         cells = [str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found]
         rows.append((study, direction.replace("->", "→"), kappa.removeprefix("kappa "), *cells))
+    return rows
+
+
+def margin_rows(figures: Sequence[SeededFigure]) -> Rows:
+    """A row a figure of a study, a column for each variant of the margin schedule."""
+    by_name = _by_name(figures)
+    variants = list(dict.fromkeys(each.contender for each in figures))
+    rows: Rows = [("study", "figure", *variants)]
+    for study, name in dict.fromkeys((each.case, each.figure) for each in figures):
+        found = [by_name.get((study, name, variant)) for variant in variants]
+        cells = [str(Spread(e.value, e.sd, e.seeds)) if e else "" for e in found]
+        shown = _direction(name) if " -> " in name else name
+        rows.append((study, shown, *cells))
     return rows
 
 

@@ -20,6 +20,7 @@ from benchmarks.rows import (
     as_markdown,
     demo_rows,
     goal_rows,
+    margin_rows,
     plain_rows,
     privacy_audit_rows,
     privacy_curve_rows,
@@ -43,6 +44,7 @@ DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
 QUALITY_RADIUS = BENCH / "quality-radius.csv"
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
+MARGINS = BENCH / "margins.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
 AUDITS, THROUGHPUT = BENCH / "privacy-audits.csv", BENCH / "privacy-throughput.csv"
@@ -69,6 +71,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         SECAGG_STUDIES,
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
     ),
+    "margins": (MARGINS, lambda: margin_rows(read_figures(MARGINS, SeededFigure))),
     "privacy-curve": (CURVE, lambda: privacy_curve_rows(read_figures(CURVE, SeededFigure))),
     "privacy-goals": (CURVE, lambda: privacy_goal_rows(read_figures(CURVE, SeededFigure))),
     "privacy-audits": (AUDITS, lambda: privacy_audit_rows(read_figures(AUDITS, Figure))),

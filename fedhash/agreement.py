@@ -82,6 +82,7 @@ class Agreement(Settings):
         modalities: What a study may hold, such as "image" or "report".
         smallest_cohort: Sites without which no round is finished.
         margin_range: Lowest and highest margin that a site accepts.
+        largest_margin_step: Most that a finding's margin may move in one step of a margin schedule.
         largest_k: Most hits that one query may ask of a site.
         largest_local_steps: Most optimiser steps that one round may ask of a site.
         sites: The roster: each site's name and the Ed25519 public key of its identity, 64 hex
@@ -102,6 +103,7 @@ class Agreement(Settings):
     modalities: _Names = Field(min_length=1)
     smallest_cohort: int = Field(default=3, ge=1)
     margin_range: tuple[_Margin, _Margin] = (0.05, 0.6)
+    largest_margin_step: float = Field(default=0.05, gt=0, le=2)
     largest_k: int = Field(default=100, ge=1)
     largest_local_steps: int = Field(default=1000, ge=1)
     sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)

@@ -18,6 +18,7 @@ A message says what was found, what was expected and what to do.
     ├── ArchiveError           the site's binary index
     ├── PrivacyError           parameters of privacy that guarantee nothing
     ├── LedgerError            a privacy ledger that was altered, or cannot be used
+    ├── AuditError             an audit log that was altered, or cannot be written
     ├── QueryError             a search request that cannot be answered
     └── StorageError           a file that the operating system refuses
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 __all__ = [
     "AggregationError",
     "ArchiveError",
+    "AuditError",
     "BudgetError",
     "CheckpointError",
     "CohortError",
@@ -146,6 +148,10 @@ class PrivacyError(FedhashError):
 
 class LedgerError(FedhashError):
     """A privacy ledger was altered, shortened or damaged, or cannot be used."""
+
+
+class AuditError(FedhashError):
+    """An audit log was altered, cut short or damaged, or cannot be written."""
 
 
 class QueryError(FedhashError):

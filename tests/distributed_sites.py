@@ -103,7 +103,9 @@ def sum_of_round(
 ) -> np.ndarray:
     """What the coordinator decodes of the update: integers and noise without any mask."""
     plan, size = run_plan(SETTINGS), model_and_layout()[1].size
-    encoding = round_encoding(plan, size, SECURE_AGREEMENT.secure_aggregation)
+    encoding = round_encoding(
+        plan, {"update": size, "loss": 1}, SECURE_AGREEMENT.secure_aggregation
+    )
     share = noise_share(PRIVACY, encoding, secure_cohort(begun, SECURE_AGREEMENT))
     total = np.zeros(size, np.int64)
     for site in sites:

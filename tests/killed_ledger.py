@@ -1,9 +1,9 @@
 """A program for the tests: uses a ledger, and is killed at a given statement of its code.
 
 It reads requests, one JSON a line, and answers each with one JSON line. A request forks a process
-that opens the ledger and reserves each event; after each it notes, in a pipe, that the private
-step ran. At the `line`-th statement that it runs in the ledger's code, counted from the opening of
-the ledger to its closing, it kills itself with SIGKILL.
+that opens the ledger and reserves each event, or all of them together; after each it notes, in a
+pipe, that the private step ran. At the `line`-th statement that it runs in the ledger's code,
+counted from the opening of the ledger to its closing, it kills itself with SIGKILL.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -56,9 +57,14 @@ def use(request: dict[str, Any], ran: int) -> None:
     terms = PrivacyTerms(epsilon_cap=request["cap"], delta=request["delta"])
     kill_at(request["line"])
     with Ledger(Path(request["ledger"]), [terms]) as opened:
-        for event in events:
+        reservations = (
+            [partial(opened.reserve_together, events)]
+            if request["together"]
+            else [partial(opened.reserve, event) for event in events]
+        )
+        for reserve in reservations:
             try:
-                opened.reserve(event)
+                reserve()
             except BudgetError:
                 os.write(ran, b"x")
             else:

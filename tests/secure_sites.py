@@ -120,7 +120,7 @@ class Site:
 
 def vector_of(place: int) -> np.ndarray:
     """Another vector for each place."""
-    length = sum(reply_blocks(plan_of(consortium(3)[0]), MODEL_SIZE).values())
+    length = sum(reply_blocks(plan_of(consortium(3)[0]), 1, MODEL_SIZE, 2).values())
     return ((np.arange(length) * (place + 1) - 3 * place) % 41 - 20).astype(np.float32) / 2
 
 
@@ -169,7 +169,9 @@ class Federation:
     def expected(self, names: Sequence[str], number: int) -> DecodedSum:
         """The sum in integers, without any mask: what the protocol must give to the last bit."""
         plan = plan_of(self.agreement, self.rounds)
-        encoding = round_encoding(plan, MODEL_SIZE, self.agreement.secure_aggregation)
+        encoding = round_encoding(
+            plan, reply_blocks(plan, number, MODEL_SIZE, 2), self.agreement.secure_aggregation
+        )
         total = np.zeros(encoding.length, word_dtype(encoding.ring_bits))
         for name in names:
             rng = numpy_stream(7, "stochastic rounding", name, plan.run_id, number)
@@ -253,7 +255,7 @@ class CheatingCoordinator:
     ) -> MaskRequest:
         plan = plan_of(self.agreement)
         request = train_request(self.agreement, number)
-        digest = round_encoding(plan, request.model.size, TERMS).digest()
+        digest = round_encoding(plan, request.blocks, TERMS).digest()
         return MaskRequest(
             request,
             roster.session("run-1", number).hex(),

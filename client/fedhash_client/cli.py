@@ -294,9 +294,11 @@ def _print_budget(found: Budget) -> None:
         _out.print(events)
     if found.next_round is not None:
         planned = found.next_round
+        sigma, releases = planned.statistics_noise_multiplier, planned.statistics_releases
+        statistics = "" if sigma is None else f"; margin statistics, sigma {sigma:g}"
         _out.print(
             f"the next round (mode {planned.mode}, {planned.steps} steps, "
-            f"sigma {planned.noise_multiplier:g}, q {planned.sampling_rate:.3g}):",
+            f"sigma {planned.noise_multiplier:g}, q {planned.sampling_rate:.3g}{statistics}):",
             highlight=False,
         )
         if planned.mode == "distributed":
@@ -313,7 +315,8 @@ def _print_budget(found: Budget) -> None:
             )
         _out.print(
             f"  at least {planned.rounds_left} such rounds are left, "
-            f"or {planned.steps_left} such steps",
+            f"or {planned.steps_left} such steps"
+            + (f", beside {releases} releases of margin statistics" if releases else ""),
             highlight=False,
         )
 

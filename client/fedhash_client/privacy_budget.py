@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedhash.agreement import Agreement
@@ -17,6 +17,7 @@ from fedhash.configuration import problem_at, read_settings
 from fedhash.errors import ConfigurationError
 from fedhash.privacy import (
     DistributedGaussianStep,
+    GaussianRelease,
     PoissonGaussianSteps,
     PrivacyEvent,
     PrivacyTerms,
@@ -81,7 +82,7 @@ class CapAfter:
     fits: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedRound(PrivateSteps):
     """A round to come; of noise that sites add together, `noise_multiplier` is the guaranteed one.
 
@@ -92,14 +93,23 @@ class PlannedRound(PrivateSteps):
     trust: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NextRound(PlannedRound):
-    """What a round to come would cost, and how many steps and whole rounds like it surely fit."""
+    """What a round to come would cost, with margin statistics where the run has them.
+
+    Attributes:
+        after: Each cap after the round.
+        fits: Whether the round fits under all of them.
+        steps_left: How many such steps surely fit, beside the statistics of the whole run.
+        rounds_left: How many such rounds surely fit, likewise.
+        statistics_releases: Rounds of the run with margin statistics.
+    """
 
     after: tuple[CapAfter, ...]
     fits: bool
     steps_left: int
     rounds_left: int
+    statistics_releases: int
 
 
 @dataclass(frozen=True)
@@ -125,15 +135,20 @@ def limits_of(privacy: SitePrivacy, agreement: Agreement) -> dict[str, PrivacyTe
 
 def plan_steps(
     round_file: Path, agreement: Agreement, modes: Sequence[PrivateMode]
-) -> PlannedRound:
-    """The steps of each round of a round file, of a mode that the site allows.
+) -> tuple[PlannedRound, list[GaussianRelease]]:
+    """The steps of each round of a round file, and the margin statistics of all its rounds.
 
     Raises:
         ConfigurationError: The file is wrong, its rounds are not private, or the site would refuse
             their privacy.
     """
     # it imports torch, which a display of the ledger does without
-    from fedhash.rounds.settings import RoundSettings, check_privacy, private_steps
+    from fedhash.rounds.settings import (
+        RoundSettings,
+        check_privacy,
+        planned_releases,
+        private_steps,
+    )
 
     settings = read_settings(round_file, RoundSettings)
     problems = check_privacy(settings, agreement)
@@ -153,17 +168,23 @@ def plan_steps(
         problems = [(("privacy", "mode"), message)]
     if steps is None or mode == "none" or problems:
         raise ConfigurationError([problem_at(round_file, *each) for each in problems])
+    releases = planned_releases(settings)
+    if releases:
+        steps = replace(steps, statistics_noise_multiplier=releases[0].noise_multiplier)
     trust = NO_TRUST
     if settings.privacy.shares_noise:
         corrupt = agreement.secure_aggregation.largest_corrupt_share
         trust = shared_trust(
             f"{corrupt:g} of the other sites of a sum, and one where that is none,"
         )
-    return PlannedRound(**asdict(steps), mode=mode, trust=trust)
+    return PlannedRound(**asdict(steps), mode=mode, trust=trust), releases
 
 
 def read_budget(
-    site: Path, settings: SiteSettings, agreement: Agreement, planned: PlannedRound | None
+    site: Path,
+    settings: SiteSettings,
+    agreement: Agreement,
+    planned: tuple[PlannedRound, list[GaussianRelease]] | None,
 ) -> Budget:
     """Verify the ledger and account for it.
 
@@ -171,7 +192,7 @@ def read_budget(
         site: The site's file, for messages.
         settings: What it holds.
         agreement: What the site signed.
-        planned: Steps to come.
+        planned: From `plan_steps`.
 
     Raises:
         ConfigurationError: The site's file has no section `privacy`.
@@ -198,7 +219,7 @@ def read_budget(
         anchor=str(anchor_of(entries)) if exists else None,
         caps=caps,
         events=_grouped(events),
-        next_round=None if planned is None else _next_round(planned, events, caps),
+        next_round=None if planned is None else _next_round(*planned, events, caps),
     )
 
 
@@ -226,12 +247,15 @@ def _grouped(events: list[PrivacyEvent]) -> tuple[EventGroup, ...]:
 
 
 def _next_round(
-    planned: PlannedRound, events: list[PrivacyEvent], caps: tuple[CapBudget, ...]
+    planned: PlannedRound,
+    releases: Sequence[GaussianRelease],
+    events: list[PrivacyEvent],
+    caps: tuple[CapBudget, ...],
 ) -> NextRound:
     after = []
     for cap in caps:
         together = epsilon_after(
-            events,
+            [*events, *releases[:1]],
             noise_multiplier=planned.noise_multiplier,
             sampling_rate=planned.sampling_rate,
             steps=planned.steps,
@@ -241,7 +265,7 @@ def _next_round(
         after.append(CapAfter(cap.of, together, cost, fits=together <= cap.epsilon_cap))
     left = min(
         steps_left(
-            events,
+            [*events, *releases],
             noise_multiplier=planned.noise_multiplier,
             sampling_rate=planned.sampling_rate,
             epsilon_cap=cap.epsilon_cap,
@@ -255,4 +279,5 @@ def _next_round(
         fits=all(each.fits for each in after),
         steps_left=left,
         rounds_left=left // planned.steps,
+        statistics_releases=len(releases),
     )

@@ -69,6 +69,8 @@ class LocalResult:
         steps: Optimiser steps done.
         mean_loss: Mean patient loss over all steps; None where the source must not tell it.
         carried: What the site's next round starts from, for the caller to keep.
+        statistics: The margin statistics of the round's first model, where it carries them
+            (`fedhash.privacy.margin_statistics`).
     """
 
     update: Float32[np.ndarray, " d"] | Float64[np.ndarray, " d"]
@@ -76,6 +78,7 @@ class LocalResult:
     steps: int
     mean_loss: float | None
     carried: Mapping[str, np.ndarray]
+    statistics: Float32[np.ndarray, " four_K"] | None = None
 
 
 def planned_steps(patients: int, settings: LearningSettings) -> int:

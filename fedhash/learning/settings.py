@@ -75,6 +75,19 @@ class LearningSettings(Settings):
     control_variates: bool = True
     gradient_clip_norm: float | None = Field(default=None, gt=0)
 
+    def under_drift(self, drift: float) -> LearningSettings:
+        """The same with 1 + drift times the pull, and 1/(1 + drift) of the work, but some work."""
+
+        def less(work: int | None) -> int | None:
+            return None if work is None else max(1, int(work / (1 + drift)))
+
+        changes = {
+            "proximal_weight": self.proximal_weight * (1 + drift),
+            "local_steps": less(self.local_steps),
+            "local_epochs": less(self.local_epochs),
+        }
+        return self.model_copy(update=changes)
+
     # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
     @field_validator("local_epochs")
     @classmethod

@@ -172,26 +172,38 @@ class Ledger:
             LedgerError: The ledger does not verify. Nothing was written.
             StorageError: The operating system refuses a file. The event may have been counted.
         """
-        with self._writing():
-            entries = _verified(self._database, self._path)
-            events = [entry.event for entry in entries]
-            for limit in self._limits:
-                _check_limit(events, event, limit)
-            before = entries[-1].hash if entries else _START
-            written_at = self._clock().isoformat()
-            text = canonical_json(event)
-            position = len(entries) + 1
-            entry = LedgerEntry(
-                position, written_at, event, _hash(before, position, written_at, text)
-            )
-            self._database.execute(
-                "INSERT INTO entries VALUES (?, ?, ?, ?)", (position, written_at, text, entry.hash)
-            )
-            self._database.execute(
-                "UPDATE head SET entries = ?, newest = ?", (position, entry.hash)
-            )
-        write_anchor(self._path, Anchor(position, entry.hash))
+        (entry,) = self.reserve_together([event])
         return entry
+
+    def reserve_together(self, events: Sequence[PrivacyEvent]) -> tuple[LedgerEntry, ...]:
+        """As `reserve`, for events of which all are written or none; at least one.
+
+        Raises:
+            BudgetError, LedgerError, StorageError: As `reserve`.
+        """
+        with self._writing():
+            entries = list(_verified(self._database, self._path))
+            spent = [entry.event for entry in entries]
+            for limit in self._limits:
+                _check_limit(spent, events, limit)
+            written_at = self._clock().isoformat()
+            for event in events:
+                before = entries[-1].hash if entries else _START
+                text = canonical_json(event)
+                position = len(entries) + 1
+                entry = LedgerEntry(
+                    position, written_at, event, _hash(before, position, written_at, text)
+                )
+                entries.append(entry)
+                self._database.execute(
+                    "INSERT INTO entries VALUES (?, ?, ?, ?)",
+                    (position, written_at, text, entry.hash),
+                )
+            self._database.execute(
+                "UPDATE head SET entries = ?, newest = ?", (len(entries), entries[-1].hash)
+            )
+        write_anchor(self._path, anchor_of(entries))
+        return tuple(entries[len(entries) - len(events) :])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -244,12 +256,15 @@ def read_ledger(path: Path, anchor: Anchor | None = None) -> tuple[LedgerEntry, 
     return entries
 
 
-def _check_limit(spent: list[PrivacyEvent], event: PrivacyEvent, limit: PrivacyTerms) -> None:
-    after = epsilon([*spent, event], limit.delta)
+def _check_limit(
+    spent: Sequence[PrivacyEvent], events: Sequence[PrivacyEvent], limit: PrivacyTerms
+) -> None:
+    after = epsilon([*spent, *events], limit.delta)
     if not after <= limit.epsilon_cap:  # what is no number is refused too
         before = epsilon(spent, limit.delta)
+        purposes, event = " and ".join(repr(each.purpose) for each in events), events[0]
         raise BudgetError(
-            f"{event.purpose!r} of run {event.run_id}, round {event.round_number}, would bring "
+            f"{purposes} of run {event.run_id}, round {event.round_number}, would bring "
             f"epsilon from {before:.4g} to {after:.4g} at delta {limit.delta:g}, the cap is "
             f"{limit.epsilon_cap:g}; ask for more noise or fewer steps, or stop here"
         )

@@ -5,6 +5,7 @@
    over, draw new noise and stand in it twice: once too often if the first never ran or never left
    the site, and never too seldom. Nothing is taken back.
 3. Steps that take every patient (q = 1) are full-batch steps, whose epsilon is smaller and exact.
+4. A round's steps and its margin statistics are two events, written together or not at all.
 
 The fingerprint of a data set says which data an event was about, to whoever holds that data. It is
 SHA-256 over what is trained on, each study in the order of study and patient ids, whatever the
@@ -38,6 +39,7 @@ from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.events import (
     DistributedGaussianStep,
     FullBatchGaussianSteps,
+    GaussianRelease,
     PoissonGaussianSteps,
     PrivacyEvent,
 )
@@ -45,7 +47,7 @@ from fedhash.privacy.ledger import Ledger, LedgerEntry
 from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
 from fedhash.privacy.terms import PrivacyTerms
 
-__all__ = ["data_fingerprint", "model_update", "reserve_model_update"]
+__all__ = ["data_fingerprint", "margin_release", "model_update", "reserve_model_update"]
 
 
 def reserve_model_update(
@@ -55,8 +57,8 @@ def reserve_model_update(
     run_id: str,
     round_number: int,
     steps: PrivateSteps | SharedNoiseStep,
-) -> LedgerEntry:
-    """Write down the steps that a round is about to take.
+) -> tuple[LedgerEntry, ...]:
+    """Write down what a round is about to release.
 
     Args:
         ledger: The site's; made at need, and open no longer than the call.
@@ -64,17 +66,20 @@ def reserve_model_update(
         fingerprint: `data_fingerprint` of the site's studies.
         run_id: The run.
         round_number: Its round.
-        steps: All steps of the round.
+        steps: All steps of the round, and its margin statistics.
 
     Raises:
-        BudgetError: A cap forbids the steps. Nothing was written.
+        BudgetError: A cap forbids them. Nothing was written.
         LedgerError: The ledger does not verify. Nothing was written.
         PrivacyError: There is no limit, or the steps are outside what an event can say.
         StorageError: The operating system refuses the ledger.
     """
-    event = model_update(fingerprint, run_id, round_number, steps)
+    events = [model_update(fingerprint, run_id, round_number, steps)]
+    if steps.statistics_noise_multiplier is not None:
+        sigma = steps.statistics_noise_multiplier
+        events.append(margin_release(fingerprint, run_id, round_number, sigma))
     with Ledger(ledger, limits) as opened:
-        return opened.reserve(event)
+        return opened.reserve_together(events)
 
 
 def model_update(
@@ -94,7 +99,9 @@ def model_update(
     }
     try:
         if isinstance(steps, SharedNoiseStep):
-            return DistributedGaussianStep.model_validate(about | asdict(steps))
+            mechanism = asdict(steps)
+            del mechanism["statistics_noise_multiplier"]  # an event of its own
+            return DistributedGaussianStep.model_validate(about | mechanism)
         mechanism = {"noise_multiplier": steps.noise_multiplier, "steps": steps.steps}
         if steps.sampling_rate == 1:
             return FullBatchGaussianSteps.model_validate(about | mechanism)
@@ -106,6 +113,20 @@ def model_update(
             f"({error.errors()[0]['msg']}); ask for steps within the bounds of "
             "fedhash.privacy.events"
         ) from error
+
+
+def margin_release(
+    fingerprint: str, run_id: str, round_number: int, noise_multiplier: float
+) -> GaussianRelease:
+    """The event of a round's margin statistics; the round file bounds their noise as events do."""
+    return GaussianRelease(
+        data_fingerprint=fingerprint,
+        code_version=__version__,
+        run_id=run_id,
+        round_number=round_number,
+        purpose="margin statistics",
+        noise_multiplier=noise_multiplier,
+    )
 
 
 def data_fingerprint(studies: PreparedStudies) -> str:

@@ -34,7 +34,13 @@ from jaxtyping import Float32, Float64, Int64
 from fedhash.errors import MessageError, ProtocolError, RefusedError
 from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
-from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest, reply_blocks
+from fedhash.rounds.training_messages import (
+    PLAIN_SUMS,
+    Refusal,
+    TrainReply,
+    TrainRequest,
+    slices,
+)
 from fedhash.secagg.floors import SecureCohort
 
 __all__ = [
@@ -71,12 +77,16 @@ class Aggregate:
     """The outcome of a round's exchanges.
 
     Attributes:
-        total: Sum of weight x vector over the counted sites.
+        total: Sum of weight x vector over the counted sites; the blocks of `PLAIN_SUMS` are sums
+            of the vectors themselves.
         weight: Sum of the weights.
+        rounding_sd: Block name to the most that rounding added to a value of the block's mean, or
+            of its sum if no weight multiplies it, as a standard deviation; empty for no rounding.
     """
 
     total: Float64[np.ndarray, " D"]
     weight: float
+    rounding_sd: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,8 +171,8 @@ class PlainAggregation:
     ) -> Generator[Stage, Answers, Aggregate]:
         """See :class:`Aggregation`."""
         answers = yield Stage("train", dict.fromkeys(request.cohort, request.to_message()))
-        length = sum(reply_blocks(request.plan, request.model.size).values())
-        total, weight = np.zeros(length), 0.0
+        parts = slices(request.blocks)
+        total, weight = np.zeros(sum(request.blocks.values())), 0.0
         by_site = {answer.site: answer for answer in answers}
         for site in sorted(request.cohort):
             try:
@@ -173,7 +183,9 @@ class PlainAggregation:
             except ProtocolError as error:
                 record.left_out[site] = str(error)
             else:
-                total += np.float64(reply.weight) * reply.vector
+                for name, part in parts.items():
+                    factor = 1.0 if name in PLAIN_SUMS else reply.weight
+                    total[part] += np.float64(factor) * reply.vector[part]
                 weight += reply.weight
         return Aggregate(total, weight)
 

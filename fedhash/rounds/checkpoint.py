@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from fedhash.audit_log import START
 from fedhash.configuration import Settings
 from fedhash.errors import CheckpointError
 from fedhash.learning.loss import Margins
@@ -37,13 +38,17 @@ class _Facts(Settings):
     round_number: int
     counted: dict[str, int]
     records: tuple[RoundRecord, ...]
+    # of a run without a margin schedule, as all older runs are
+    drift: float = 0.0
+    audit_head: str = START
 
 
 class Checkpoints:
-    """One file a round under `folder`."""
+    """One file a round under `folder`; the margin schedule's audit log stands beside them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.margin_audit = folder / "margin_audit.jsonl"
 
     def save(self, plan: RunPlan, state: CoordinatorState) -> None:
         """Store the state after `state.round_number`."""
@@ -52,6 +57,8 @@ class Checkpoints:
             round_number=state.round_number,
             counted=dict(state.counted),
             records=state.records,
+            drift=state.drift,
+            audit_head=state.audit_head,
         )
         arrays = {
             "model": state.model,
@@ -100,6 +107,8 @@ class Checkpoints:
             margins=Margins(arrays["margin"], arrays["margin_weight"]),
             counted=facts.counted,
             records=facts.records,
+            drift=facts.drift,
+            audit_head=facts.audit_head,
         )
 
     def _paths(self) -> list[Path]:

@@ -13,6 +13,8 @@ Rules:
 4. Otherwise the round fails: model, optimiser, control variate and the sites' counted rounds stay
    as they are, the failure stands in the record, and the next round may start.
 5. The state changes in one assignment at the end, so an interrupted round leaves no trace.
+6. After a completed round with margin statistics the margin schedule takes a step
+   (fedhash.rounds.margin_schedule); `last_step` is what its audit log must hold.
 
 Shape suffixes: d model parameters, K findings.
 
@@ -32,6 +34,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fedhash.agreement import Agreement
+from fedhash.audit_log import START
 from fedhash.errors import CohortError, ProtocolError
 from fedhash.learning.coordinator_optimisers import coordinator_optimiser
 from fedhash.learning.local_training import learning_rate_of
@@ -39,8 +42,9 @@ from fedhash.learning.loss import Margins
 from fedhash.privacy.settings import DistributedPrivacySettings
 from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage, SumRecord
 from fedhash.rounds.engine import Answer
+from fedhash.rounds.margin_audit import MarginEntry, statistics_noise_sd
 from fedhash.rounds.messages import Message
-from fedhash.rounds.training_messages import RunPlan, TrainRequest, reply_blocks
+from fedhash.rounds.training_messages import RunPlan, TrainRequest, slices
 
 __all__ = ["CoordinatorState", "Exchange", "RoundCoordinator", "RoundRecord"]
 
@@ -108,6 +112,8 @@ class CoordinatorState:
         margins: mu and w of each finding.
         counted: Site to the last round that holds its reply.
         records: One record a round.
+        drift: g of the margin schedule.
+        audit_head: Hash of the newest entry of the margin schedule's audit log.
     """
 
     round_number: int
@@ -117,6 +123,8 @@ class CoordinatorState:
     margins: Margins
     counted: Mapping[str, int] = field(default_factory=dict)
     records: tuple[RoundRecord, ...] = ()
+    drift: float = 0.0
+    audit_head: str = START
 
     @classmethod
     def start(
@@ -134,7 +142,13 @@ class CoordinatorState:
 
 
 class RoundCoordinator:
-    """Runs the rounds of one run; see the module's rules."""
+    """Runs the rounds of one run; see the module's rules.
+
+    Attributes:
+        plan: The run's plan.
+        state: After the last round that ended.
+        last_step: The margin schedule's step of that round, or None.
+    """
 
     def __init__(
         self,
@@ -151,7 +165,9 @@ class RoundCoordinator:
             )
         self.plan = plan
         self.state = state
+        self.last_step: MarginEntry | None = None
         self._smallest_cohort = agreement.smallest_cohort
+        self._margin_range = agreement.margin_range
         self._aggregation = aggregation
         self._optimiser = coordinator_optimiser(plan.settings.coordinator_optimiser)
         self._clock = clock
@@ -179,15 +195,16 @@ class RoundCoordinator:
         number = self.state.round_number + 1
         exchanges: list[Exchange] = []
         of_sum = SumRecord()
+        request, self.last_step = self._request(cohort), None
         try:
             self._check_cohort(cohort, sites)
             aggregate = yield from self._noted(
-                self._aggregation.aggregate(self._request(cohort), of_sum), exchanges
+                self._aggregation.aggregate(request, of_sum), exchanges
             )
             sites |= of_sum.left_out
             counted = [site for site in cohort if sites[site] == "ok"]
             self._check_cohort(counted, sites)
-            following, mean_loss = self._following(aggregate, counted)
+            following, mean_loss = self._following(request, aggregate, counted)
         except ProtocolError as error:
             record = RoundRecord(
                 number,
@@ -256,6 +273,7 @@ class RoundCoordinator:
             model=state.model,
             margins=state.margins,
             control=state.control,
+            drift=state.drift,
         )
 
     def _check_cohort(self, counted: Sequence[str], sites: Mapping[str, str]) -> None:
@@ -268,15 +286,12 @@ class RoundCoordinator:
             )
 
     def _following(
-        self, aggregate: Aggregate, counted: Sequence[str]
+        self, request: TrainRequest, aggregate: Aggregate, counted: Sequence[str]
     ) -> tuple[CoordinatorState, float | None]:
         """The state after a completed round, and the round's mean loss if the sites tell it."""
         state = self.state
-        lengths = list(reply_blocks(self.plan, state.model.size).values())
-        update, *control_delta, loss = np.split(
-            aggregate.total / aggregate.weight, np.cumsum(lengths)[:-1]
-        )
-        control = state.control
+        parts, mean = slices(request.blocks), aggregate.total / aggregate.weight
+        update, loss, control = mean[parts["update"]], mean[parts["loss"]], state.control
         privacy = self.plan.settings.privacy
         if isinstance(privacy, DistributedPrivacySettings):  # a sum of gradients, and no mean
             rate = learning_rate_of(
@@ -287,7 +302,7 @@ class RoundCoordinator:
             model, optimiser = self._optimiser.step(state.model, update, state.optimiser)
             if control is not None:
                 share = len(counted) / len(self.plan.sites)
-                control = np.asarray(control + share * control_delta[0], np.float32)
+                control = np.asarray(control + share * mean[parts["control"]], np.float32)
         for vector in (model, control, loss):
             if vector is not None and not np.isfinite(vector).all():
                 raise ProtocolError(
@@ -302,7 +317,47 @@ class RoundCoordinator:
             control=control,
             counted={**state.counted, **this_round},
         )
+        if "statistics" in parts:
+            following = self._scheduled(following, aggregate, parts["statistics"], counted)
         return following, float(loss[0]) if self.plan.settings.privacy.tells_loss else None
+
+    def _scheduled(
+        self,
+        following: CoordinatorState,
+        aggregate: Aggregate,
+        statistics: slice,
+        counted: Sequence[str],
+    ) -> CoordinatorState:
+        """The state after the schedule's step, which `last_step` then holds."""
+        settings, before = self.plan.settings, self.state
+        schedule = settings.margin_schedule
+        if schedule is None:
+            return following
+        sums = aggregate.total[statistics].reshape(4, -1).tolist()
+        rounding_sd = aggregate.rounding_sd.get("statistics", 0.0)
+        kept = MarginEntry(
+            run_id=self.plan.run_id,
+            agreement_digest=self.plan.agreement_digest,
+            round_number=before.round_number + 1,
+            sites=tuple(counted),
+            noise_sd=statistics_noise_sd(schedule, len(counted), rounding_sd),
+            patients=tuple(sums[0]),
+            slack=tuple(sums[1]),
+            squared_slack=tuple(sums[2]),
+            site_means=tuple(sums[3]),
+            schedule=schedule,
+            start=settings.loss.margin,
+            margin_range=self._margin_range,
+            margins_before=tuple(before.margins.mu.tolist()),
+            margins=tuple(before.margins.mu.tolist()),
+            drift_before=before.drift,
+            drift=before.drift,
+        )
+        step = kept.step()
+        self.last_step = kept.model_copy(
+            update={"margins": tuple(step.mu.tolist()), "drift": step.drift}
+        )
+        return replace(following, margins=Margins(step.mu, before.margins.w), drift=step.drift)
 
     def _end(self, state: CoordinatorState, record: RoundRecord) -> None:
         self.state = replace(

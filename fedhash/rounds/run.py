@@ -1,17 +1,23 @@
 """A whole run: round after round over an engine, with a checkpoint after each.
 
+A step of the margin schedule is in its audit log before the checkpoint that uses it is stored. The
+checkpoint holds the log's newest hash, so a run goes on only from a log that holds it too.
+
 >>> coordinator = coordinator_of(plan, agreement, state)
 >>> vector = run_rounds(coordinator, InProcessEngine(agents), Checkpoints(folder))
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32
 
 from fedhash.agreement import Agreement
+from fedhash.audit_log import AuditLog
 from fedhash.errors import ProtocolError
 from fedhash.rounds.aggregation import Aggregation, Answers, PlainAggregation, Stage
 from fedhash.rounds.checkpoint import Checkpoints
@@ -22,6 +28,7 @@ from fedhash.secagg.coordinator import SecureAggregation
 
 __all__ = ["coordinator_of", "run_round", "run_rounds"]
 
+_log = logging.getLogger(__name__)
 # One failed round is a bad moment of the network; three in a row need a person.
 _FAILED_ROUNDS_IN_A_ROW = 3
 
@@ -58,6 +65,8 @@ def run_rounds(
     Raises:
         ProtocolError: Three rounds in a row failed (the last one's error), or the engine could
             not send at all.
+        AuditError: The margin schedule's audit log was altered, cut short, or cannot be written.
+        CheckpointError: The state cannot be stored.
     """
     failed_in_a_row = 0
     while not coordinator.finished:
@@ -70,6 +79,7 @@ def run_rounds(
                 raise  # not the round failed but the engine or our own message
             error = failure
         if checkpoints is not None:
+            _note_step(coordinator, checkpoints)
             checkpoints.save(coordinator.plan, coordinator.state)
         if on_round is not None:
             on_round(coordinator.state.records[-1])
@@ -77,6 +87,16 @@ def run_rounds(
         if error is not None and failed_in_a_row == _FAILED_ROUNDS_IN_A_ROW:
             raise error
     return coordinator.state.model
+
+
+def _note_step(coordinator: RoundCoordinator, checkpoints: Checkpoints) -> None:
+    """Write the round's step of the margin schedule into its audit log, if there was one."""
+    step, state = coordinator.last_step, coordinator.state
+    if step is not None:
+        with AuditLog(checkpoints.margin_audit, noted=state.audit_head) as log:
+            log.append(step.model_dump(mode="json"))
+            coordinator.state = replace(state, audit_head=log.head)
+        _log.info("round %d: head of the margin audit %s", step.round_number, log.head)
 
 
 def run_round(coordinator: RoundCoordinator, engine: Engine) -> RoundRecord:

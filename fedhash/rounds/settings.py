@@ -23,18 +23,29 @@ from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.hash_model import check_towers
 from fedhash.models.settings import ModelSettings
 from fedhash.privacy.accountant import epsilon_after
-from fedhash.privacy.events import LARGEST_STEPS
+from fedhash.privacy.events import LARGEST_STEPS, GaussianRelease
 from fedhash.privacy.private_steps import PrivateSteps
+from fedhash.privacy.reservation import margin_release
 from fedhash.privacy.settings import (
     DistributedPrivacySettings,
     NoPrivacySettings,
     PrivacySettings,
 )
 from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
+from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 
-__all__ = ["RoundSettings", "check_privacy", "check_roster", "check_round", "private_steps"]
+__all__ = [
+    "RoundSettings",
+    "check_privacy",
+    "check_roster",
+    "check_round",
+    "planned_releases",
+    "private_steps",
+]
+
+_LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
 
 
 class RoundSettings(Settings):
@@ -44,6 +55,9 @@ class RoundSettings(Settings):
     learning: LearningSettings
     loss: LossSettings = LossSettings()
     privacy: PrivacySettings = NoPrivacySettings()
+    margin_schedule: MarginScheduleSettings | None = Field(
+        default=None, description="null: every finding keeps loss.margin over the whole run"
+    )
     rounds: int = Field(ge=1, le=100_000)
     aggregation: Literal["secure", "plain"] = Field(
         default="secure",
@@ -59,6 +73,11 @@ class RoundSettings(Settings):
     timeout_s: float = Field(
         default=3600.0, gt=0, description="a site that answers later is left out of the round"
     )
+
+    def carries_statistics(self, round_number: int) -> bool:
+        """Whether the replies of a round hold margin statistics."""
+        schedule = self.margin_schedule
+        return schedule is not None and schedule.carries_statistics(round_number)
 
 
 def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -93,6 +112,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
     if not low <= margin <= high:
         message = f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}"
         problems.append((("loss", "margin"), message))
+    problems += _check_schedule(settings, agreement)
     steps = settings.learning.local_steps
     if steps is not None and steps > agreement.largest_local_steps:
         message = (
@@ -101,6 +121,40 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         )
         problems.append((("learning", "local_steps"), message))
     return problems + (check_privacy(settings, agreement) or _check_budget(settings, agreement))
+
+
+def _check_schedule(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
+    schedule = settings.margin_schedule
+    if schedule is None:
+        return []
+    problems: list[tuple[KeyPath, str]] = []
+    low, high = agreement.margin_range
+    target = schedule.target_margin
+    if target is not None and not low <= target <= high:
+        message = (
+            f"margin_schedule.target_margin is {target}, the agreement's margin_range is {low} to "
+            f"{high}"
+        )
+        problems.append((("margin_schedule", "target_margin"), message))
+    if schedule.largest_step > agreement.largest_margin_step:
+        message = (
+            f"margin_schedule.largest_step is {schedule.largest_step}, the agreement's "
+            f"largest_margin_step is {agreement.largest_margin_step}"
+        )
+        problems.append((("margin_schedule", "largest_step"), message))
+    if settings.loss.name != "anchor_margin":
+        message = (
+            f"margin_schedule moves the margins of the loss anchor_margin, loss.name is "
+            f"{settings.loss.name}, which has none; set margin_schedule: null"
+        )
+        problems.append((("margin_schedule",), message))
+    if schedule.noise_multiplier is not None and isinstance(settings.privacy, NoPrivacySettings):
+        message = (
+            "margin_schedule.noise_multiplier protects nobody while privacy.mode is none; remove "
+            "it, or set privacy: {mode: site, ...}"
+        )
+        problems.append((("margin_schedule", "noise_multiplier"), message))
+    return problems
 
 
 def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -143,15 +197,23 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
             "weighting: uniform"
         )
         problems.append((("weighting",), message))
+    schedule = settings.margin_schedule
+    if schedule is not None and schedule.noise_multiplier is None:
+        message = (
+            f"with privacy.mode {settings.privacy.mode}, margin_schedule needs noise_multiplier: "
+            "statistics without noise would be sent; set one, such as 4.0, or margin_schedule: null"
+        )
+        problems.append((("margin_schedule", "noise_multiplier"), message))
     if not LOSSES[settings.loss.name].sum_of_patient_terms:
         problems.append((("loss", "name"), loss_problem(settings.loss.name)))
     return problems
 
 
 def private_steps(settings: RoundSettings) -> PrivateSteps | None:
-    """What each site reserves in each round, as far as its epsilon goes.
+    """What each site reserves in each round, as far as its epsilon goes, but for statistics.
 
     A step with shared noise counts as one of the guaranteed noise multiplier, whatever its cohort.
+    Under drift a site takes fewer steps.
 
     Returns:
         None without privacy, and where `check_privacy` refuses the number of steps.
@@ -164,7 +226,13 @@ def private_steps(settings: RoundSettings) -> PrivateSteps | None:
     return PrivateSteps(privacy.noise_multiplier, privacy.sampling_rate, steps)
 
 
-_LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
+def planned_releases(settings: RoundSettings) -> list[GaussianRelease]:
+    """The margin statistics that each site of a private run releases over all its rounds."""
+    schedule = settings.margin_schedule
+    if schedule is None or schedule.noise_multiplier is None:
+        return []
+    event = margin_release("0" * 64, "planned", 0, schedule.noise_multiplier)
+    return [event] * (settings.rounds // schedule.every_rounds)
 
 
 def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -172,8 +240,9 @@ def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
     planned, terms = private_steps(settings), agreement.privacy
     if planned is None or terms is None:
         return []
+    releases = planned_releases(settings)
     spent = epsilon_after(
-        [],
+        releases,
         noise_multiplier=planned.noise_multiplier,
         sampling_rate=planned.sampling_rate,
         steps=min(settings.rounds * planned.steps, LARGEST_STEPS),
@@ -181,10 +250,13 @@ def _check_budget(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
     )
     if spent <= terms.epsilon_cap:
         return []
+    statistics = f" and {len(releases)} releases of margin statistics" if releases else ""
+    noise = " and margin_schedule.noise_multiplier" if releases else ""
     message = (
-        f"privacy: {settings.rounds} rounds of {planned.steps} steps come to epsilon {spent:.4g} "
+        f"privacy: {settings.rounds} rounds of {planned.steps} steps{statistics} come to epsilon "
+        f"{spent:.4g} "
         f"at delta {terms.delta:g}, the agreement's cap is {terms.epsilon_cap:g}; raise "
-        "privacy.noise_multiplier, or lower "
+        f"privacy.noise_multiplier{noise}, or lower "
         + ("rounds" if settings.privacy.shares_noise else _LESS_WORK)
     )
     return [(("privacy", "noise_multiplier"), message)]

@@ -10,6 +10,8 @@ refused, by a typed reply that names the rule, unless:
 5. its cohort is part of the roster, holds this site and is large enough    ``bad_cohort``
 6. its round is within the run and not older than one already trained       ``stale_round``
 7. its margins fit the findings and lie in the agreed range                 ``margin_out_of_range``
+   and moved no further than the steps that the run's schedule allows         ``margin_jump``
+   and without drift control it tells no drift                                ``unscheduled_drift``
 8. its local steps are within the agreed cap                                ``too_much_work``
 9. its privacy guarantees what it says (`check_privacy`)                    ``unsound_privacy``
 10. what it carries from the counted round is still there                   ``state_lost``
@@ -59,6 +61,7 @@ from fedhash.secagg.floors import SecureCohort
 __all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer"]
 
 MARGIN_WEIGHT_RANGE = (0.5, 2.0)  # w_k of the loss; its gradient bound holds up to w_max = 2
+_MARGIN = "margin"  # kept beside what is carried
 _TOLERANCE = 1e-6  # margins travel as float32: an agreed end of a range may round past itself
 
 _log = logging.getLogger(__name__)
@@ -139,6 +142,8 @@ class SiteAgent:
         self._check_plan(request)
         self._check_round(request)
         self._check_margins(request)
+        self._check_margin_step(request)
+        self._check_drift(request)
         self._check_work(request)
         self._check_privacy(request)
         plan = request.plan
@@ -150,6 +155,8 @@ class SiteAgent:
         blocks = [result.update]
         if result.control_delta is not None:
             blocks.append(result.control_delta)
+        if result.statistics is not None:
+            blocks.append(result.statistics)
         told_loss = 0.0 if result.mean_loss is None else result.mean_loss
         blocks.append(np.array([told_loss], dtype=np.float32))
         vector = np.concatenate(blocks)
@@ -158,7 +165,7 @@ class SiteAgent:
         self._state.keep(
             plan.run_id,
             request.round_number,
-            result.carried,
+            {**result.carried, _MARGIN: request.margins.mu},
             counted_round=request.counted.get(self.site, 0),
         )
         return Contribution(vector, self._weight(plan.settings.weighting), noise)
@@ -234,6 +241,35 @@ class SiteAgent:
                     f"them outside {low}..{high}; expected {findings} values inside",
                 )
 
+    def _check_margin_step(self, request: TrainRequest) -> None:
+        """From what this site last trained with, or from what every run begins with."""
+        plan, mu = request.plan, request.margins.mu
+        schedule = plan.settings.margin_schedule
+        newest = self._state.newest_round(plan.run_id)
+        kept = self._state.carried(plan.run_id, newest) or {}
+        if _MARGIN in kept:
+            earlier, before = newest, kept[_MARGIN]
+        else:
+            earlier, before = 1, np.full_like(mu, plan.settings.loss.margin)
+        steps = 0 if schedule is None else schedule.steps_between(earlier, request.round_number)
+        most = steps * self._agreement.largest_margin_step
+        moved = float(np.abs(mu - before).max())
+        if moved > most + _TOLERANCE * (1 + steps):
+            raise RefusedError(
+                "margin_jump",
+                f"a margin moved by {moved:.3g} since round {earlier}, the agreement allows "
+                f"{self._agreement.largest_margin_step:g} in each of {steps} steps of the schedule",
+            )
+
+    def _check_drift(self, request: TrainRequest) -> None:
+        schedule = request.plan.settings.margin_schedule
+        if request.drift and (schedule is None or not schedule.drift_control):
+            raise RefusedError(
+                "unscheduled_drift",
+                f"the request tells a drift of {request.drift:g}, its round file has no drift "
+                "control",
+            )
+
     def _check_work(self, request: TrainRequest) -> None:
         steps, most = (
             request.plan.settings.learning.local_steps,
@@ -263,4 +299,4 @@ class SiteAgent:
                 f"this site does not have what it carried from round {counted} any more; "
                 "start a new run from the current model",
             )
-        return carried
+        return {name: array for name, array in carried.items() if name != _MARGIN}

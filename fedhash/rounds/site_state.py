@@ -7,7 +7,8 @@
    trained last and deletes the others. A paused run is lost only when eight others train meanwhile;
    where it carried something, the site then refuses it (``state_lost``).
 
-The arrays are those of `fedhash.learning.local_training`; here they are only stored.
+The arrays are those of `fedhash.learning.local_training`, and the margins that a round had; here
+they are only stored.
 
     >>> state = FileSiteState(Path("/var/lib/fedhash/rounds"))
     >>> state.keep("run-7", 12, result.carried, counted_round=11)
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable  # the test suite checks types at run time
 class SiteState(Protocol):
-    """What one site carries; no arrays in runs that need none."""
+    """What one site carries."""
 
     def newest_round(self, run_id: str) -> int:
         """The last round of the run that this site trained, 0 for none."""

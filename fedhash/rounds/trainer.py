@@ -10,6 +10,8 @@
    show the difference of two gradients.
 5. A site takes part in the private modes that it allows (`SitePrivacy.modes`). Noise that the sites
    share rests on trust in the others, so it has to be allowed by name.
+6. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
+   the request's model, so that one reservation comes before all that reads a patient.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
     >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState(), aggregation)
@@ -18,7 +20,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -33,7 +35,8 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings
-from fedhash.privacy.noise import NoiseSource
+from fedhash.privacy.margin_statistics import margin_statistics
+from fedhash.privacy.noise import NoiseSource, SimulatedNoise
 from fedhash.privacy.noise_share import noise_share
 from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
 from fedhash.privacy.settings import (
@@ -121,11 +124,12 @@ class SiteTrainer:
         """
         plan, settings = request.plan, request.plan.settings
         self._layout.load(self._model, request.model)
-        return train_locally(
+        noise = self._noise(request)
+        result = train_locally(
             self._model,
             self._studies,
             build_loss(settings.loss, self._anchors),
-            settings.learning,
+            settings.learning.under_drift(request.drift),
             margins=request.margins,
             round_number=request.round_number,
             rounds_total=settings.rounds,
@@ -135,8 +139,9 @@ class SiteTrainer:
             generator=torch_stream(
                 self._seed, "training", plan.run_id, self._site, request.round_number
             ),
-            source=self._source(request),
+            source=self._source(request, noise),
         )
+        return self._with_statistics(result, request, noise)
 
     def shared_step(
         self, request: TrainRequest, cohort: SecureCohort | None
@@ -164,7 +169,7 @@ class SiteTrainer:
                 f"privacy.mode is {asked.mode}, and a step whose noise the sites share needs a "
                 "secure sum",
             )
-        encoding = round_encoding(plan, self.model_size, self._sums)
+        encoding = round_encoding(plan, request.blocks, self._sums)
         try:
             share = noise_share(asked, encoding, cohort)
         except PrivacyError as error:  # it speaks of the request and the agreement alone
@@ -172,8 +177,8 @@ class SiteTrainer:
         from fedhash.privacy.distributed import noised_step  # Opacus takes seconds to import
 
         self._layout.load(self._model, request.model)
-        run, number = plan.run_id, request.round_number
-        return noised_step(
+        noise = own.noise(plan.run_id, request.round_number)
+        result, added = noised_step(
             self._model,
             self._studies,
             build_loss(settings.loss, self._anchors),
@@ -181,13 +186,49 @@ class SiteTrainer:
             margins=request.margins,
             clip_norm=asked.clip_norm,
             share=share,
-            noise=own.noise(run, number),
-            reserve=lambda step: own.reserve(run, number, step),
+            noise=noise,
+            reserve=lambda step: self._reserve(request, own, step),
         )
+        return self._with_statistics(result, request, noise), added
 
-    def _source(self, request: TrainRequest) -> GradientSource:
-        asked, own = request.plan.settings.privacy, self._allowed(request.plan.settings.privacy)
+    def _noise(self, request: TrainRequest) -> NoiseSource:
+        """The round's noise; without privacy, what draws the studies of the statistics."""
         run, number = request.plan.run_id, request.round_number
+        if self._privacy is None:
+            return SimulatedNoise(self._seed, "margin statistics", run, self._site, number)
+        return self._privacy.noise(run, number)
+
+    def _with_statistics(
+        self, result: LocalResult, request: TrainRequest, noise: NoiseSource
+    ) -> LocalResult:
+        """The same with the margin statistics of the request's model, where the round has them."""
+        settings = request.plan.settings
+        schedule = settings.margin_schedule
+        if schedule is None or not schedule.carries_statistics(request.round_number):
+            return result
+        self._layout.load(self._model, request.model)
+        statistics = margin_statistics(
+            self._model,
+            self._studies,
+            self._anchors,
+            settings.loss.kappa,
+            noise=noise,
+            noise_multiplier=schedule.noise_multiplier,
+            largest=self._sums.largest_statistic,
+        )
+        return replace(result, statistics=statistics)
+
+    def _reserve(
+        self, request: TrainRequest, own: SitePrivacy, steps: PrivateSteps | SharedNoiseStep
+    ) -> None:
+        """Reserve the round's steps and its statistics, together."""
+        schedule = request.plan.settings.margin_schedule
+        if schedule is not None and schedule.carries_statistics(request.round_number):
+            steps = replace(steps, statistics_noise_multiplier=schedule.noise_multiplier)
+        own.reserve(request.plan.run_id, request.round_number, steps)
+
+    def _source(self, request: TrainRequest, noise: NoiseSource) -> GradientSource:
+        asked, own = request.plan.settings.privacy, self._allowed(request.plan.settings.privacy)
         if own is None:
             return NoPrivacy()
         if not isinstance(asked, SitePrivacySettings):
@@ -196,9 +237,7 @@ class SiteTrainer:
             )
         from fedhash.privacy.dp_sgd import SiteDpSgd  # Opacus takes seconds to import
 
-        return SiteDpSgd(
-            asked, own.noise(run, number), lambda steps: own.reserve(run, number, steps)
-        )
+        return SiteDpSgd(asked, noise, lambda steps: self._reserve(request, own, steps))
 
     def _allowed(self, asked: PrivacySettings) -> SitePrivacy | None:
         """What a round of this privacy uses here; None where it and the site have none."""

@@ -6,9 +6,10 @@ What travels, and in which message:
   memory between rounds), the model vector, the margins of this round, and with control variates
   the coordinator's variate.
 - site -> coordinator, `TrainReply`: one vector and one weight, nothing else. The vector is
-  ``[update | control delta | mean loss]`` (`reply_blocks`), and what the coordinator needs is
-  linear in it, so secure aggregation can mask the reply without touching the training. In a private
-  round the loss, which has no noise, is zero.
+  ``[update | control delta | statistics | mean loss]`` (`reply_blocks`), and what the coordinator
+  needs is linear in it, so secure aggregation can mask the reply without touching the training. In
+  a private round the loss, which has no noise, is zero. Margin statistics come in the rounds of the
+  margin schedule alone; they are summed as they are (`PLAIN_SUMS`), all else by weight.
 - site -> coordinator, `Refusal`: which rule forbade the request.
 
 Every `from_message` checks kind, header fields, array names, dtypes, shapes and finiteness, and
@@ -35,10 +36,12 @@ from fedhash.agreement import SiteName
 from fedhash.configuration import Settings
 from fedhash.errors import MessageError
 from fedhash.learning.loss import Margins
+from fedhash.rounds.margin_schedule import LARGEST_DRIFT
 from fedhash.rounds.messages import Message, canonical_json
 from fedhash.rounds.settings import RoundSettings
 
 __all__ = [
+    "PLAIN_SUMS",
     "Refusal",
     "RunId",
     "RunPlan",
@@ -47,7 +50,10 @@ __all__ = [
     "largest_message_bytes",
     "read_header",
     "reply_blocks",
+    "slices",
 ]
+
+PLAIN_SUMS = frozenset({"statistics"})  # blocks that no weight multiplies
 
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]  # also a folder's name
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -86,6 +92,7 @@ class _RequestHeader(Settings):
     round_number: int = Field(ge=1)
     cohort: tuple[SiteName, ...]
     counted: dict[SiteName, Annotated[int, Field(ge=1)]]
+    drift: float = Field(ge=0, le=LARGEST_DRIFT)
 
 
 class _ReplyHeader(Settings):
@@ -114,6 +121,7 @@ class TrainRequest:
         model: Released model vector.
         margins: mu and w of each finding.
         control: The coordinator's control variate, present exactly when the plan uses them.
+        drift: g of the margin schedule, 0 without one; less local work and more pull.
     """
 
     plan: RunPlan
@@ -123,6 +131,12 @@ class TrainRequest:
     model: Float32[np.ndarray, " d"]
     margins: Margins
     control: Float32[np.ndarray, " d"] | None
+    drift: float = 0.0
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """`reply_blocks` of the replies to this request."""
+        return reply_blocks(self.plan, self.round_number, self.model.size, self.margins.mu.size)
 
     def to_message(self) -> Message:
         """The message that `from_message` reads."""
@@ -131,6 +145,7 @@ class TrainRequest:
             round_number=self.round_number,
             cohort=self.cohort,
             counted=dict(self.counted),
+            drift=self.drift,
         )
         arrays = {
             "model": self.model,
@@ -167,6 +182,7 @@ class TrainRequest:
             arrays["model"],
             Margins(arrays["margin"], arrays["margin_weight"]),
             arrays.get("control"),
+            header.drift,
         )
 
 
@@ -209,7 +225,7 @@ class TrainReply:
             )
         arrays = _read_vectors(message, {"vector", "weight"})
         vector, weight = arrays["vector"], arrays["weight"]
-        expected = sum(reply_blocks(request.plan, request.model.size).values())
+        expected = sum(request.blocks.values())
         if vector.size != expected or weight.size != 1:
             raise MessageError(
                 f"the reply has a vector of {vector.size} and a weight of {weight.size} numbers, "
@@ -253,12 +269,23 @@ class Refusal:
         return cls(header.reason, header.detail)
 
 
-def reply_blocks(plan: RunPlan, model_size: int) -> dict[str, int]:
+def reply_blocks(
+    plan: RunPlan, round_number: int, model_size: int, findings: int
+) -> dict[str, int]:
     """Names and lengths of the blocks of a reply's vector, in their order."""
     blocks = {"update": model_size}
     if plan.settings.learning.control_variates:
         blocks["control"] = model_size
+    if plan.settings.carries_statistics(round_number):
+        blocks["statistics"] = 4 * findings
     return blocks | {"loss": 1}
+
+
+def slices(blocks: Mapping[str, int]) -> dict[str, slice]:
+    """The place of each block in the vector."""
+    ends = np.cumsum(list(blocks.values())).tolist()
+    starts = [0, *ends[:-1]]
+    return {name: slice(*each) for name, *each in zip(blocks, starts, ends, strict=True)}
 
 
 def largest_message_bytes(model_size: int) -> int:

@@ -99,7 +99,7 @@ class SecureAggregation:
         else:
             set_up = yield from self._set_up(request, record)
         record.facts["shared"] = len(set_up.sharers)
-        encoding = round_encoding(request.plan, request.model.size, self._terms)
+        encoding = round_encoding(request.plan, request.blocks, self._terms)
         record.facts["ring_bits"] = encoding.ring_bits
         masked = yield from self._masked_sum(request, set_up, encoding, record)
         yield from self._unmask(request, set_up, masked, record)
@@ -108,7 +108,7 @@ class SecureAggregation:
             record.facts["clipped_values"] = decoded.clipped
         rounding_sd = encoding.rounding_sd(decoded.weight, len(masked.survivors))
         record.facts["rounding_sd"] = rounding_sd["update"]
-        return Aggregate(decoded.vector, decoded.weight)
+        return Aggregate(decoded.vector, decoded.weight, rounding_sd)
 
     def _note_graph(self, roster: KeyRoster, record: SumRecord) -> None:
         graph = plan_graph(len(roster.sites), self._terms)

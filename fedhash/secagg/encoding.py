@@ -1,21 +1,25 @@
 """How the vector of a round is laid out in the ring: which blocks, in which order, how clipped.
 
->>> encoding = round_encoding(plan, model_size=11_700_000, terms=agreement.secure_aggregation)
+>>> encoding = round_encoding(request.plan, request.blocks, agreement.secure_aggregation)
 >>> encoding.digest()
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fedhash.privacy.settings import DistributedPrivacySettings
-from fedhash.rounds.training_messages import RunPlan, reply_blocks
+from fedhash.rounds.training_messages import PLAIN_SUMS, RunPlan
 from fedhash.secagg.fixed_point import Block, FixedPoint
 from fedhash.secagg.terms import SecureAggregationTerms
 
 __all__ = ["round_encoding"]
 
 
-def round_encoding(plan: RunPlan, model_size: int, terms: SecureAggregationTerms) -> FixedPoint:
-    """The encoding of `reply_blocks`, with room for the sum over the run's whole roster.
+def round_encoding(
+    plan: RunPlan, blocks: Mapping[str, int], terms: SecureAggregationTerms
+) -> FixedPoint:
+    """The encoding of a round's `reply_blocks`, with room for the sum over the whole roster.
 
     Where the sites share their noise, the update is a sum of clipped gradients, in which a patient
     moves no coordinate by more than the clipping norm; and the number of clipped values, which has
@@ -27,12 +31,13 @@ def round_encoding(plan: RunPlan, model_size: int, terms: SecureAggregationTerms
         if isinstance(privacy, DistributedPrivacySettings)
         else terms.largest_update,
         "control": terms.largest_control,
+        "statistics": terms.largest_statistic,
         "loss": terms.largest_loss,
     }
     return FixedPoint(
         blocks=tuple(
-            Block(name, length, clips[name])
-            for name, length in reply_blocks(plan, model_size).items()
+            Block(name, length, clips[name], weighted=name not in PLAIN_SUMS)
+            for name, length in blocks.items()
         ),
         ring_bits=terms.ring_bits,
         sites=len(plan.sites),

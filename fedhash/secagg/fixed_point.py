@@ -5,6 +5,8 @@
    value / clip * weight / largest_weight * Q, which stochastic rounding makes an integer: up with
    the probability of its fraction, so that the mean is right and an integer stays as it is. The
    fraction is cut to 32 bits: a site's mean is nearer to zero by less than 2^-32 of an integer.
+   A block that is not weighted leaves out the factor weight / largest_weight: its sum is that of
+   the values.
 3. A weight is rounded to a whole number of weight steps, at least one, before it multiplies the
    vector: the sums of weight x value and of weights are of the same weights. The step is one
    wherever Q >= largest_weight.
@@ -42,11 +44,12 @@ _ONE = 1 << 32  # of fixed point with a fraction of 32 bits
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of the vector with a clip of its own."""
+    """A part of the vector with a clip of its own, and whether the site's weight multiplies it."""
 
     name: str
     length: int
     clip: float
+    weighted: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +57,7 @@ class DecodedSum:
     """What the sum of ring vectors says.
 
     Attributes:
-        vector: Sum of weight x value.
+        vector: Sum of weight x value; of the value in blocks that are not weighted.
         weight: Sum of the weights.
         clipped: How many values were clipped, at all sites together.
     """
@@ -117,7 +120,7 @@ class FixedPoint:
 
     def digest(self) -> str:
         """SHA-256 (hex) over blocks, ring, sites and largest weight."""
-        blocks = [(block.name, block.length, block.clip) for block in self.blocks]
+        blocks = [(block.name, block.length, block.clip, block.weighted) for block in self.blocks]
         everything: list[object] = [blocks, self.ring_bits, self.sites, self.largest_weight]
         if not self.tells_clipped:
             everything.append("clipped values untold")
@@ -151,12 +154,14 @@ class FixedPoint:
                 f"{self.largest_weight}; cap the weight before it is encoded"
             )
         steps = min(max(1, round(weight / self.weight_step)), self._largest_steps)
-        limit = _ONE * self.largest * (steps * self.weight_step / self.largest_weight)
+        whole = float(_ONE * self.largest)
+        of_weight = steps * self.weight_step / self.largest_weight
         words = np.empty(self.length, word_dtype(self.ring_bits))
         integers = words.view(f"<i{words.itemsize}")  # two's complement
         clipped = 0
-        for name, clip, part in self._parts():
-            values = vector[part]
+        for block, part in self._parts():
+            name, clip, values = block.name, block.clip, vector[part]
+            limit = whole * of_weight if block.weighted else whole
             largest = float(max(values.max(), -values.min()))
             if not isfinite(largest):
                 raise ProtocolError(
@@ -189,15 +194,16 @@ class FixedPoint:
                 f"{self.sites} sites: a mask was left in it; the round's sum is lost"
             )
         vector = np.empty(self.length - 2)
-        for _, clip, part in self._parts():
-            np.multiply(integers[part], self._unit(clip), out=vector[part])
+        for block, part in self._parts():
+            np.multiply(integers[part], self._unit(block), out=vector[part])
         return DecodedSum(vector, float(steps * self.weight_step), clipped)
 
     def rounding_sd(self, total_weight: float, sites: int) -> dict[str, float]:
         """Most that rounding adds to a value of the weighted mean, as a standard deviation.
 
         Rounding to integers has a variance of at most 1/4 at each site, and an integer of the sum
-        stands for clip * largest_weight / Q.
+        stands for clip * largest_weight / Q. Of a block that is not weighted, it is what is added
+        to a value of the sum.
 
         Args:
             total_weight: Sum of the weights.
@@ -206,28 +212,31 @@ class FixedPoint:
         Returns:
             Block name to standard deviation, in the unit of the block's values.
         """
-        share = sqrt(sites) / 2 / total_weight
-        return {block.name: self._unit(block.clip) * share for block in self.blocks}
+        sd = sqrt(sites) / 2
+        return {
+            block.name: self._unit(block) * (sd / total_weight if block.weighted else sd)
+            for block in self.blocks
+        }
 
     def step(self, block: Block) -> float:
-        """What an integer of a block stands for in the sum of weight x value."""
-        return self._unit(block.clip)
+        """What an integer of a block stands for in the block's sum."""
+        return self._unit(block)
 
     @property
     def _largest_steps(self) -> int:
         return int(self.largest_weight // self.weight_step)
 
-    def _unit(self, clip: float) -> float:
-        """What an integer stands for in the sum of weight x value."""
-        return clip * self.largest_weight / self.largest
+    def _unit(self, block: Block) -> float:
+        """What an integer stands for in the block's sum."""
+        return block.clip * (self.largest_weight if block.weighted else 1) / self.largest
 
-    def _parts(self) -> Iterator[tuple[str, float, slice]]:
-        """Name, clip and place of cache-sized parts, of one block each."""
+    def _parts(self) -> Iterator[tuple[Block, slice]]:
+        """Block and place of cache-sized parts, of one block each."""
         end = 0
         for block in self.blocks:
             start, end = end, end + block.length
             for position in range(start, end, _CHUNK):
-                yield block.name, block.clip, slice(position, min(position + _CHUNK, end))
+                yield block, slice(position, min(position + _CHUNK, end))
 
 
 def _random_words(count: int, rng: np.random.Generator) -> UInt32[np.ndarray, " n"]:

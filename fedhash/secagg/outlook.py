@@ -16,7 +16,7 @@ from fedhash.agreement import Agreement
 from fedhash.privacy.noise_share import noise_share
 from fedhash.privacy.private_steps import SharedNoiseStep
 from fedhash.privacy.settings import DistributedPrivacySettings
-from fedhash.rounds.training_messages import RunPlan
+from fedhash.rounds.training_messages import RunPlan, reply_blocks
 from fedhash.secagg.encoding import round_encoding
 from fedhash.secagg.floors import secure_cohort, smallest_cohort
 from fedhash.secagg.graph import cohorts_without_graph
@@ -53,7 +53,10 @@ def sum_outlook(plan: RunPlan, model_size: int, agreement: Agreement) -> SumOutl
         PrivacyError: Every site would refuse to share noise in it.
     """
     terms, sites = agreement.secure_aggregation, len(plan.sites)
-    encoding = round_encoding(plan, model_size, terms)
+    schedule = plan.settings.margin_schedule
+    number = 1 if schedule is None else schedule.every_rounds  # a round with all blocks
+    blocks = reply_blocks(plan, number, model_size, len(agreement.findings))
+    encoding = round_encoding(plan, blocks, terms)
     warnings = []
     if encoding.fewest_levels < _FEWEST_LEVELS:
         warnings.append(

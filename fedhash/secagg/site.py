@@ -278,7 +278,7 @@ class SecureSiteAggregation:
 
     def _checked_encoding(self, request: MaskRequest, secrets: RoundSecrets) -> FixedPoint:
         plan = request.train.plan
-        encoding = round_encoding(plan, request.train.model.size, self._terms)
+        encoding = round_encoding(plan, request.train.blocks, self._terms)
         if encoding.digest() != request.encoding_digest or not (
             set(secrets.roster.sites) <= set(plan.sites)
         ):

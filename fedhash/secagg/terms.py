@@ -33,6 +33,8 @@ class SecureAggregationTerms(Settings):
         largest_update: A parameter's change is clipped to this size.
         largest_control: A parameter's control variate is clipped to this size.
         largest_loss: A site's mean loss is clipped to this size.
+        largest_statistic: A site counts for at most so many patients of a finding in the margin
+            statistics; the sums of a larger one are scaled down together.
     """
 
     ring_bits: Literal[16, 20, 24, 32] = 32
@@ -43,3 +45,4 @@ class SecureAggregationTerms(Settings):
     largest_update: _Clip = 1.0
     largest_control: _Clip = 10.0
     largest_loss: _Clip = 1000.0
+    largest_statistic: _Clip = 10_000.0

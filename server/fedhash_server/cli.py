@@ -33,6 +33,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
 _out = Console()
 _err = Console(stderr=True)
 
@@ -152,6 +154,45 @@ def release(
     except (FedhashError, OSError) as error:
         _fail(error)
     _show(loaded.describe(), None, as_json=as_json)
+
+
+@audit.command()
+def verify(
+    log: Annotated[Path, typer.Argument(help="A run's margin_audit.jsonl.", metavar="FILE")],
+    agreement: Annotated[
+        Path | None, typer.Option(help="The agreement that every step must keep to.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="HASH", help="A hash of the log that was noted earlier.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the chain of a margin schedule's audit log and compute each of its steps anew."""
+    from fedhash.audit_log import START, read_audit_log
+    from fedhash.rounds.margin_audit import verify_margin_audit
+
+    try:
+        terms = None if agreement is None else read_settings(agreement, Agreement)
+        entries = read_audit_log(log, noted=START if head is None else head)
+        verified = verify_margin_audit(entries, terms)
+    except (FedhashError, OSError) as error:
+        _fail(error)
+    facts: dict[str, object] = {
+        "run": verified.run_id,
+        "entries": len(entries),
+        "steps after rounds": list(verified.rounds),
+        "rounds asked again": list(verified.asked_again),
+        "head": entries[-1].hash if entries else START,
+    }
+    warnings = []
+    if head is None:
+        warnings.append(
+            "entries missing at the end, or a log written anew, are found only with a --head that "
+            "was noted of it before; note the one above"
+        )
+    if terms is None:
+        warnings.append("the range and the step are those that the log names; give --agreement")
+    _show(facts, warnings, as_json=as_json)
 
 
 def _outlook(settings: RoundSettings, terms: Agreement, layout: Layout) -> SumOutlook:

@@ -71,7 +71,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
     rounds_total = study.round_of[method].rounds
     figures: dict[str, dict[int, _Figures]] = {}
     tables: dict[str, list[Sequence[object]]] = {
-        name: [] for name in (*_ROUND_TABLES, "privacy.csv")
+        name: [] for name in (*_ROUND_TABLES, "privacy.csv", "margins.csv")
     }
     for place, federation in enumerate(federations):
         work = cell.path / "models" / str(place)
@@ -106,6 +106,10 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 for row in rows_of(record)
             ]
         tables["privacy.csv"] += [(method, seed, *row) for row in _privacy_rows(outcome)]
+        tables["margins.csv"] += [
+            (method, seed, federation.model_of, *row)
+            for row in _margin_rows(outcome, study.agreement.findings)
+        ]
         if method != "local":
             final = figures[federation.model_of][rounds_total]
             metrics = {
@@ -368,6 +372,19 @@ def _privacy_rows(outcome: Outcome) -> list[Sequence[object]]:
         for site, events in sorted(outcome.spent.items())
         for spent in [spending(events, terms.delta)]
     ]
+
+
+def _margin_rows(outcome: Outcome, findings: Sequence[str]) -> list[Sequence[object]]:
+    """Each finding after each step; NaN, for a finding that kept its margin, as an empty field."""
+    rows: list[Sequence[object]] = []
+    for entry in outcome.margin_steps:
+        step = entry.step()
+        figures = (step.slack, step.within_variance, step.between_variance)
+        for k, finding in enumerate(findings):
+            told = ["" if np.isnan(each[k]) else f"{each[k]:.6f}" for each in figures]
+            mu, n = f"{entry.margins[k]:.6f}", f"{entry.patients[k]:.3f}"
+            rows.append((entry.round_number, finding, mu, n, *told, f"{entry.drift:.6f}"))
+    return rows
 
 
 _ROUND_TABLES = {

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhash.agreement import Agreement
+from fedhash.audit_log import read_audit_log
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures
@@ -34,6 +35,7 @@ from fedhash.rounds.aggregation import PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.engine import Engine
+from fedhash.rounds.margin_audit import MarginEntry, verify_margin_audit
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
@@ -156,6 +158,7 @@ class Outcome:
         margins: Those of the last round.
         records: One record a round.
         spent: Site to the events of its ledger; none without privacy.
+        margin_steps: The steps of the margin schedule; none without one.
     """
 
     federation: Federation
@@ -163,6 +166,7 @@ class Outcome:
     margins: Margins
     records: tuple[RoundRecord, ...]
     spent: Mapping[str, tuple[PrivacyEvent, ...]]
+    margin_steps: tuple[MarginEntry, ...]
 
     def save_release(
         self, folder: Path, agreement: Agreement, metrics: Mapping[str, float]
@@ -205,6 +209,7 @@ def train_federation(
         PrivacyError: Every site would refuse to share noise in the run's secure sums.
         CheckpointError: The folder belongs to another run.
         LedgerError: A site's ledger was altered.
+        AuditError: The margin schedule's log was altered.
     """
     model = federation.first_model()
     layout = Layout.of(model)
@@ -242,7 +247,11 @@ def train_federation(
         name: tuple(entry.event for entry in read_ledger(_ledger(sites, name)))
         for name in plan.sites
     }
-    return Outcome(federation, vector, state.margins, state.records, spent)
+    steps: tuple[MarginEntry, ...] = ()
+    if checkpoints.margin_audit.exists():
+        log = read_audit_log(checkpoints.margin_audit, noted=state.audit_head)
+        steps = verify_margin_audit(log, federation.agreement).entries
+    return Outcome(federation, vector, state.margins, state.records, spent, steps)
 
 
 def _ledger(state_folder: Path, site: str) -> Path:

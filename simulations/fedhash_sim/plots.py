@@ -1,6 +1,6 @@
 """The pictures of a run, one PNG each, all drawn from the run's tables.
 
->>> draw_plots(run, results, rounds, partition)
+>>> draw_plots(run, results, rounds, partition, margins)
 {'map': Path('runs/demo/plots/map.png'), ...}
 """
 
@@ -49,7 +49,11 @@ PLOT_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
 
 
 def draw_plots(
-    run: Path, results: pd.DataFrame, rounds: pd.DataFrame, partition: pd.DataFrame
+    run: Path,
+    results: pd.DataFrame,
+    rounds: pd.DataFrame,
+    partition: pd.DataFrame,
+    margins: pd.DataFrame,
 ) -> dict[str, Path]:
     """Draw every picture whose figures the run holds.
 
@@ -58,6 +62,7 @@ def draw_plots(
         results: From :func:`fedhash_sim.results.read_results`.
         rounds: From :func:`fedhash_sim.results.read_rounds`.
         partition: Columns site, finding, patients (and seed).
+        margins: From :func:`fedhash_sim.results.read_margins`.
 
     Returns:
         Name to file, in the order of the report.
@@ -68,6 +73,7 @@ def draw_plots(
         "map": lambda: _map_bars(results),
         "map_by_round": lambda: _map_by_round(results),
         "loss": lambda: _loss_curves(rounds),
+        "margins": lambda: _margin_curves(margins),
         "precision_recall": lambda: _precision_recall(results),
         "findings": lambda: _group_bars(results, "finding"),
         "partition": lambda: _partition(partition),
@@ -197,6 +203,29 @@ def _loss_curves(rounds: pd.DataFrame) -> Figure | None:
     axis.set_xlabel("round")
     axis.set_ylabel("training loss\n(mean; band: 10th to 90th percentile of sites)")
     axis.legend(loc="upper right")
+    return figure
+
+
+def _margin_curves(margins: pd.DataFrame) -> Figure | None:
+    """One line a finding, of the method that trains with all sites, or of the first one."""
+    if margins.empty:
+        return None
+    methods = _methods(margins)
+    method = "federated" if "federated" in methods else methods[0]
+    table = margins[margins["method"] == method]
+    first = table.iloc[0]
+    table = table[(table["seed"] == first["seed"]) & (table["model_of"] == first["model_of"])]
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    colours = mpl.colormaps["tab20"]
+    for place, (finding, curve) in enumerate(table.groupby("finding", sort=False)):
+        colour = colours(place % colours.N)
+        axis.plot(curve["round"], curve["mu"], color=colour, label=_shown(str(finding)))
+    axis.set_title(f"{method}, seed {first['seed']}")
+    axis.set_xlabel("round")
+    axis.set_ylabel("margin")
+    if table["finding"].nunique() <= 2 * colours.N:
+        axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -25,6 +25,7 @@ from fedhash_sim.results import (
     final_round,
     main_table,
     read_exchanges,
+    read_margins,
     read_partition,
     read_privacy,
     read_results,
@@ -43,6 +44,10 @@ _ROUND = ["method", "seed", "model_of", "round"]
 _PLOT_TITLES = {
     "map": ("Retrieval quality", "Tie-aware mAP; bars: sd over seeds."),
     "map_by_round": ("Learning curve", "mAP of the model after each evaluated round."),
+    "margins": (
+        "Margins",
+        "The margin of each finding after each step of the schedule; first seed.",
+    ),
     "loss": ("Training loss", "What the sites report after their local steps, before averaging."),
     "precision_recall": (
         "Precision and recall by radius",
@@ -74,7 +79,8 @@ def write_report(run: Path) -> Path:
     """
     results, rounds, exchanges = read_results(run), read_rounds(run), read_exchanges(run)
     about, privacy = _read_about(run / "run.json"), read_privacy(run)
-    plots = draw_plots(run, results, rounds, read_partition(run))
+    margins = read_margins(run)
+    plots = draw_plots(run, results, rounds, read_partition(run), margins)
     methods = [method for method in METHOD_COLOURS if (results["method"] == method).any()]
     if "privacy" not in about:
         raise _of_another_version(run / "run.json", "it does not tell the methods' privacy")
@@ -106,6 +112,7 @@ def write_report(run: Path) -> Path:
         open_methods=[name for name in methods if about["privacy"][name]["mode"] == "none"],
         mechanisms=_mechanisms(about["privacy"], privacy),
         spent=_spent(privacy, rounds),
+        margins=_margins(margins),
         trust=_trust(privacy),
         configuration=[
             (name, (run / name).read_text(encoding="utf-8", errors="replace"))
@@ -306,6 +313,9 @@ def _mechanisms(settings: dict[str, dict[str, Any]], privacy: pd.DataFrame) -> l
                 "C": f"{of_method['clip_norm']:g}",
                 "q": f"{of_method.get('sampling_rate', 1):g}",  # distributed: all patients
                 "steps a round": str(of_method["steps"]),
+                "sigma of statistics": _NOTHING
+                if of_method.get("statistics") is None
+                else f"{of_method['statistics']:g}",
                 "delta": f"{delta:g}",
                 "cap": f"{cell['epsilon_cap'].iloc[0]:g}",
                 "epsilon: least": f"{spent.min():.3f}",
@@ -343,6 +353,30 @@ def _spent(privacy: pd.DataFrame, rounds: pd.DataFrame) -> list[dict[str, str]]:
         }
         for row in privacy.itertuples()
     ]
+
+
+def _margins(margins: pd.DataFrame) -> list[dict[str, str]]:
+    """Where the schedule of each trained model ended, and what drift it told on the way."""
+    rows = []
+    for (method, seed, model_of), steps in margins.groupby(
+        ["method", "seed", "model_of"], sort=False
+    ):
+        last = steps[steps["round"] == steps["round"].max()]
+        low, high = last.loc[last["mu"].idxmin()], last.loc[last["mu"].idxmax()]
+        rows.append(
+            {
+                "model of": str(model_of),
+                "method": str(method),
+                "seed": str(seed),
+                "steps": str(steps["round"].nunique()),
+                "least margin": f"{low['mu']:.3f}, {low['finding']}",
+                "largest": f"{high['mu']:.3f}, {high['finding']}",
+                "kept for want of patients": str(last["r"].isna().sum()),
+                "drift, mean": f"{steps['drift'].mean():.2f}",
+                "drift, most": f"{steps['drift'].max():.2f}",
+            }
+        )
+    return rows
 
 
 def _data_url(path: Path) -> str:

@@ -10,7 +10,10 @@ a round of secure aggregation, completed or failed: graph, threshold, and how ma
 what a failed round never came to is empty. `privacy.csv` has one row a site of a private method:
 epsilon of the events in its ledger after the last round, at the agreement's delta and under its
 cap; of those with the site's own noise, of those whose noise the sites shared, which hold under
-`trust`, and of all together. A round that was asked for again is two events.
+`trust`, and of all together. A round that was asked for again is two events. `margins.csv` has one
+row a finding after each step of the margin schedule: the margin mu, the summed patients n, the
+slack's shrunken mean r, its variance within the sites and between them, and the drift g; what a
+finding that kept its margin has none of is empty.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -29,6 +32,7 @@ from fedhash.errors import DataError
 
 __all__ = [
     "EXCHANGE_COLUMNS",
+    "MARGIN_COLUMNS",
     "PARTITION_COLUMNS",
     "PRIVACY_COLUMNS",
     "RESULT_COLUMNS",
@@ -41,6 +45,7 @@ __all__ = [
     "final_round",
     "main_table",
     "read_exchanges",
+    "read_margins",
     "read_partition",
     "read_privacy",
     "read_results",
@@ -74,7 +79,10 @@ ROUND_COLUMNS = (
     "note",
 )
 PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
-_MAY_BE_ABSENT = ("value", "mean_loss", "clipped_values", "rounding_sd")
+_MAY_BE_ABSENT = (
+    *("value", "mean_loss", "clipped_values", "rounding_sd"),
+    *("r", "within_variance", "between_variance"),
+)
 _NUMBERS = {
     "seed": int,
     "round": int,
@@ -93,6 +101,7 @@ _NUMBERS = {
     "epsilon": float,
     "epsilon_cap": float,
     "events": int,
+    **dict.fromkeys(("mu", "n", "r", "within_variance", "between_variance", "drift"), float),
 }  # everything else is text: a site may be called 007 or NA
 EXCHANGE_COLUMNS = (
     "method",
@@ -132,12 +141,17 @@ PRIVACY_COLUMNS = (
     "events",
     "trust",
 )
+MARGIN_COLUMNS = (
+    *("method", "seed", "model_of", "round", "finding", "mu", "n", "r"),
+    *("within_variance", "between_variance", "drift"),
+)
 TABLES = {
     "results.csv": RESULT_COLUMNS,
     "rounds.csv": ROUND_COLUMNS,
     "exchanges.csv": EXCHANGE_COLUMNS,
     "sums.csv": SUM_COLUMNS,
     "privacy.csv": PRIVACY_COLUMNS,
+    "margins.csv": MARGIN_COLUMNS,
 }
 
 
@@ -232,6 +246,15 @@ def read_privacy(run: Path) -> pd.DataFrame:
         DataError: There is none yet, or it has other columns.
     """
     return _read(run / "privacy.csv", PRIVACY_COLUMNS, may_be_empty=True)
+
+
+def read_margins(run: Path) -> pd.DataFrame:
+    """`margins.csv` of a run folder; empty where no method had a margin schedule.
+
+    Raises:
+        DataError: There is none yet, or it has other columns.
+    """
+    return _read(run / "margins.csv", MARGIN_COLUMNS, may_be_empty=True)
 
 
 def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -> pd.DataFrame:

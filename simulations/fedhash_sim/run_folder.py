@@ -7,7 +7,8 @@
       data/input_files.json                  stamps of the files that the studies were read from
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
-      results.csv rounds.csv exchanges.csv sums.csv privacy.csv partition.csv    all cells, tidy
+      results.csv rounds.csv exchanges.csv sums.csv privacy.csv margins.csv partition.csv
+                                             all cells, tidy
       archives/                              each site's binary index, for `fedhash-sim search`
       plots/ report.html
 

@@ -185,7 +185,11 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "engine": settings.engine,
         "aggregation": federated.aggregation if federated else None,
         "privacy": {
-            method: each.privacy.model_dump() | {"steps": each.learning.local_steps}
+            method: each.privacy.model_dump()
+            | {
+                "steps": each.learning.local_steps,
+                "statistics": each.margin_schedule and each.margin_schedule.noise_multiplier,
+            }
             for method, each in study.round_of.items()
         },
         "queries": f"{settings.evaluation.queries} split, patients that no site trained on",

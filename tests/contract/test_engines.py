@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -20,8 +21,12 @@ from small_federation import (
     site_agent,
 )
 
+from fedhash.audit_log import read_audit_log
+from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import RoundCoordinator
 from fedhash.rounds.engine import Answer, Engine, SiteFailure
+from fedhash.rounds.margin_audit import verify_margin_audit
+from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.messages import Message
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.site import SiteAgent
@@ -103,6 +108,39 @@ def test_the_secure_sum_is_the_same_over_every_engine(
         np.testing.assert_array_equal(coordinator.state.model, expected.state.model)
         stages = [each.stage for record in coordinator.state.records for each in record.exchanges]
         assert stages[:: len(SITES)] == ["advertise", "share"] + 3 * ["mask", "unmask"]
+
+    with_engine(run, SECURE_BLUEPRINTS)
+
+
+@pytest.mark.parametrize("with_engine", ENGINES)
+def test_the_margin_schedule_is_the_same_over_every_engine(
+    with_engine: Callable[[Callable[[Engine], None], Blueprints], None], tmp_path: Path
+) -> None:
+    """Every step of a secure run with its sums, against the same run without any engine."""
+    settings = SECURE_SETTINGS.model_copy(
+        update={"margin_schedule": MarginScheduleSettings(every_rounds=1)}
+    )
+    expected = new_coordinator(settings)
+    agents = {site: blueprint() for site, blueprint in SECURE_BLUEPRINTS.items()}
+    steps = []
+    while not expected.finished:
+        stages = expected.round(SITES)
+        stage = next(stages)
+        try:
+            while True:
+                stage = stages.send(
+                    [Answer(site, agents[site].handle(m)) for site, m in stage.requests.items()]
+                )
+        except StopIteration:
+            steps.append(expected.last_step)
+
+    def run(engine: Engine) -> None:
+        coordinator, checkpoints = new_coordinator(settings), Checkpoints(tmp_path)
+        run_rounds(coordinator, engine, checkpoints)
+        log = read_audit_log(checkpoints.margin_audit, noted=coordinator.state.audit_head)
+        assert list(verify_margin_audit(log, SECURE_AGREEMENT).entries) == steps
+        assert coordinator.state.margins.mu.tolist() == expected.state.margins.mu.tolist()
+        assert coordinator.state.margins.mu.tolist() != [0.3] * 3
 
     with_engine(run, SECURE_BLUEPRINTS)
 

@@ -85,7 +85,14 @@ def test_damaged_tables_of_a_run_are_written_anew(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
     (finished / "run.json").write_text("{}")
     assert "run.json is of another version" in run("report", finished, ok=False)
-    tables = ("partition.csv", "privacy.csv", "run.json", "rounds.csv", "results.csv")
+    tables = (
+        "partition.csv",
+        "margins.csv",
+        "privacy.csv",
+        "run.json",
+        "rounds.csv",
+        "results.csv",
+    )
     for name in tables:  # from the last to the first that is read
         damage(finished / name)
         message = run("report", finished, ok=False)

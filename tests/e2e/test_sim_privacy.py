@@ -64,7 +64,18 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert "Training loss" not in page
     _, mechanism, _, *sites = privacy_rows(page)
     figures = 3 * (f"{after:.3f}",)
-    assert mechanism == ("federated", "site", "0.5", "1", "0.5", "2", "1e-05", "1000", *figures)
+    assert mechanism == (
+        "federated",
+        "site",
+        "0.5",
+        "1",
+        "0.5",
+        "2",
+        "-",
+        "1e-05",
+        "1000",
+        *figures,
+    )
     own = f"{after:.3f}"
     assert sites[0] == ("site-0", "federated", "0", own, "0.000", own, "4", "0")
     assert "The cap kept sites from rounds" not in page
@@ -116,7 +127,18 @@ def test_a_study_whose_sites_share_their_noise_says_what_it_rests_on(
     assert f"epsilon holds only if {shared_trust('1 other sites of a sum')}." in page
     _, mechanism, _, *sites = privacy_rows(page)
     figures = 3 * (f"{after:.3f}",)
-    assert mechanism == ("federated", "distributed", "2", "1", "1", "1", "1e-05", "1000", *figures)
+    assert mechanism == (
+        "federated",
+        "distributed",
+        "2",
+        "1",
+        "1",
+        "1",
+        "-",
+        "1e-05",
+        "1000",
+        *figures,
+    )
     assert sites[0][3:6] == ("0.000", f"{after:.3f}", f"{after:.3f}")
 
 

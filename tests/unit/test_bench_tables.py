@@ -11,7 +11,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows, radius_rows, secagg_training_rows
+from benchmarks.rows import goal_rows, margin_rows, radius_rows, secagg_training_rows
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -237,6 +237,21 @@ def test_a_kappa_is_a_row_of_a_direction() -> None:
     assert rows == [
         (*direction, "-1, 32 bits", "0.400 ± 0.010", "none", chance, "0.900 ± 0.010", ""),
         (*direction, "1, 0 bits", "0.200 ± 0.010", "none", chance, "0.450 ± 0.010", ""),
+    ]
+
+
+def test_a_schedule_s_variants_stand_beside_each_other() -> None:
+    figures = [
+        SeededFigure("study", variant, figure, "mAP", value, 0.01, 3)
+        for figure, value in (("map a -> b", 0.5), ("macro_map a -> b", 0.25), ("mean drift", 0.1))
+        for variant in ("no schedule", "full")
+        if (variant, figure) != ("no schedule", "mean drift")
+    ]
+    assert margin_rows(figures) == [
+        ("study", "figure", "no schedule", "full"),
+        ("study", "a → b", "0.500 ± 0.010", "0.500 ± 0.010"),
+        ("study", "a → b (macro)", "0.250 ± 0.010", "0.250 ± 0.010"),
+        ("study", "mean drift", "", "0.100 ± 0.010"),
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from small_federation import (
     site_agent,
 )
 
+from fedhash.audit_log import START
 from fedhash.errors import CheckpointError, CohortError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.rounds._files import read_stored, write_stored
@@ -105,6 +107,22 @@ def test_a_failed_round_is_saved_too(tmp_path: Path) -> None:
 
 def test_no_checkpoint_means_a_fresh_start(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "absent").load(PLAN) is None
+
+
+def test_a_checkpoint_from_before_the_margin_schedule_is_read(tmp_path: Path) -> None:
+    coordinator = resume_and_run(tmp_path)
+    path = tmp_path / "checkpoints" / "round-000003.checkpoint"
+    stored = read_stored(path, "checkpoint")
+    facts = json.loads(stored.arrays["facts"].tobytes())
+    assert facts.pop("drift") == 0
+    assert facts.pop("audit_head") == START
+    assert facts["plan"]["settings"].pop("margin_schedule") is None
+    older = stored.arrays | {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+    write_stored(path, Message("checkpoint", {}, older))
+    loaded = Checkpoints(path.parent).load(PLAN)
+    assert loaded is not None
+    assert (loaded.drift, loaded.audit_head) == (0.0, START)
+    assert loaded.model.tobytes() == coordinator.state.model.tobytes()
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def contribution(agent: SiteAgent, asked: TrainRequest | None = None) -> Contrib
 
 def encoding_of(settings: RoundSettings = SETTINGS) -> FixedPoint:
     size = model_and_layout()[1].size
-    return round_encoding(run_plan(settings), size, SECURE_AGREEMENT.secure_aggregation)
+    return round_encoding(
+        run_plan(settings), {"update": size, "loss": 1}, SECURE_AGREEMENT.secure_aggregation
+    )
 
 
 def updates(settings: RoundSettings, agents: Sequence[SiteAgent]) -> list[np.ndarray]:
@@ -149,9 +151,9 @@ def test_the_noise_of_the_sum_has_the_variance_of_all_shares() -> None:
     totals: list[np.ndarray] = []
     following = coordinator._following
 
-    def noted(aggregate: object, counted: Sequence[str]) -> object:
+    def noted(asked: TrainRequest, aggregate: object, counted: Sequence[str]) -> object:
         totals.append(aggregate.total[:-1])
-        return following(aggregate, counted)
+        return following(asked, aggregate, counted)
 
     coordinator._following = noted
     run_rounds(coordinator, InProcessEngine(agents))
@@ -366,7 +368,7 @@ class NoisySite(secure_sites.Site):
 
 
 def share_of(request: TrainRequest, cohort: SecureCohort) -> SharedNoiseStep:
-    encoding = round_encoding(request.plan, SIZE, secure_sites.TERMS)
+    encoding = round_encoding(request.plan, request.blocks, secure_sites.TERMS)
     return noise_share(PRIVACY, encoding, cohort)
 
 
@@ -397,7 +399,7 @@ def test_a_sum_that_lost_sites_keeps_the_guaranteed_noise(lost: set[int]) -> Non
     cohort = secure_cohort(8, federation.agreement)
     assert {site.cohort for site in federation.sites.values()} - {None} == {cohort}
     share = share_of(request, cohort)
-    encoding = round_encoding(request.plan, SIZE, secure_sites.TERMS)
+    encoding = round_encoding(request.plan, request.blocks, secure_sites.TERMS)
     integers = found.total[:-1] / encoding.step(encoding.blocks[0])
     survivors = 8 - len(gone)
     scaled = integers / (share.share_sigma_integer_steps * math.sqrt(survivors))
@@ -454,7 +456,7 @@ def test_noise_is_added_modulo_the_ring_and_never_clipped(ring_bits: int) -> Non
         site.contribution = Contribution(np.zeros(SIZE + 1), 1.0, noise)
     found = federation.round(1)
     request = secure_sites.train_request(federation.agreement)
-    encoding = round_encoding(request.plan, SIZE, terms)
+    encoding = round_encoding(request.plan, request.blocks, terms)
     expected = (total + whole // 2) % whole - whole // 2
     step = encoding.step(encoding.blocks[0])
     np.testing.assert_allclose(found.total[:-1], expected * step, rtol=1e-12)
@@ -508,7 +510,7 @@ def test_the_ring_layout_of_another_privacy_is_refused() -> None:
     _, request = cheat.up_to_share()
     settings = request.train.plan.settings.model_copy(update={"privacy": NoPrivacySettings()})
     other = request.train.plan.model_copy(update={"settings": settings})
-    digest = round_encoding(other, SIZE, secure_sites.TERMS).digest()
+    digest = round_encoding(other, request.train.blocks, secure_sites.TERMS).digest()
     forged: MaskRequest = replace(request, encoding_digest=digest)
     assert cheat.refusal("site-00", forged.to_message()) == "other_layout"
 

@@ -87,6 +87,21 @@ def test_what_exceeds_the_cap_is_refused_and_leaves_no_trace(path: Path) -> None
         ledger.reserve(release(50.0))  # a smaller wish still fits
 
 
+def test_events_that_belong_together_are_written_all_or_not_at_all(path: Path) -> None:
+    before = read_ledger(path)
+    pair = [release(20.0), release(20.0, purpose="margin statistics")]
+    with Ledger(path, [TERMS]) as ledger:
+        with pytest.raises(
+            BudgetError, match="'model update' and 'margin statistics' of run run-7"
+        ):
+            ledger.reserve_together([release(20.0), release(1.0, purpose="margin statistics")])
+        assert read_ledger(path) == before
+        entries = ledger.reserve_together(pair)
+    assert read_ledger(path) == (*before, *entries)
+    assert [entry.event for entry in entries] == pair
+    assert [entry.position for entry in entries] == [len(before) + 1, len(before) + 2]
+
+
 def test_a_cap_may_be_met_exactly(tmp_path: Path) -> None:
     exactly = PrivacyTerms(epsilon_cap=epsilon([release(4.0)], 1e-5), delta=1e-5)
     with Ledger(tmp_path / "ledger.sqlite", [exactly]) as ledger:

@@ -44,7 +44,13 @@ class Killer:
         self.process = process
 
     def use(
-        self, path: Path, events: list[PrivacyEvent], *, cap: float, line: int
+        self,
+        path: Path,
+        events: list[PrivacyEvent],
+        *,
+        cap: float,
+        line: int,
+        together: bool = False,
     ) -> tuple[int, str]:
         """The exit status of a process that is killed at a statement, and what it was told."""
         request: dict[str, Any] = {
@@ -53,6 +59,7 @@ class Killer:
             "delta": DELTA,
             "events": [canonical_json(event) for event in events],
             "line": line,
+            "together": together,
         }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -121,6 +128,27 @@ def test_killed_at_every_statement_in_turn(
     else:
         pytest.fail("the process was always killed")
     assert kills == {(0, 0), (0, 1), (1, 1)}
+
+
+@pytest.mark.slow
+def test_killed_at_every_statement_of_a_reservation_of_two(tmp_path: Path, killer: Killer) -> None:
+    """Steps and statistics of a round stand in the ledger both, or neither."""
+    events, kills = [full_batch(5.0, 2), release(4.0, purpose="margin statistics")], set()
+    for line in range(1, 2000):
+        path = tmp_path / f"{line}" / "ledger.sqlite"
+        status, told = killer.use(path, events, cap=3.0, line=line, together=True)
+        assert status in (0, -signal.SIGKILL)
+        with Ledger(path, [PrivacyTerms(epsilon_cap=3.0, delta=DELTA)]):
+            pass  # it opens, whatever was left
+        found = [entry.event for entry in read_ledger(path)]
+        assert found in ([], events)
+        kills.add((told, len(found)))
+        shutil.rmtree(path.parent)
+        if status == 0:
+            break
+    else:
+        pytest.fail("the process was always killed")
+    assert kills == {("", 0), ("", 2), ("r", 2)}
 
 
 EVENTS = st.one_of(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_federation import AGREEMENT, SITES, new_coordinator, round_settings, run_plan
 
 from fedhash.errors import MessageError
+from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import (
     Refusal,
@@ -17,6 +18,7 @@ from fedhash.rounds.training_messages import (
     TrainRequest,
     largest_message_bytes,
     reply_blocks,
+    slices,
 )
 from fedhash.secagg.roster import SEALED_BYTES
 
@@ -30,7 +32,7 @@ def train_request() -> TrainRequest:
 
 
 def train_reply(request: TrainRequest, weight: float = 3.0) -> TrainReply:
-    length = sum(reply_blocks(request.plan, request.model.size).values())
+    length = sum(request.blocks.values())
     return TrainReply("run-1", request.round_number, np.ones(length, np.float32), weight)
 
 
@@ -60,8 +62,21 @@ def test_a_run_without_control_variates_sends_none() -> None:
     message = request.to_message()
     assert set(message.arrays) == {"model", "margin", "margin_weight"}
     assert TrainRequest.from_message(message).control is None
-    assert reply_blocks(plan, 10) == {"update": 10, "loss": 1}
-    assert reply_blocks(PLAN, 10) == {"update": 10, "control": 10, "loss": 1}
+    assert reply_blocks(plan, 1, 10, 3) == {"update": 10, "loss": 1}
+    assert reply_blocks(PLAN, 1, 10, 3) == {"update": 10, "control": 10, "loss": 1}
+    scheduled = PLAN.settings.model_copy(update={"margin_schedule": MarginScheduleSettings()})
+    plan = PLAN.model_copy(update={"settings": scheduled})
+    blocks = {"update": 10, "control": 10, "statistics": 12, "loss": 1}
+    assert (reply_blocks(plan, 4, 10, 3), reply_blocks(plan, 5, 10, 3)) == (
+        {"update": 10, "control": 10, "loss": 1},
+        blocks,
+    )
+    assert slices(blocks) == {
+        "update": slice(0, 10),
+        "control": slice(10, 20),
+        "statistics": slice(20, 32),
+        "loss": slice(32, 33),
+    }
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ json_values = st.recursive(
 
 
 @given(
-    field=st.sampled_from(["plan", "round_number", "counted", "cohort"]),
+    field=st.sampled_from(["plan", "round_number", "counted", "cohort", "drift"]),
     plan_field=st.sampled_from(sorted(RunPlan.model_fields)),
     value=json_values,
 )
@@ -182,6 +197,7 @@ def test_any_header_is_read_or_refused(field: str, plan_field: str, value: objec
             continue
         assert request.plan.sites == tuple(sorted(request.plan.sites))
         assert len(AGREEMENT.findings) == request.margins.mu.size
+        assert 0 <= request.drift <= 9
 
 
 def test_a_header_of_many_faults_is_refused_without_listing_them() -> None:

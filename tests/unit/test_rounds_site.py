@@ -24,6 +24,7 @@ from small_federation import (
 from fedhash.errors import DataError
 from fedhash.learning.local_training import LocalResult
 from fedhash.learning.loss import Margins
+from fedhash.learning.settings import LossSettings
 from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
@@ -132,7 +133,8 @@ def test_each_limit_is_checked_before_any_work(changes: dict, reason: str, detai
 
 def test_the_ends_of_the_margin_range_are_inside() -> None:
     for margin in AGREEMENT.margin_range:
-        asked = request(margins=Margins.constant(3, margin))
+        plan = plan_with(loss=LossSettings(margin=margin))
+        asked = request(plan=plan, margins=Margins.constant(3, margin))
         assert agent(PullTrainer(1.0)).handle(asked.to_message()).kind == "train_reply"
 
 

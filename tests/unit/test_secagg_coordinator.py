@@ -134,7 +134,7 @@ def test_the_rings_last_words_alone_would_let_noise_pass() -> None:
     """Why the fingerprint is bound to the request: at 16 bits one random ring vector in five."""
     agreement = consortium(5)[0]
     terms = SecureAggregationTerms(ring_bits=16)
-    ring = round_encoding(plan_of(agreement), MODEL_SIZE, terms)
+    ring = round_encoding(plan_of(agreement), {"update": MODEL_SIZE}, terms)
     rng, passed = np.random.default_rng(0), 0
     for _ in range(1000):
         try:

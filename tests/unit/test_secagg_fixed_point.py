@@ -255,7 +255,7 @@ def test_scales_out_of_range_are_refused(change: dict, message: str):
 
 
 def test_the_digest_stands_for_everything():
-    text = b'[[["update", 3, 1.0]], 32, 2, 100.0]'
+    text = b'[[["update", 3, 1.0, true]], 32, 2, 100.0]'
     assert RING.digest() == hashlib.sha256(text).hexdigest()
     others = [
         replace(RING, ring_bits=24),
@@ -264,6 +264,42 @@ def test_the_digest_stands_for_everything():
         replace(RING, blocks=(Block("updates", 3, 1.0),)),
         replace(RING, blocks=(Block("update", 4, 1.0),)),
         replace(RING, blocks=(Block("update", 3, 1.5),)),
+        replace(RING, blocks=(Block("update", 3, 1.0, weighted=False),)),
         replace(RING, blocks=(Block("update", 2, 1.0), Block("loss", 1, 1.0))),
     ]
-    assert len({ring.digest() for ring in [RING, *others]}) == 8
+    assert len({ring.digest() for ring in [RING, *others]}) == 9
+
+
+@given(
+    ring_bits=st.sampled_from([16, 20, 24, 32]),
+    weights=st.lists(st.floats(1, 1000), min_size=1, max_size=8),
+    values=st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3),
+)
+def test_a_block_without_weights_sums_to_the_values_themselves(
+    ring_bits: int, weights: list[float], values: list[float]
+) -> None:
+    """As fine as the ring's integers allow, whatever the sites weigh; the other block as ever."""
+    blocks = (Block("update", 1, 1.0), Block("statistics", 3, 50.0, weighted=False))
+    ring = FixedPoint(blocks, ring_bits, len(weights), 1000.0)
+    vector = np.array([0.5, *values], np.float32)
+    words = [ring.encode(vector, weight, rng()) for weight in weights]
+    found = ring.decode(added(ring, words))
+    step = 50.0 / ring.largest
+    np.testing.assert_allclose(
+        found.vector[1:], len(weights) * vector[1:].astype(float), atol=len(weights) * step
+    )
+    assert found.vector[0] == pytest.approx(
+        0.5 * found.weight, abs=len(weights) * 1000.0 / ring.largest
+    )
+    assert ring.rounding_sd(found.weight, len(weights))["statistics"] == pytest.approx(
+        step * len(weights) ** 0.5 / 2
+    )
+
+
+def test_a_block_without_weights_is_clipped_and_counted_at_its_clip() -> None:
+    blocks = (Block("statistics", 3, 10.0, weighted=False),)
+    ring = FixedPoint(blocks, 32, 2, 100.0)
+    words = ring.encode(np.array([12.0, -10.0, 3.0], np.float32), 1.0, rng())
+    found = ring.decode(added(ring, [words]))
+    np.testing.assert_allclose(found.vector, [10, -10, 3], atol=1e-6)
+    assert found.clipped == 1

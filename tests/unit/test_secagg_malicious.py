@@ -187,7 +187,7 @@ def test_a_foreign_ring_layout(cheat: CheatingCoordinator) -> None:
 def test_a_roster_beyond_the_plans_sites_could_wrap(cheat: CheatingCoordinator) -> None:
     _, request = cheat.up_to_share()
     plan = request.train.plan.model_copy(update={"sites": cheat.sites[:3]})
-    digest = round_encoding(plan, request.train.model.size, TERMS).digest()
+    digest = round_encoding(plan, request.train.blocks, TERMS).digest()
     narrow = replace(request, train=replace(request.train, plan=plan), encoding_digest=digest)
     assert cheat.refusal(VICTIM, narrow.to_message()) == "other_layout"
 

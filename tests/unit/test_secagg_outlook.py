@@ -46,7 +46,7 @@ def test_the_rounding_foretold_is_that_of_the_mean(ring_bits: int, weight: int) 
     plan = plan_of(agreement)
     sds = sum_outlook(plan, 4000, agreement).rounding_sd
     assert list(sds) == [weight, 10_000]
-    encoding = round_encoding(plan, 4000, agreement.secure_aggregation)
+    encoding = round_encoding(plan, {"update": 4000}, agreement.secure_aggregation)
     rng = np.random.default_rng(1)
     # half way between two integers, where rounding has its largest variance
     vector = np.full(encoding.length - 2, 0.5 / encoding.fewest_levels, np.float32)
@@ -106,6 +106,8 @@ def test_cohorts_without_a_graph_are_warned_of_from_the_smallest_on() -> None:
 def test_no_agreement_has_too_narrow_a_ring(sites: int, terms: SecureAggregationTerms) -> None:
     plan: RunPlan = plan_of(consortium(3)[0])
     names = tuple(f"site-{number:04}" for number in range(sites))
-    encoding = round_encoding(plan.model_copy(update={"sites": names}), MODEL_SIZE, terms)
+    encoding = round_encoding(
+        plan.model_copy(update={"sites": names}), {"update": MODEL_SIZE}, terms
+    )
     assert encoding.largest >= 32
     assert encoding.fewest_levels > 0.999

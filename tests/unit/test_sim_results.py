@@ -12,6 +12,7 @@ from fedhash.errors import CheckpointError, DataError
 from fedhash_sim.input_files import changed_files, write_stamps
 from fedhash_sim.results import (
     EXCHANGE_COLUMNS,
+    MARGIN_COLUMNS,
     PRIVACY_COLUMNS,
     RESULT_COLUMNS,
     ROUND_COLUMNS,
@@ -69,6 +70,7 @@ def test_a_damaged_table_of_a_cell_is_not_joined(tmp_path: Path, content: bytes)
     write_table(cell / "exchanges.csv", EXCHANGE_COLUMNS, [])
     write_table(cell / "sums.csv", SUM_COLUMNS, [])
     write_table(cell / "privacy.csv", PRIVACY_COLUMNS, [])
+    write_table(cell / "margins.csv", MARGIN_COLUMNS, [])
     (cell / "rounds.csv").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"rounds\.csv is damaged.*remove .*results\.csv"):
         RunFolder(tmp_path).collect(["central"], [0])

@@ -144,6 +144,26 @@ def test_what_the_next_round_costs_is_what_the_ledger_then_takes(site: Path) -> 
     assert facts(site)["caps"][1]["spent"]["together"] <= 5.0
 
 
+def test_a_round_with_statistics_costs_them_too(site: Path) -> None:
+    """And so many rounds as are said to be left surely fit, with every release of the run."""
+    schedule = "margin_schedule: {every_rounds: 2, noise_multiplier: 6.0}\nweighting: uniform"
+    options = with_round(site, "weighting: uniform", schedule)
+    planned = facts(site, *options)["next_round"]
+    both = [poisson(1.5, 0.1, 16), release(6.0)]
+    assert [after["together"] for after in planned["after"]] == [
+        epsilon(both, delta) for delta in (1e-5, 1e-6)
+    ]
+    assert (planned["statistics_noise_multiplier"], planned["statistics_releases"]) == (6.0, 1)
+    assert (
+        planned["steps_left"] < facts(site, *with_round(site, "", ""))["next_round"]["steps_left"]
+    )
+    shown = call(site, *with_round(site, "weighting: uniform", schedule))
+    assert "q 0.1; margin statistics, sigma 6): " in shown
+    assert "beside 1 releases of margin statistics" in shown
+    with opened(site) as ledger:
+        ledger.reserve_together([poisson(1.5, 0.1, planned["steps_left"]), release(6.0)])
+
+
 def test_a_round_that_does_not_fit_is_told_by_the_status(site: Path) -> None:
     options = with_round(site, "noise_multiplier: 1.5", "noise_multiplier: 0.4")
     assert "it is refused" in call(site, *options, code=1)
