@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedhash.errors import PrivacyError
-from fedhash.evaluation import canary
+from fedhash.evaluation import canary, canary_shared_noise
 from fedhash.evaluation.canary import (
     CanaryAudit,
     NoNoise,
@@ -24,17 +24,18 @@ from fedhash.evaluation.canary import (
     guessing_p_value,
     releases_of,
 )
+from fedhash.evaluation.canary_shared_noise import audit_shared_noise
 from fedhash.learning.gradients import NoPrivacy
 from fedhash.learning.loss import Loss, Margins
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
-from fedhash.privacy import dp_sgd
-from fedhash.privacy.accountant import epsilon_after
+from fedhash.privacy import distributed, dp_sgd
+from fedhash.privacy.accountant import epsilon_after, smallest_noise_multiplier
 from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum
 from fedhash.privacy.noise import NoiseSource, SecureNoise, SimulatedNoise
 from fedhash.privacy.public_count import published_patients
-from fedhash.privacy.settings import SitePrivacySettings
+from fedhash.privacy.settings import DistributedPrivacySettings, SitePrivacySettings
 from fedhash_sim.cli import app
 
 DELTA = 1e-5
@@ -300,3 +301,34 @@ def test_the_command_fails_where_the_claim_is_refuted(monkeypatch: pytest.Monkey
     assert told["epsilon_lower_bound"] > told["claimed_epsilon"]
     assert not told["holds"]
     assert "The run leaks more than it claims" in done.stderr
+
+
+def shared(noise_multiplier: float) -> DistributedPrivacySettings:
+    return DistributedPrivacySettings(
+        mode="distributed",
+        clip_norm=1.0,
+        noise_multiplier=noise_multiplier,
+        expected_patients=1000,
+    )
+
+
+def test_noise_that_sites_share_keeps_its_claim_and_is_seen_by_canaries() -> None:
+    sigma = smallest_noise_multiplier(8.0, 1e-5, steps=10)
+    found = audit_shared_noise(shared(sigma), steps=10, delta=1e-5, canaries=1000, patients=50)
+    assert found.claimed_epsilon == pytest.approx(8.0, rel=2e-3)
+    assert 1.0 < found.best.epsilon < found.claimed_epsilon
+    assert found.holds
+
+
+def test_shares_that_are_too_small_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all sites but this one kept their share to themselves, and it a tenth of its own."""
+    monkeypatch.setattr(
+        canary_shared_noise,
+        "discrete_gaussians",
+        lambda source, sigma, count: np.zeros(count, np.int64),
+    )
+    own = distributed.discrete_gaussians
+    monkeypatch.setattr(distributed, "discrete_gaussians", lambda n, s, c: own(n, s / 10, c))
+    sigma = smallest_noise_multiplier(1.0, 1e-5, steps=10)
+    found = audit_shared_noise(shared(sigma), steps=10, delta=1e-5, canaries=1000, patients=50)
+    assert not found.holds

@@ -40,6 +40,15 @@ def canary(
     patients: Annotated[
         int, typer.Option(min=0, max=10_000, help="Patients who take part for certain.")
     ] = 200,
+    shared_by: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            max=1000,
+            metavar="SITES",
+            help="Audit noise that so many sites share: all patients in every step.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the coins, patients and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Draw a plot into this PNG.")] = None,
     as_json: AsJson = False,
@@ -50,8 +59,9 @@ def canary(
     """
     with told():
         from fedhash.evaluation.canary import NoNoise, audit_site_dp_sgd
+        from fedhash.evaluation.canary_shared_noise import audit_shared_noise
         from fedhash.privacy.events import SMALLEST_NOISE_MULTIPLIER
-        from fedhash.privacy.settings import SitePrivacySettings
+        from fedhash.privacy.settings import DistributedPrivacySettings, SitePrivacySettings
         from fedhash_sim.run_folder import explained
 
         privacy = SitePrivacySettings(
@@ -60,15 +70,18 @@ def canary(
             noise_multiplier=max(noise_multiplier, SMALLEST_NOISE_MULTIPLIER),
             sampling_rate=sampling_rate,
         )
-        found = audit_site_dp_sgd(
-            privacy,
-            steps=steps,
-            delta=delta,
-            canaries=canaries,
-            patients=patients,
-            seed=seed,
-            noise=None if noise_multiplier else NoNoise(seed, "canary", "samples"),
-        )
+        of_run = {"steps": steps, "canaries": canaries, "patients": patients, "seed": seed}
+        if shared_by is None:
+            noise = None if noise_multiplier else NoNoise(seed, "canary", "samples")
+            found = audit_site_dp_sgd(privacy, delta=delta, noise=noise, **of_run)
+        else:
+            shared = DistributedPrivacySettings(
+                mode="distributed",
+                clip_norm=clip_norm,
+                noise_multiplier=privacy.noise_multiplier,
+                expected_patients=canaries + patients,
+            )
+            found = audit_shared_noise(shared, delta=delta, sites=shared_by, **of_run)
         if out is not None:
             with explained(out):
                 _draw(found, out)
