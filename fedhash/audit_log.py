@@ -10,7 +10,8 @@ A line is canonical JSON (sorted keys, no white space) of one object, and ends w
 1. This format stays. A log of all ages is read by the newest code.
 2. `append` returns when the line is on the disk. A process that dies in it leaves no end of line,
    so a line without one was never acknowledged: whoever opens the log for writing removes it and
-   says so, whoever reads it refuses the file.
+   says so, whoever reads it refuses the file. A line that the system refuses, as a full disk does,
+   is taken back, and the log is closed: whoever goes on opens it again, and so reads it again.
 3. One process writes at a time; the system takes its lock back when it dies.
 4. A changed, inserted, deleted or moved line is found by reading alone. **A log that was cut short
    at the end of a line, or written anew as a whole, is found only with a hash that was noted
@@ -78,7 +79,8 @@ class AuditLog:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            # unbuffered: what could not be written must not wait for a later write
+            self._file = path.open("a+b", buffering=0)
             try:
                 self._open(noted)
             except BaseException:
@@ -115,9 +117,15 @@ class AuditLog:
         """Write an entry; it is on the disk when this returns.
 
         Raises:
-            AuditError: `content` is no plain finite JSON.
-            StorageError: The operating system refuses; the log may have got the entry.
+            AuditError: `content` is no plain finite JSON, or the log was closed.
+            StorageError: The operating system refuses; the log is closed. Where it could not even
+                be cut back, it may have got the entry or a part of it.
         """
+        if self._file.closed:
+            raise AuditError(
+                f"{self._path} was closed, perhaps after an entry that could not be written; open "
+                "it again, which reads it again"
+            )
         number = self._number + 1
         try:
             digest = _digest(self.head, number, content)
@@ -125,13 +133,25 @@ class AuditLog:
         except MessageError as error:
             raise AuditError(f"{self._path}: an entry cannot be written: {error}") from error
         try:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._write(line)
         except OSError as error:
+            self.close()
             raise StorageError(error, self._path) from error
         self._number, self.head = number, digest
         return AuditEntry(number, content, digest)
+
+    def _write(self, line: bytes) -> None:
+        """The whole of it and on the disk, or nothing of it."""
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)
+            os.fsync(self._file.fileno())
+            raise
 
     def close(self) -> None:
         """Let go of the file and its lock."""
@@ -152,11 +172,18 @@ def read_audit_log(path: Path, noted: str = START) -> tuple[AuditEntry, ...]:
         noted: A hash that someone noted earlier, of any entry.
 
     Raises:
-        AuditError: The log was altered, or cut short, or does not hold `noted`.
+        AuditError: The log was altered, or cut short, or does not hold `noted`, or is gone though
+            `noted` is given.
         StorageError: The operating system refuses the file.
     """
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        if noted == START:
+            raise StorageError(error, path) from error
+        raise AuditError(
+            f"{path} is gone, and the hash {noted} was noted of it; restore it from a copy"
+        ) from error
     except OSError as error:
         raise StorageError(error, path) from error
     if data and not data.endswith(_LINE_FEED):

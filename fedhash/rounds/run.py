@@ -65,7 +65,8 @@ def run_rounds(
     Raises:
         ProtocolError: Three rounds in a row failed (the last one's error), or the engine could
             not send at all.
-        AuditError: The margin schedule's audit log was altered, cut short, or cannot be written.
+        AuditError: The margin schedule's audit log was altered or cut short.
+        StorageError: The operating system refuses the audit log, as a full disk does.
         CheckpointError: The state cannot be stored.
     """
     failed_in_a_row = 0

@@ -172,6 +172,9 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
         ConfigurationError: A file of the bundle is wrong, or they do not fit each other.
         CheckpointError: The folder holds another run of this name.
         ProtocolError: Three rounds in a row failed.
+        AuditError: The margin schedule's log was altered.
+        StorageError: The operating system refuses that log; the run goes on from its last
+            checkpoint when it is started again.
     """
     agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
     model = build_model(

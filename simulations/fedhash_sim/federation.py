@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhash.agreement import Agreement
-from fedhash.audit_log import read_audit_log
+from fedhash.audit_log import START, read_audit_log
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures
@@ -216,7 +216,7 @@ def train_federation(
         PrivacyError: Every site would refuse to share noise in the run's secure sums.
         CheckpointError: The folder belongs to another run.
         LedgerError: A site's ledger was altered.
-        AuditError: The margin schedule's log was altered.
+        AuditError: The margin schedule's log was altered, or is gone.
     """
     model = federation.first_model()
     layout = Layout.of(model)
@@ -255,7 +255,7 @@ def train_federation(
         for name in plan.sites
     }
     steps: tuple[MarginEntry, ...] = ()
-    if checkpoints.margin_audit.exists():
+    if state.audit_head != START or checkpoints.margin_audit.exists():
         log = read_audit_log(checkpoints.margin_audit, noted=state.audit_head)
         steps = verify_margin_audit(log, federation.agreement).entries
     return Outcome(federation, vector, state.margins, state.records, spent, steps)

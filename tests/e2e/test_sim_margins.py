@@ -53,6 +53,15 @@ def test_a_study_tells_each_step_and_its_log_verifies(study_file: Path, tmp_path
     assert "names the agreement" in CliRunner().invoke(coordinator_app, given).stderr
 
 
+def test_a_finished_study_misses_a_log_that_is_gone(study_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_all(study_file, out, *FEDERATED, *SCHEDULE)
+    (out / LOG).unlink()
+    (out / "cells" / "federated-seed-0" / "results.csv").unlink()  # made from the checkpoint again
+    found = run("run", study_file, "--out", out, *FEDERATED, *SCHEDULE, ok=False)
+    assert "margin_audit.jsonl is gone" in found
+
+
 def test_without_a_schedule_there_is_none_of_it(finished: Path) -> None:
     assert read_margins(finished).empty
     assert "Margin schedule" not in (finished / "report.html").read_text()

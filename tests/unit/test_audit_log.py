@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +164,60 @@ def test_what_json_cannot_say_is_not_written(tmp_path: Path, content: dict) -> N
             log.append(content)
         assert log.head == START
     assert read_audit_log(tmp_path / "log.jsonl") == ()
+
+
+@contextmanager
+def disk_that_ends_at(size: int) -> Iterator[None]:
+    """The system refuses every byte of a file beyond `size`, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_the_writing_and_harms_no_line(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path)
+    with AuditLog(path) as log:  # leaving it writes nothing more
+        with disk_that_ends_at(len(whole) + 50), pytest.raises(StorageError, match="too large"):
+            log.append({"text": "x" * 500})
+        assert path.read_bytes() == whole
+        with pytest.raises(AuditError, match="was closed, perhaps after an entry"):
+            log.append({"text": "there is space again"})
+    with AuditLog(path) as log:
+        log.append({"text": "there is space again"})
+    assert [entry.number for entry in read_audit_log(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_line_that_did_not_reach_the_disk_is_taken_back(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path)
+    sync = os.fsync
+    failures = [OSError(5, "Input/output error")]
+
+    def fails_once(file: int) -> None:
+        if failures:
+            raise failures.pop()
+        sync(file)
+
+    with AuditLog(path) as log:
+        monkeypatch.setattr(os, "fsync", fails_once)
+        with pytest.raises(StorageError, match="Input/output error"):
+            log.append({"text": "x"})
+    assert path.read_bytes() == whole
+
+
+def test_a_log_that_is_gone_does_not_hold_what_was_noted_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path)
+    noted = read_audit_log(path)[-1].hash
+    path.unlink()
+    with pytest.raises(AuditError, match="is gone"):
+        read_audit_log(path, noted)
 
 
 def test_what_the_system_refuses_is_told_with_its_path(tmp_path: Path) -> None:
