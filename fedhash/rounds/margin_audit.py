@@ -11,6 +11,8 @@ counts, with everything from there on. `verify_margin_audit` checks, entry by en
 3. Computing the step anew from the entry's sums gives its margins and its drift, up to the rounding
    of another machine's functions (1e-6).
 4. The noise is no less than the entry's sites add at least.
+5. With an agreement: digest, range, step, findings and cohort are its own, and where it has a
+   roster, the sites stand in it. Without one the log names them itself.
 
 The sums in it are what the round released to the coordinator: under privacy with noise, otherwise
 without. That they are what the sites sent nobody can verify afterwards.
@@ -25,10 +27,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from fedhash.agreement import Agreement, SiteName
 from fedhash.audit_log import AuditEntry
@@ -43,11 +45,16 @@ from fedhash.rounds.margin_schedule import (
     margin_step,
 )
 from fedhash.rounds.messages import canonical_json
+from fedhash.rounds.training_messages import RunId
 
 __all__ = ["MarginEntry", "VerifiedAudit", "statistics_noise_sd", "verify_margin_audit"]
 
 _TOLERANCE = 1e-6
-_Numbers = tuple[float, ...]
+_LARGEST_SUM = 1e42  # no sum of a thousand sites' float32 numbers is larger
+_Sum = Annotated[float, Field(ge=-_LARGEST_SUM, le=_LARGEST_SUM)]
+_Sums = Annotated[tuple[_Sum, ...], Field(min_length=1, max_length=1000)]
+_Margin = Annotated[float, Field(ge=0, le=2)]
+_Margins = Annotated[tuple[_Margin, ...], Field(min_length=1, max_length=1000)]
 _Drift = Annotated[float, Field(ge=0, le=LARGEST_DRIFT)]
 
 
@@ -59,7 +66,7 @@ class MarginEntry(Settings):
         run_id: The run.
         agreement_digest: Of the consortium's agreement.
         round_number: The round whose replies held the statistics.
-        sites: Those that counted in it.
+        sites: Those that counted in it, sorted.
         noise_sd: Standard deviation of the noise in each of the sums over the sites, with that of
             rounding to a ring.
         patients: The summed statistics, as `fedhash.privacy.margin_statistics.MarginSums` names
@@ -77,22 +84,31 @@ class MarginEntry(Settings):
     """
 
     kind: Literal["margin_step"] = "margin_step"
-    run_id: str
-    agreement_digest: str
-    round_number: int = Field(ge=1)
-    sites: tuple[SiteName, ...]
-    noise_sd: float = Field(ge=0)
-    patients: _Numbers
-    slack: _Numbers
-    squared_slack: _Numbers
-    site_means: _Numbers
+    run_id: RunId
+    agreement_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    round_number: int = Field(ge=1, le=100_000)
+    sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
+    noise_sd: float = Field(ge=0, le=_LARGEST_SUM)
+    patients: _Sums
+    slack: _Sums
+    squared_slack: _Sums
+    site_means: _Sums
     schedule: MarginScheduleSettings
-    start: float
-    margin_range: tuple[float, float]
-    margins_before: _Numbers
-    margins: _Numbers
+    start: _Margin
+    margin_range: tuple[_Margin, _Margin]
+    margins_before: _Margins
+    margins: _Margins
     drift_before: _Drift
     drift: _Drift
+
+    @field_validator("sites", "margin_range")
+    @classmethod
+    def _sorted(cls, values: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
+        if list(values) != sorted(values) or (
+            info.field_name == "sites" and len(set(values)) < len(values)
+        ):
+            raise ValueError(f"{info.field_name} must be sorted, and each site named once")
+        return values
 
     def step(self) -> MarginStep:
         """The step, computed from the entry's sums.
@@ -199,6 +215,9 @@ def _check_agreement(each: AuditEntry, entry: MarginEntry, agreement: Agreement)
         or len(entry.sites) < agreement.smallest_cohort
     ):
         raise _wrong(each, "its findings, range, step or cohort are not those of the agreement")
+    strangers = [site for site in entry.sites if site not in agreement.sites]
+    if agreement.sites and strangers:
+        raise _wrong(each, f"the agreement's sites have no {strangers[0]!r}")
 
 
 def _check_step(each: AuditEntry, entry: MarginEntry, before: MarginEntry | None) -> None:

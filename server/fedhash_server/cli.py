@@ -185,7 +185,7 @@ def verify(
         "head": entries[-1].hash if entries else START,
     }
     warnings = []
-    if head is None:
+    if head in {None, START}:  # START stands for no entry: every log holds it
         warnings.append(
             "entries missing at the end, or a log written anew, are found only with a --head that "
             "was noted of it before; note the one above"

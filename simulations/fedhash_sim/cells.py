@@ -164,7 +164,7 @@ def federations_of(
         roster = {site: simulated_identity(seed, site).public_hex for site in sites}
         agreement = agreement.model_copy(update={"sites": roster})
     else:  # one party alone has no cohort to hide in, and nobody to hide from
-        agreement = agreement.model_copy(update={"smallest_cohort": 1})
+        agreement = agreement.model_copy(update={"smallest_cohort": 1, "sites": {}})
         settings = settings.model_copy(update={"aggregation": "plain"})
     for _, holding in holdings:
         _check_work(holding, settings.learning, agreement.largest_local_steps)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_federation import (
     AGREEMENT,
+    SECURE_AGREEMENT,
     SITES,
     PullTrainer,
     model_and_layout,
@@ -23,13 +24,13 @@ from small_federation import (
 )
 from typer.testing import CliRunner
 
-from fedhash.audit_log import AuditLog, read_audit_log
+from fedhash.audit_log import START, AuditLog, read_audit_log
 from fedhash.errors import AuditError
 from fedhash.learning.local_training import LocalResult
 from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
-from fedhash.rounds.margin_audit import verify_margin_audit
+from fedhash.rounds.margin_audit import MarginEntry, verify_margin_audit
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.site import SiteAgent
@@ -156,6 +157,58 @@ def test_the_constants_and_the_noise_are_part_of_what_is_checked(
         verify_margin_audit(read_audit_log(forged(tmp_path / "b", other)))
 
 
+SUMS = ("patients", "slack", "squared_slack", "site_means")
+HOSTILE: dict[str, Any] = {
+    "an overflow": {"noise_sd": 1e200},
+    "a square that is infinite": {"slack": [1e300, 0.0, 0.0]},
+    "an endless round": {"round_number": 10**400},
+    "no finding": {name: [] for name in (*SUMS, "margins_before", "margins")},
+    "no site": {"sites": []},
+    "one site three times": {"sites": ["site-0"] * 3},
+    "sites in another order": {"sites": ["site-1", "site-0", "site-2"]},
+    "an end before its start": {"margin_range": [0.6, 0.05]},
+    "a margin that no code keeps": {"start": 1e30},
+    "a terminal's commands": {"run_id": "x\x1b[2J\nhead: 0000"},
+    "no digest": {"agreement_digest": "\x1b[2J"},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_an_entry_that_no_coordinator_writes_is_none(
+    contents: list[dict[str, Any]], tmp_path: Path, what: str
+) -> None:
+    """Without an agreement, too: its numbers are never computed with, its text never shown."""
+    log = read_audit_log(forged(tmp_path / "log.jsonl", [contents[0] | HOSTILE[what]]))
+    with pytest.raises(AuditError, match="it is no step of a schedule") as caught:
+        verify_margin_audit(log)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("noise_sd", [0.0, 1e-300, 1e42])
+@pytest.mark.parametrize("patients", [-1e42, 5e-324, 1.0, 1e42])
+@pytest.mark.parametrize("other", [-1e42, 1e42])
+@pytest.mark.filterwarnings("error")
+def test_the_largest_sums_are_computed_with(
+    contents: list[dict[str, Any]], patients: float, other: float, noise_sd: float
+) -> None:
+    sums = dict.fromkeys(SUMS, (other, 0.0, other)) | {"patients": (patients,) * 3}
+    text = json.dumps(contents[0] | sums | {"noise_sd": noise_sd})
+    step = MarginEntry.model_validate_json(text).step()
+    assert np.isfinite(step.mu).all()
+    assert np.isfinite(step.drift)
+
+
+def test_sites_that_never_signed_are_told(contents: list[dict[str, Any]], tmp_path: Path) -> None:
+    names = [f"nobody-{i}" for i in range(3)]
+    agreement = SECURE_AGREEMENT
+    mine = {"agreement_digest": agreement.digest()}
+    log = read_audit_log(forged(tmp_path / "a", [each | mine for each in contents]))
+    assert verify_margin_audit(log, agreement).rounds == (2, 4, 6)
+    log = read_audit_log(forged(tmp_path / "b", [contents[0] | mine | {"sites": names}]))
+    with pytest.raises(AuditError, match="the agreement's sites have no 'nobody-0'"):
+        verify_margin_audit(log, agreement)
+
+
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=5))
 def test_steps_in_another_order_do_not_go_on_from_each_other(
     contents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, order: list[int]
@@ -267,6 +320,7 @@ def test_the_command_tells_what_it_verified(
         "warnings": [],
     }
     assert len(json.loads(call(log_of(folder), "--json"))["warnings"]) == 2
+    assert len(json.loads(call(log_of(folder), "--head", START, "--json"))["warnings"]) == 2
     assert f"head: {state.audit_head}" in call(log_of(folder))
 
 
