@@ -46,10 +46,10 @@ class CoordinatorOptimiserSettings(Settings):
     """
 
     name: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    learning_rate: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1.0, ge=1e-9, le=1e3)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
-    tau: float = Field(default=1e-3, gt=0)
+    tau: float = Field(default=1e-3, ge=1e-9, le=1e3)
 
 
 @runtime_checkable

@@ -46,6 +46,7 @@ from fedhash.models.prepared import PreparedStudies
 __all__ = [
     "LocalResult",
     "carried_names",
+    "check_studies",
     "check_trainable",
     "learning_rate_of",
     "planned_steps",
@@ -274,6 +275,22 @@ def check_trainable(
         DataError: There is no study, or one without a positive finding.
         ModelError: The control variate or the studies' modalities do not fit.
     """
+    check_studies(model, studies)
+    if (shared_control is not None) != settings.control_variates:
+        found = "no shared control" if shared_control is None else "a shared control"
+        raise ModelError(
+            f"control_variates is {settings.control_variates}, but {found} was given; pass one "
+            "(zeros before the first round) exactly when the setting is true"
+        )
+
+
+def check_studies(model: HashModel, studies: PreparedStudies) -> None:
+    """Refuse studies that no round can train on, whatever it asks for.
+
+    Raises:
+        DataError: There is no study, or one without a positive finding.
+        ModelError: The studies' modalities do not fit.
+    """
     if len(studies) == 0:
         raise DataError("there is no study to train on; check the manifest and the split")
     unlabelled = (~(studies.labels == 1).any(dim=1)).nonzero()
@@ -287,12 +304,6 @@ def check_trainable(
         raise ModelError(
             f"the studies are prepared for {sorted(studies.inputs)}, the model reads "
             f"{list(model.modalities)}; prepare them with this model"
-        )
-    if (shared_control is not None) != settings.control_variates:
-        found = "no shared control" if shared_control is None else "a shared control"
-        raise ModelError(
-            f"control_variates is {settings.control_variates}, but {found} was given; pass one "
-            "(zeros before the first round) exactly when the setting is true"
         )
 
 

@@ -3,6 +3,9 @@
 The defaults are those that held up best over uneven sites: AdamW with control variates, an equal
 number of local steps at every site and a cosine over the rounds.
 
+A round file reaches a site from the coordinator. Its numbers are bounded, far outside of what
+trains well, so that none of them leaves the numbers that tensors hold before a step is taken.
+
     >>> LearningSettings(local_steps=None, local_epochs=2, optimiser="sgd", learning_rate=0.05)
 """
 
@@ -34,12 +37,12 @@ class LossSettings(Settings):
     """
 
     name: Literal["anchor_margin", "contrastive", "logistic"] = "anchor_margin"
-    scale: float | None = Field(default=None, gt=0)
-    beta: float = Field(default=0.5, ge=0)
-    gamma: float = Field(default=0.1, ge=0)
-    kappa: float = Field(default=KAPPA, gt=0)
-    margin: float = Field(default=0.3, ge=0)
-    temperature: float = Field(default=0.1, gt=0)
+    scale: float | None = Field(default=None, ge=1e-3, le=1e3)
+    beta: float = Field(default=0.5, ge=0, le=1e3)
+    gamma: float = Field(default=0.1, ge=0, le=1e3)
+    kappa: float = Field(default=KAPPA, ge=1e-6, le=1e3)
+    margin: float = Field(default=0.3, ge=0, le=2)  # cosines lie in [-1, 1]
+    temperature: float = Field(default=0.1, ge=1e-3, le=1e3)
 
 
 class LearningSettings(Settings):
@@ -64,16 +67,16 @@ class LearningSettings(Settings):
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
     moments: Literal["kept", "reset"] = "kept"
-    learning_rate: float = Field(default=5e-4, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    learning_rate: float = Field(default=5e-4, ge=1e-9, le=1e3)
+    weight_decay: float = Field(default=1e-4, ge=0, le=1e3)
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    batch_patients: int = Field(default=32, ge=1)
-    local_steps: int | None = Field(default=20, ge=1)
-    local_epochs: int | None = Field(default=None, ge=1, validate_default=True)
+    batch_patients: int = Field(default=32, ge=1, le=1_000_000)
+    local_steps: int | None = Field(default=20, ge=1, le=1_000_000)
+    local_epochs: int | None = Field(default=None, ge=1, le=1_000_000, validate_default=True)
     schedule: Literal["constant", "cosine"] = "cosine"
-    proximal_weight: float = Field(default=0.0, ge=0)
+    proximal_weight: float = Field(default=0.0, ge=0, le=1e3)
     control_variates: bool = True
-    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    gradient_clip_norm: float | None = Field(default=None, ge=1e-6, le=1e6)
 
     def under_drift(self, drift: float) -> LearningSettings:
         """The same with 1 + drift times the pull, and 1/(1 + drift) of the work, but some work."""

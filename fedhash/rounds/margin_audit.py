@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator
@@ -101,14 +101,19 @@ class MarginEntry(Settings):
     drift_before: _Drift
     drift: _Drift
 
-    @field_validator("sites", "margin_range")
+    @field_validator("sites")
     @classmethod
-    def _sorted(cls, values: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
-        if list(values) != sorted(values) or (
-            info.field_name == "sites" and len(set(values)) < len(values)
-        ):
-            raise ValueError(f"{info.field_name} must be sorted, and each site named once")
-        return values
+    def _sorted_and_unique(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        if list(sites) != sorted(set(sites)):
+            raise ValueError("sites must be sorted and each named once")
+        return sites
+
+    @field_validator("margin_range")
+    @classmethod
+    def _in_order(cls, margins: tuple[float, float]) -> tuple[float, float]:
+        if margins[0] > margins[1]:
+            raise ValueError("the lowest margin is above the highest")
+        return margins
 
     def step(self) -> MarginStep:
         """The step, computed from the entry's sums.

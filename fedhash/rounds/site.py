@@ -134,7 +134,7 @@ class SiteAgent:
             return Refusal(error.reason, str(error)).to_message()
         except ProtocolError as error:
             return Refusal("bad_message", str(error)).to_message()
-        except (FedhashError, OSError):
+        except (FedhashError, OSError, ArithmeticError, RuntimeError):  # torch raises RuntimeError
             _log.exception("site %s could not train", self.site)
             return Refusal("training_failed", "see the site's own log").to_message()
 

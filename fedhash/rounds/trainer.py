@@ -12,6 +12,8 @@
    share rests on trust in the others, so it has to be allowed by name.
 6. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
    the request's model, so that one reservation comes before all that reads a patient.
+7. Studies that cannot train, such as one without a positive finding, are told to whoever builds the
+   trainer, at the site: a round that was refused for one would tell the coordinator of a patient.
 
     >>> trainer = SiteTrainer("hospital-a", agreement, settings.model, prepared, seed=7)
     >>> agent = SiteAgent("hospital-a", agreement, trainer, MemorySiteState(), aggregation)
@@ -28,7 +30,7 @@ from jaxtyping import Int64
 from fedhash.agreement import Agreement
 from fedhash.errors import PrivacyError, RefusedError
 from fedhash.learning.gradients import GradientSource, NoPrivacy
-from fedhash.learning.local_training import LocalResult, train_locally
+from fedhash.learning.local_training import LocalResult, check_studies, train_locally
 from fedhash.learning.losses import build_loss
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
@@ -81,6 +83,10 @@ class SiteTrainer:
 
     Args:
         privacy: None for a site that trains without privacy.
+
+    Raises:
+        DataError: There is no study, or one without a positive finding.
+        ModelError: The studies' modalities are not the model's.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class SiteTrainer:
         self._model = build_model(
             model_settings, agreement.code_bits, seed=0, anchors=self._anchors
         )
+        check_studies(self._model, studies)
         self._layout = Layout.of(self._model)
         self.layout_digest = self._layout.digest()
         self.model_size = self._layout.size
@@ -119,7 +126,6 @@ class SiteTrainer:
         Raises:
             RefusedError: The request's privacy is not the site's, or `reserve` refuses the steps.
             PrivacyError: The model's towers would break the guarantee.
-            DataError: The site has no study that can train.
             ModelError: The training left the finite numbers, or what is carried does not fit.
         """
         plan, settings = request.plan, request.plan.settings
@@ -159,7 +165,6 @@ class SiteTrainer:
             RefusedError: The site does not allow the mode, the cohort guarantees no noise, or
                 `reserve` refuses the step.
             PrivacyError: The model's towers would break the guarantee.
-            DataError: The site has no study that can train.
         """
         plan, settings = request.plan, request.plan.settings
         asked, own = settings.privacy, self._allowed(settings.privacy)

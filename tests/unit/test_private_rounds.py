@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from small_federation import (
     AGREEMENT,
     MODEL,
@@ -69,6 +71,51 @@ def request(settings: RoundSettings = PRIVATE) -> TrainRequest:
 
 def refusal(agent: SiteAgent, asked: TrainRequest) -> Refusal:
     return Refusal.from_message(agent.handle(asked.to_message()))
+
+
+ENDS = [
+    ("loss", "scale", 1e-3, 1e3),
+    ("loss", "beta", 0.0, 1e3),
+    ("loss", "gamma", 0.0, 1e3),
+    ("loss", "kappa", 1e-6, 1e3),
+    ("loss", "margin", 0.05, 2.0),
+    ("loss", "temperature", 1e-3, 1e3),
+    ("learning", "learning_rate", 1e-9, 1e3),
+    ("learning", "weight_decay", 0.0, 1e3),
+    ("learning", "proximal_weight", 0.0, 1e3),
+    ("learning", "batch_patients", 1, 1_000_000),
+    ("learning", "gradient_clip_norm", 1e-6, 1e6),
+    ("coordinator_optimiser", "learning_rate", 1e-9, 1e3),
+    ("coordinator_optimiser", "tau", 1e-9, 1e3),
+]
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize(("section", "key", "low", "high"), ENDS)
+def test_no_number_of_a_round_file_leaves_what_tensors_hold(
+    section: str,
+    key: str,
+    low: float,
+    high: float,
+    optimiser: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is allowed trains, or diverges; what overflows is refused when the request is read."""
+    kept = PRIVATE.model_copy(
+        update={"learning": PRIVATE.learning.model_copy(update={"optimiser": optimiser})}
+    )
+    told = kept.model_dump(mode="json")
+    for value in (low, high):
+        text = json.dumps(told | {section: told[section] | {key: value}})
+        private = RoundSettings.model_validate_json(text)
+        plain = private.model_copy(update={"privacy": NoPrivacySettings()})
+        for agent, settings in ((private_site(), private), (site_agent("site-0"), plain)):
+            agent.handle(request(settings).to_message())
+    assert "OverflowError" not in caplog.text
+    assert "RuntimeError" not in caplog.text
+    beyond = {key: high * 10}
+    with pytest.raises(ValidationError, match=f"{section}.{key}\n.*less than or equal to"):
+        RoundSettings.model_validate_json(json.dumps(told | {section: told[section] | beyond}))
 
 
 def test_a_private_reply_holds_no_loss_and_its_steps_are_reserved() -> None:

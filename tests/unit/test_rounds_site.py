@@ -8,6 +8,7 @@ from time import sleep
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_federation import (
@@ -19,16 +20,20 @@ from small_federation import (
     round_settings,
     run_plan,
     site_agent,
+    site_studies,
 )
 
 from fedhash.errors import DataError
 from fedhash.learning.local_training import LocalResult
 from fedhash.learning.loss import Margins
 from fedhash.learning.settings import LossSettings
+from fedhash.models.hash_model import build_model
+from fedhash.models.prepared import prepare_studies
 from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState, MemorySiteState, SiteState
+from fedhash.rounds.trainer import SiteTrainer
 from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest
 
 PLAN = run_plan(round_settings())
@@ -240,6 +245,34 @@ def test_a_failed_training_tells_the_log_and_not_the_coordinator(
     refusal = Refusal.from_message(answer)
     assert (refusal.reason, refusal.detail) == ("training_failed", "see the site's own log")
     assert "Mrs Miller" in caplog.text
+
+
+class OverflowingTrainer(PullTrainer):
+    def __init__(self, error: Exception) -> None:
+        super().__init__(1.0)
+        self.error = error
+
+    def train(self, request: TrainRequest, carried: object) -> object:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), RuntimeError("without overflow")])
+def test_numbers_that_torch_and_python_refuse_are_a_typed_refusal(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = agent(OverflowingTrainer(error)).handle(request().to_message())
+    assert Refusal.from_message(answer).reason == "training_failed"
+    assert str(error) in caplog.text
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, -1, 0]])
+def test_a_study_that_cannot_train_is_told_before_any_round(labels: list[int]) -> None:
+    model = build_model(MODEL, AGREEMENT.code_bits, seed=0)
+    studies = prepare_studies(model, site_studies("site-0"), AGREEMENT.findings)
+    SiteTrainer("site-0", AGREEMENT, MODEL, studies, seed=7)
+    studies.labels[1] = torch.tensor(labels)
+    with pytest.raises(DataError, match="site-0-study-1 has no positive finding"):
+        SiteTrainer("site-0", AGREEMENT, MODEL, studies, seed=7)
 
 
 def test_a_training_that_diverges_is_not_sent() -> None:
