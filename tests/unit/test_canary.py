@@ -152,12 +152,12 @@ def test_a_sound_run_is_not_refuted_and_something_is_told(rate: float) -> None:
     assert small_audit(1000.0, rate).best.epsilon < 0.3
 
 
-@pytest.mark.parametrize("ghost", [True, False])
+@pytest.mark.parametrize("unformed", [True, False])
 def test_both_ways_of_clipping_give_the_same_audit(
-    ghost: bool, monkeypatch: pytest.MonkeyPatch
+    unformed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_audit(1.0, 0.5)
-    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: ghost)
+    monkeypatch.setattr(dp_sgd, "_pays_unformed", lambda _: unformed)
     found = small_audit(1.0, 0.5)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     assert found.holds
