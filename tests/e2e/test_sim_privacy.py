@@ -13,6 +13,7 @@ from sim_command import run, run_all
 
 from fedhash.privacy import epsilon
 from fedhash.privacy.accountant import shared_trust
+from fedhash.registry.release import load_release
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash_sim.engines.inprocess import InProcessEngine
@@ -53,6 +54,8 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     rounds = read_rounds(tmp_path / "one")
     assert (rounds["status"] == "ok").all()
     assert rounds["mean_loss"].isna().all()
+    (release,) = (path.parent for path in (tmp_path / "one").rglob("manifest.json"))
+    assert load_release(release).metrics == {}  # figures over private databases have no noise
     spent = read_privacy(tmp_path / "one")
     assert spent["site"].tolist() == ["site-0", "site-1", "site-2"]
     assert spent["events"].tolist() == [4, 4, 4]
@@ -60,6 +63,7 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert spent["epsilon"].tolist() == [pytest.approx(after, abs=1e-6)] * 3
     page = page_of(tmp_path / "one")
     assert "Simulated privacy: its noise comes from the seed" in page
+    assert "Settings chosen by looking at the figures of this page are not in it." in page
     assert "No differential privacy" not in page
     assert "Training loss" not in page
     _, mechanism, _, *sites = privacy_rows(page)

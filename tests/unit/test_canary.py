@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -287,6 +288,19 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*ARGUMENTS, "--noise-multiplier", "0"])
     assert done.exit_code == 0, done.output
     assert "none, there is no noise" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("--noise-multiplier", "1e-7"), "1e-07 is below the smallest that a round may have"),
+        (("--noise-multiplier", "0", "--shared-by", "5"), "shares of no noise are no discrete"),
+    ],
+)
+def test_noise_that_no_round_can_have_is_refused(given: tuple[str, ...], problem: str) -> None:
+    done = CliRunner().invoke(app, [*ARGUMENTS, *given])
+    assert done.exit_code == 2
+    assert problem in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
 
 
 def test_the_command_fails_where_the_claim_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from small_federation import (
     run_plan,
 )
 
-from fedhash.errors import RefusedError
+from fedhash.errors import DataError, RefusedError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LossSettings
 from fedhash.privacy import DistributedGaussianStep, PrivacyTerms, epsilon, read_ledger
@@ -204,6 +204,16 @@ def test_the_step_is_reserved_before_a_patient_is_looked_at(
         contribution(agent, replace(train_request(), round_number=2))
     assert refused.value.reason == "epsilon_cap"
     assert len(read_ledger(ledger)) == 1
+
+
+def test_studies_are_checked_after_the_step_is_reserved() -> None:
+    """Whether a patient has a label is read of the patient."""
+    reserved: list[Reserved] = []
+    agent = distributed_site("site-0", reserve=lambda *step: reserved.append(step))
+    agent._trainer._studies.labels[1] = 0
+    with pytest.raises(DataError, match="has no positive finding"):
+        contribution(agent)
+    assert len(reserved) == 1
 
 
 def test_a_step_asked_again_is_reserved_again_with_other_noise() -> None:
