@@ -8,8 +8,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from fedhash.configuration import Settings
+from fedhash.privacy.settings import PrivateMode
 
-__all__ = ["LARGEST_DELTA", "SMALLEST_DELTA", "PrivacyTerms"]
+__all__ = ["LARGEST_DELTA", "SMALLEST_DELTA", "AgreedPrivacy", "PrivacyTerms"]
 
 # The tails that the noise lacks belong to delta: 4.5e-16 for each parameter and step
 # (`fedhash.privacy.noise`, rule 4). A million parameters in a hundred steps stay below this, and
@@ -28,3 +29,17 @@ class PrivacyTerms(Settings):
 
     epsilon_cap: float = Field(gt=0)
     delta: float = Field(ge=SMALLEST_DELTA, le=LARGEST_DELTA)
+
+
+class AgreedPrivacy(PrivacyTerms):
+    """The consortium's cap for every site, and whose noise protects.
+
+    Attributes:
+        modes: The `privacy.mode` that rounds may have. site: each site's own noise protects its
+            patients, whoever works together. distributed: the sites add one noise together, inside
+            the secure sum, so the protection rests on most of them; a round is one step over all
+            patients, and carries the whole model all the same: 4 bytes a parameter to each site
+            and `secure_aggregation.ring_bits` a parameter back (docs/adr/0015).
+    """
+
+    modes: tuple[PrivateMode, ...] = Field(default=("site",), min_length=1)

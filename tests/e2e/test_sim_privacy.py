@@ -103,7 +103,7 @@ def test_a_method_without_privacy_beside_a_private_one_is_named(
 SHARED = (
     "round.privacy={mode: distributed, clip_norm: 1, noise_multiplier: 2, expected_patients: 60}",
     "round.learning={local_steps: 1, optimiser: sgd, weight_decay: 0.0, control_variates: false}",
-    f"agreement.privacy={{epsilon_cap: 1000, delta: {DELTA}}}",
+    f"agreement.privacy={{epsilon_cap: 1000, delta: {DELTA}, modes: [site, distributed]}}",
 )
 
 
@@ -144,6 +144,16 @@ def test_a_study_whose_sites_share_their_noise_says_what_it_rests_on(
         *figures,
     )
     assert sites[0][3:6] == ("0.000", f"{after:.3f}", f"{after:.3f}")
+
+
+def test_a_study_whose_agreement_does_not_share_noise_is_refused_with_its_line(
+    study_file: Path, tmp_path: Path
+) -> None:
+    changes = [part for each in SHARED for part in ("--set", each)]
+    changes += ["--set", "agreement.privacy.modes=[site]", "--set", "methods=[federated]"]
+    error = run("run", study_file, "--out", tmp_path / "run", *changes, ok=False)
+    assert "the agreement's privacy.modes has site alone" in error
+    assert "agree on privacy.modes: [site, distributed]" in error
 
 
 def test_one_party_alone_has_nobody_to_share_its_noise_with(
