@@ -36,13 +36,14 @@ from fedhash_sim.sources import recipe_folder
 
 STUDIES = ("phantom_dirichlet", "kermany_hog_train_database")
 ROUNDS = 16
-_EVERY = "every_rounds: 2"
+_EVERY_SECOND = "every_rounds: 2"
+_EVERY = f"{_EVERY_SECOND}, drift_control: true"
 VARIANTS = {
     "no schedule": "null",
     "full": f"{{{_EVERY}}}",
     "without shrinkage": f"{{{_EVERY}, shrinkage: false}}",
     "without fairness boost": f"{{{_EVERY}, fairness_boost: false}}",
-    "without drift control": f"{{{_EVERY}, drift_control: false}}",
+    "without drift control": f"{{{_EVERY_SECOND}}}",
     "full, target margin .3": f"{{{_EVERY}, target_margin: 0.3}}",
 }
 

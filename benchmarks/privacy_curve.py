@@ -2,8 +2,7 @@
 
 Each contender is a study of configs/study with other privacy, in a run folder of its own; data that
 one contender prepared is taken over by the next. Noise is chosen from epsilon, delta and steps by
-the accountant. Learning rates and clipping norms were tried on `val`, seed 0, without privacy: that
-choice is not in the epsilons.
+the accountant. docs/benchmarks.md says what was tried before on `val`; no epsilon holds it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fedhash_sim.run_folder import RunFolder, file_name
 from fedhash_sim.settings import read_study
 from fedhash_sim.study_run import run_study
 
-__all__ = ["CURVES", "EPSILONS", "Curve", "curve_figures"]
+__all__ = ["CURVES", "EPSILONS", "Curve", "curve_figures", "take_data_over"]
 
 EPSILONS = (8.0, 3.0, 1.0)
 _DELTA = 1e-5
@@ -40,11 +39,12 @@ class Curve:
     Attributes:
         case: Its name among the figures.
         study: File name in configs/study, without ending.
-        frozen: Whether its towers are frozen, so that the method `public` stands beside it.
+        frozen: Whether its towers are frozen and begin with what the public patients gave.
         rounds: Of the private runs.
         clip_norm: C.
         expected_patients: N of distributed noise.
-        rates: Epsilon to the learning rate of its private runs; empty without such runs.
+        rates: Epsilon to the learning rate of its private runs, but for `site` from scratch;
+            empty without such runs.
         site_steps: Local steps and sampling rate under the site's own noise.
     """
 
@@ -102,7 +102,7 @@ CURVES = (
         rounds=60,
         clip_norm=0.7,
         expected_patients=1900,
-        rates={8.0: 1.0, 3.0: 1.0, 1.0: 0.5},
+        rates={8.0: 2.0, 3.0: 1.0, 1.0: 0.5},
     ),
     Curve(
         "kermany, frozen, train database",
@@ -111,7 +111,7 @@ CURVES = (
         rounds=60,
         clip_norm=0.7,
         expected_patients=2500,
-        rates={8.0: 1.0, 3.0: 1.0, 1.0: 0.5},
+        rates={8.0: 2.0, 3.0: 1.0, 1.0: 0.5},
     ),
     Curve(
         "kermany, from scratch, held out",
@@ -162,19 +162,19 @@ def curve_figures(
     Raises:
         FedhashError: A study cannot be run.
     """
-    methods = "[federated, public]" if curve.frozen else "[federated]"
-    contenders = {"no privacy": ["round.aggregation=plain", f"methods={methods}"]}
+    methods = "[federated, public, start]" if curve.frozen else "[federated, public]"
+    public = [] if curve.frozen else ["public={share: 0.2}"]  # the same patients in all studies
+    contenders = {"no privacy": ["round.aggregation=plain", f"methods={methods}", *public]}
     for mode in ("distributed", "site"):
         for epsilon in curve.rates:
-            contenders[f"{mode}, epsilon {epsilon:g}"] = curve.changes(mode, epsilon)
+            contenders[f"{mode}, epsilon {epsilon:g}"] = [*public, *curve.changes(mode, epsilon)]
     first: RunFolder | None = None
     for contender, changes in contenders.items():
         console.rule(f"{curve.case}: {contender}")
         study = read_study(Path("configs/study") / f"{curve.study}.yaml", changes)
         path = _RUNS / file_name(curve.case) / file_name(contender)
         folder = RunFolder.open(path, study, replace=replace)
-        if first is not None and not (folder.path / "data").exists():
-            shutil.copytree(first.path / "data", folder.path / "data")
+        take_data_over(first, folder)
         first = first or folder
         run_study(
             study,
@@ -199,11 +199,21 @@ def curve_figures(
             )
 
 
+def take_data_over(first: RunFolder | None, folder: RunFolder) -> None:
+    """Give a run the prepared studies of one with the same data, towers, sites and seeds."""
+    if first is not None and not (folder.path / "data").exists():
+        shutil.copytree(first.path / "data", folder.path / "data")
+
+
 def _retrieval(case: str, contender: str, run: Path) -> Iterator[SeededFigure]:
     results = read_results(run)
     for row in [*main_table(results), *main_table(results, "macro_map")]:
         figure = f"{row.metric} {row.query} -> {row.target}"
-        named = {"federated": contender, "public": "public only"}
+        named = {
+            "federated": contender,
+            "public": "public, trained",
+            "start": "public, at the start",
+        }
         values = {named[method]: each for method, each in row.methods.items()}
         if contender == "no privacy":
             values["chance"] = row.chance

@@ -15,16 +15,17 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.figures import BENCH, SeededFigure
-from benchmarks.privacy_curve import CURVES
+from benchmarks.privacy_curve import CURVES, take_data_over
 from fedhash_sim.audits.linkage import RunLinkage, audit_run
 from fedhash_sim.results import main_table, read_results, spread
-from fedhash_sim.run_folder import file_name
+from fedhash_sim.run_folder import RunFolder, file_name
 from fedhash_sim.settings import read_study
 from fedhash_sim.study_run import run_study
 
 __all__ = ["LINKAGES", "Linkage", "linkage_figures"]
 
 _RUNS = BENCH / "privacy" / "linkage"
+_PLAIN = "round.aggregation=plain"  # secure sums give the same figures (make bench-secagg)
 _CONTRASTIVE = "round.loss={name: contrastive, margin: 0.05}"
 _HEADS = next(curve for curve in CURVES if curve.study == "phantom_frozen")
 
@@ -46,18 +47,27 @@ class Linkage:
     contenders: dict[str, list[str]]
 
 
-_LOSSES: dict[str, list[str]] = {"anchor": [], "contrastive": [_CONTRASTIVE]}
+_FROZEN = [
+    "round=configs/round/phantom_frozen.yaml",
+    "public={share: 0.2, round: configs/round/phantom_hog.yaml}",
+]
+_LOSSES: dict[str, list[str]] = {"anchor": [_PLAIN], "contrastive": [_PLAIN, _CONTRASTIVE]}
 LINKAGES = (
     Linkage(
         "phantom",
         "phantom_linkage",
         10_000,
         {
-            "anchor": ["round.rounds=40"],
-            "contrastive": [_CONTRASTIVE, "round.rounds=80", "round.learning.batch_patients=128"],
+            "anchor": [_PLAIN, "round.rounds=40"],
+            "contrastive": [
+                _PLAIN,
+                _CONTRASTIVE,
+                "round.rounds=80",
+                "round.learning.batch_patients=128",
+            ],
+            "heads, no privacy": [*_FROZEN, _PLAIN],
             "heads, epsilon 8": [
-                "round=configs/round/phantom_frozen.yaml",
-                "public={share: 0.2, round: configs/round/phantom_hog.yaml}",
+                *_FROZEN,
                 *(each for each in _HEADS.changes("distributed", 8.0) if "methods" not in each),
                 "round.privacy.expected_patients=3200",
             ],
@@ -76,18 +86,22 @@ def linkage_figures(
     Raises:
         FedhashError: A study cannot be run or audited.
     """
+    prepared: dict[Path, RunFolder] = {}  # by the round file, which names the towers
     for contender, changes in linkage.contenders.items():
         console.rule(f"linkage, {linkage.case}: {contender}")
         study = read_study(
             Path("configs/study") / f"{linkage.study}.yaml",
-            ["methods=[federated]", *_plainly(changes), *changes],
+            ["methods=[federated]", *changes],
         )
         path = _RUNS / linkage.case / file_name(contender)
+        folder = RunFolder.open(path, study, replace=replace)
+        take_data_over(prepared.get(study.settings.round), folder)
+        prepared.setdefault(study.settings.round, folder)
         run_study(
             study,
             path,
             workers=workers,
-            replace=replace,
+            replace=False,
             command=f"make bench-privacy (linkage, {linkage.case}, {contender})",
             console=console,
         )
@@ -103,12 +117,6 @@ def linkage_figures(
             yield SeededFigure(
                 linkage.case, contender, figure, "mAP", each.mean, each.sd, each.seeds
             )
-
-
-def _plainly(changes: list[str]) -> list[str]:
-    """Secure sums give the same figures (make bench-secagg); noise that is shared needs them."""
-    is_private = any("privacy" in change for change in changes)
-    return [] if is_private else ["round.aggregation=plain"]
 
 
 def _values(found: list[RunLinkage]) -> Iterator[tuple[str, str, list[float]]]:

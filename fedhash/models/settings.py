@@ -36,4 +36,4 @@ class ModelSettings(Settings):
 
     towers: dict[str, TowerSettings] = Field(min_length=1)
     head: Literal["sign", "logits"] = "sign"
-    temperature: float = Field(default=0.5, ge=0.01, le=100)
+    temperature: float = Field(default=0.75, ge=0.01, le=100)

@@ -63,7 +63,8 @@ class MarginScheduleSettings(Settings):
         largest_step: Most that a margin moves at once.
         shrinkage: Whether the means are drawn to that of all findings.
         fairness_boost: Whether rare findings get wider margins, B_k; otherwise B_k is 1.
-        drift_control: Whether sites are told g; otherwise they are told 0.
+        drift_control: Whether sites are told g; otherwise they are told 0. Off unless asked for:
+            it cost more than it gave (docs/benchmarks.md).
     """
 
     every_rounds: int = Field(default=5, ge=1, le=100_000)
@@ -79,7 +80,7 @@ class MarginScheduleSettings(Settings):
     largest_step: float = Field(default=0.05, gt=0, le=2)
     shrinkage: bool = True
     fairness_boost: bool = True
-    drift_control: bool = True
+    drift_control: bool = False
 
     def carries_statistics(self, round_number: int) -> bool:
         """Whether the round's replies have a block of statistics."""

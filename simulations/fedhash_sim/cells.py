@@ -33,7 +33,13 @@ from fedhash.privacy import spending
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
 from fedhash_sim.consortium import Consortium
-from fedhash_sim.federation import Federation, Outcome, simulated_identity, train_federation
+from fedhash_sim.federation import (
+    Federation,
+    Outcome,
+    simulated_identity,
+    train_federation,
+    untrained,
+)
 from fedhash_sim.progress import Progress, Show
 from fedhash_sim.results import RESULT_COLUMNS, SUM_FACTS, TABLES
 from fedhash_sim.run_folder import RunFolder, write_table
@@ -54,7 +60,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 
     Args:
         run: A run folder whose configuration and consortium of `seed` are written.
-        method: local, federated, central or public.
+        method: local, federated, central, public or start.
         seed: One of the study's seeds.
         show: Is told after each round.
 
@@ -68,7 +74,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         return
     consortium = Consortium.load(folder.data(seed))
     federations = federations_of(study, consortium, method, seed)
-    rounds_total = study.round_of[method].rounds
+    rounds_total = 0 if method == "start" else study.round_of[method].rounds
     figures: dict[str, dict[int, _Figures]] = {}
     tables: dict[str, list[Sequence[object]]] = {
         name: [] for name in (*_ROUND_TABLES, "privacy.csv", "margins.csv")
@@ -95,7 +101,11 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 )
             )
 
-        outcome = train_federation(federation, study.settings.engine, work, on_round)
+        if method == "start":
+            work.mkdir(parents=True, exist_ok=True)
+            outcome = untrained(federation)
+        else:
+            outcome = train_federation(federation, study.settings.engine, work, on_round)
         figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
         for name, rows_of in _ROUND_TABLES.items():
             if name == "sums.csv" and federation.settings.aggregation == "plain":
@@ -146,8 +156,8 @@ def federations_of(
         holdings = [("consortium", {site: consortium.training(site) for site in sites})]
     elif method == "central":
         holdings = [("central", {"central": consortium.training(*sites)})]
-    elif method == "public":  # there is nobody to protect
-        holdings = [("public", {"public": consortium.public()})]
+    elif method in {"public", "start"}:  # there is nobody to protect
+        holdings = [(method, {"public": consortium.public()})]
         settings = settings.model_copy(update={"privacy": NoPrivacySettings()})
     else:
         holdings = [(site, {site: consortium.training(site)}) for site in sites]

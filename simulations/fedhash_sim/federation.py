@@ -49,7 +49,7 @@ from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
 from fedhash_sim.run_folder import file_name
 
-__all__ = ["Federation", "Outcome", "simulated_identity", "train_federation"]
+__all__ = ["Federation", "Outcome", "simulated_identity", "train_federation", "untrained"]
 
 
 def simulated_identity(seed: int, site: str) -> SiteIdentity:
@@ -191,6 +191,13 @@ class Outcome:
             run_id=self.federation.run_id,
             frozen=self.federation.frozen,
         )
+
+
+def untrained(federation: Federation) -> Outcome:
+    """The model before its first round, as if it had been trained."""
+    model = federation.first_model()
+    margins = Margins.constant(len(federation.agreement.findings), federation.settings.loss.margin)
+    return Outcome(federation, Layout.of(model).flatten(model), margins, (), {}, ())
 
 
 def train_federation(

@@ -30,6 +30,7 @@ METHOD_COLOURS = {
     "federated": "#0072B2",
     "central": "#009E73",
     "public": "#CC79A7",
+    "start": "#D55E00",
 }
 _CHANCE_COLOUR = "#6b7280"
 _LONGEST_SHOWN = 40

@@ -41,7 +41,7 @@ __all__ = [
     "read_study",
 ]
 
-Method = Literal["local", "federated", "central", "public"]
+Method = Literal["local", "federated", "central", "public", "start"]
 
 
 class PhantomSource(PhantomSettings):
@@ -124,7 +124,8 @@ class PublicPatients(Settings):
     """Training patients whose data anyone may know: what is fitted to them leaks nothing.
 
     They are drawn by the seed before the others are dealt to sites. What the towers named
-    frozen_... read is made of them, with the method `public` training on them alone.
+    frozen_... read is made of them, and their heads' first weights. The method `start` is that
+    model before any round; the method `public` trains on the public patients alone.
 
     Attributes:
         share: Of the training patients.
@@ -332,7 +333,7 @@ def _public_round(
     """The round file of the public patients, and what is wrong with it or missing."""
     frozen = frozen_modalities(base.model)
     needs = [f"the frozen tower of {modality!r}" for modality in frozen]
-    needs += ["the method public"] if "public" in settings.methods else []
+    needs += [f"the method {each}" for each in ("public", "start") if each in settings.methods]
     if settings.public is None:
         message = f"{' and '.join(needs)} need public patients; add public: {{share: 0.2, ...}}"
         return None, [problem_at(path, ("methods",), message, overrides)] if needs else []

@@ -33,7 +33,7 @@ weighting: uniform
 def frozen_study(study_file: Path) -> Path:
     (study_file.parent / "frozen.yaml").write_text(FROZEN_ROUND)
     text = study_file.read_text().replace("round: round.yaml", "round: frozen.yaml")
-    public = "public: {share: 0.4, round: round.yaml}\nmethods: [federated, public]\n"
+    public = "public: {share: 0.4, round: round.yaml}\nmethods: [federated, public, start]\n"
     study_file.write_text(text.replace("seeds: [0, 1]", "seeds: [0]") + public)
     return study_file
 
@@ -45,7 +45,8 @@ def test_frozen_towers_are_made_of_the_public_patients(
     out = tmp_path / "run"
     run_all(frozen_study, out, "--set", f"public.layer={layer}")
     results = read_results(out)
-    assert set(results["method"]) == {"federated", "public"}
+    assert set(results["method"]) == {"federated", "public", "start"}
+    assert set(results[results["method"] == "start"]["round"]) == {0}
     frozen = FrozenFeatures.load(out / "data" / "seed-0" / "frozen-report.safetensors")
     assert (frozen.layer, frozen.dimensions) == (layer, 8)
     (release,) = [

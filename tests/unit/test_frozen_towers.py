@@ -23,6 +23,7 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import BIAS_INPUT, FrozenFeatures, base_features
 from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.layout import Layout
+from fedhash.models.logits_head import LogitsHead
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.models.towers import build_tower
@@ -209,16 +210,36 @@ def test_a_sure_study_has_the_code_of_its_finding() -> None:
             assert torch.equal(code, torch.from_numpy(ANCHORS.matrix[finding]).float())
 
 
-def test_distances_of_codes_grow_with_the_distance_of_the_findings_weights() -> None:
-    from fedhash.models.logits_head import LogitsHead
-
+def head_codes(weights: torch.Tensor) -> torch.Tensor:
     head = LogitsHead(ANCHORS, temperature=1.0)
-    p = torch.linspace(0.01, 0.99, 50)
-    logits = torch.stack([torch.log(p), torch.log(1 - p), torch.full((50,), -20.0)], dim=1)
-    bits = head.code_outputs(logits) > 0
-    distances = (bits[:, None] != bits[None]).sum(dim=2)
-    expected = 32 * (p[:, None] - p[None]).abs()  # orthogonal anchors are b/2 apart
-    assert (distances - expected).abs().max() <= 5
+    return (head.code_outputs(torch.log(weights)) > 0).float()
+
+
+def test_distances_fall_with_the_probability_of_the_same_finding() -> None:
+    weights = torch.from_numpy(RNG.dirichlet([0.5, 0.5, 0.5], size=400).astype(np.float32) + 1e-6)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    bits = head_codes(weights)
+    others = ~torch.eye(400, dtype=torch.bool)
+    distances = torch.cdist(bits, bits, p=1)[others]
+    expected = 32 * (1 - weights @ weights.T)[others]
+    assert (distances - expected).mean().abs() < 0.3
+    assert (distances - expected).std() < 3.5  # bits of independent chance would have up to 4
+
+
+def test_a_study_is_nearer_to_the_sure_ones_of_its_finding_than_to_the_unsure() -> None:
+    """As a ranking wants it, and as thresholds that all studies share would not have it."""
+    asking = torch.tensor([[0.5, 0.4, 0.1]]).repeat(300, 1) * (1 + 0.5 * torch.rand(300, 3))
+    sure = torch.tensor([[0.98, 0.01, 0.01]]).repeat(300, 1) * (1 + 0.5 * torch.rand(300, 3))
+    queries, confident = head_codes(asking[:150]), head_codes(sure)
+    unsure = head_codes(asking[150:])
+    assert torch.cdist(queries, confident, p=1).mean() < torch.cdist(queries, unsure, p=1).mean()
+
+
+def test_equal_logits_give_equal_codes_whatever_else_is_in_the_batch() -> None:
+    weights = torch.from_numpy(RNG.dirichlet([1, 1, 1], size=64).astype(np.float32))
+    together = head_codes(weights)
+    assert torch.equal(together[5], head_codes(weights[5:6])[0])
+    assert torch.equal(head_codes(weights.flip(0)).flip(0), together)
 
 
 def test_the_logistic_loss_reads_the_logits_back() -> None:

@@ -38,7 +38,7 @@ from fedhash.rounds.training_messages import RunPlan, TrainRequest
 from fedhash_server.cli import app
 from fedhash_sim.engines.inprocess import InProcessEngine
 
-SCHEDULE = MarginScheduleSettings(every_rounds=2, reference_drift=0.005)
+SCHEDULE = MarginScheduleSettings(every_rounds=2, reference_drift=0.005, drift_control=True)
 PLAN = run_plan(round_settings(rounds=6, margin_schedule=SCHEDULE))
 SHORT_PLAN = run_plan(round_settings(rounds=4, margin_schedule=SCHEDULE), SITES[:2])
 

@@ -55,7 +55,7 @@ from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest
 from fedhash_sim.engines.inprocess import InProcessEngine
 
-SCHEDULE = MarginScheduleSettings(every_rounds=2)
+SCHEDULE = MarginScheduleSettings(every_rounds=2, drift_control=True)
 PRIVACY = SitePrivacySettings(mode="site", clip_norm=1.0, noise_multiplier=0.8, sampling_rate=0.5)
 EVERY_ROUND = {"every_rounds": 1, "noise_multiplier": 5.0}
 PRIVATE = {

@@ -36,7 +36,7 @@ def take(
     totals: MarginSums = SUMS, noise_sd: float = 0.0, drift: float = 0.0, **settings: Any
 ) -> MarginStep:
     return margin_step(
-        MarginScheduleSettings(**settings),
+        MarginScheduleSettings(**({"drift_control": True} | settings)),
         totals,
         noise_sd=noise_sd,
         mu=MU,
