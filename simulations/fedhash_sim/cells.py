@@ -122,8 +122,11 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         ]
         if method != "local":
             final = figures[federation.model_of][rounds_total]
-            # a figure over private databases has no noise, and a release leaves the consortium
-            tells = isinstance(federation.settings.privacy, NoPrivacySettings)
+            # a figure over private databases has no noise, whoever trained, and a release goes out
+            tells = all(
+                isinstance(settings.privacy, NoPrivacySettings)
+                for settings in study.round_of.values()
+            )
             metrics = {
                 f"map {direction.query} -> {direction.target}": row.value
                 for direction, row in final

@@ -98,6 +98,8 @@ def test_a_method_without_privacy_beside_a_private_one_is_named(
     assert "No differential privacy in central: the released model may remember patients." in page
     assert "Simulated privacy in federated: its noise comes from the seed" in page
     assert set(read_privacy(out)["method"]) == {"federated"}
+    releases = [load_release(path.parent) for path in out.rglob("manifest.json")]
+    assert [each.metrics for each in releases] == [{}, {}]  # of the same private databases
 
 
 SHARED = (
