@@ -23,6 +23,9 @@ Each of a round's steps is one Poisson-sampled Gaussian mechanism between such n
    2210.00038). That is several times as fast. Opacus's own ghost clipping (two passes backwards) is
    not used: it squares in float32, where a tiny slope beside a huge input counts as nothing, and
    a patient who has both moved a sum by several C (a test).
+9. A model always sees as many rows: a product of matrices may round a row otherwise where there are
+   fewer, and a coordinator can choose a model that makes much of that. So one patient less changes
+   no bit of another's gradient.
 
 Noise and clipping are Opacus's `DPOptimizer` with `add_noise` replaced: its own secure mode needs
 torchcsprng, which does not go with this torch.
@@ -244,35 +247,37 @@ class _NoisedSum(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
         margins: Margins,
     ) -> None:
         """Set `.grad` of the parameters from one study of each patient taken."""
-        whole = [(rows, True)]  # only patients who do not see each other can be taken in parts
-        for part, is_last in self._parts(rows) if loss.sum_of_patient_terms else whole:
+        at_once = self._rows_at_once()
+        if not loss.sum_of_patient_terms:  # patients who see each other cannot be taken in parts
+            at_once = max(1, len(rows))
+        for start in range(0, max(1, len(rows)), at_once):
+            part = rows[start : start + at_once]
             self.zero_grad()
             self._forget_factors()
             if part:
                 with warnings.catch_warnings():
                     # Opacus's hooks on the first layers, whose inputs need no gradient
                     warnings.filterwarnings("ignore", "Full backward hook is firing")
-                    batch = studies.select(part)
+                    # rule 9: others stand in for those who are missing, and count for nothing
+                    batch = studies.select([*part, *list(part[-1:]) * (at_once - len(part))])
                     outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
                     losses = loss(outputs, batch.present, batch.labels, margins)
-                    losses.sum().backward()  # type: ignore[no-untyped-call]
+                    losses[: len(part)].sum().backward()  # type: ignore[no-untyped-call]
             for parameter in self.params:
                 if not part:
                     parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
                 elif not self._unformed and not parameter.grad_sample.sum().isfinite():
                     parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-            self.signal_skip_step(do_skip=not is_last)
+            self.signal_skip_step(do_skip=start + at_once < len(rows))
             self.pre_step()
             for parameter in self.params:
                 parameter.summed_grad = parameter.summed_grad.double()
 
-    def _parts(self, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], bool]]:
-        """The rows cut so that their gradients fit the memory, and whether a part is the last."""
+    def _rows_at_once(self) -> int:
+        """As many as rule 6 allows and whose gradients fit the memory."""
         parameters = sum(parameter.numel() for parameter in self.params)
         fitting = _ROWS_AT_ONCE if self._unformed else _BYTES_AT_ONCE // (4 * parameters)
-        at_once = min(_ROWS_AT_ONCE, max(1, fitting))
-        for start in range(0, max(1, len(rows)), at_once):
-            yield rows[start : start + at_once], start + at_once >= len(rows)
+        return min(_ROWS_AT_ONCE, max(1, fitting))
 
 
 def _two_vectors(

@@ -609,3 +609,29 @@ def test_layers_without_a_single_product_are_formed(monkeypatch: pytest.MonkeyPa
         sums.append(clipped_sum(model, studies, LOGISTIC, MARGINS, 0.1))
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4, atol=1e-7)
     assert np.linalg.norm(sums[0]) > 0.1
+
+
+@pytest.mark.parametrize("unformed", [True, False])
+@pytest.mark.parametrize("patients", [4, 68])
+def test_one_patient_less_changes_nobody_elses_gradient_under_a_hostile_model(
+    patients: int, unformed: bool
+) -> None:
+    """Large equal weights behind LayerNorm make codes of nothing but the rounding of a product."""
+    towers = {"image": TowerSettings(name="image_hog")}
+    model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
+    first, *_, last = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        signs = 2.0 * torch.randint(0, 2, (len(first.weight), 1), generator=generator) - 1
+        first.weight.copy_(1e9 * signs.expand_as(first.weight))
+        first.bias.copy_(1e3 * torch.randn(len(first.bias), generator=generator))
+        last.weight.copy_(torch.randn(last.weight.shape, generator=generator))
+    inputs = torch.rand(patients, *model.tower("image").prepared_shape, generator=generator)
+    present = {"image": torch.ones(patients, dtype=torch.bool)}
+    studies = replace(studies_of(patients), inputs={"image": inputs}, present=present)
+
+    def summed(count: int) -> np.ndarray:
+        rows = range(count)
+        return clipped_sum(model, studies, LOSS, MARGINS, 1.0, rows, unformed=unformed)
+
+    assert np.linalg.norm(summed(patients) - summed(patients - 1)) <= 1
