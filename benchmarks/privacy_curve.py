@@ -75,12 +75,13 @@ class Curve:
         else:  # secure sums give the same figures (make bench-secagg)
             privacy = shared | {"sampling_rate": sampling_rate}
             aggregation, weighting = "plain", "rounded_patients"
+        terms = {"epsilon_cap": epsilon, "delta": _DELTA, "modes": [mode]}
         changes = [
             f"round.privacy={_yaml(privacy)}",
             f"round.aggregation={aggregation}",
             f"round.weighting={weighting}",
             f"round.rounds={self.rounds}",
-            f"agreement.privacy={_yaml({'epsilon_cap': epsilon, 'delta': _DELTA})}",
+            f"agreement.privacy={_yaml(terms)}",
             "methods=[federated]",
         ]
         if self.frozen:

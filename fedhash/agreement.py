@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.configuration import Settings, did_you_mean
-from fedhash.privacy.terms import PrivacyTerms
+from fedhash.privacy.terms import AgreedPrivacy
 from fedhash.secagg.ed25519 import key_fault
 from fedhash.secagg.terms import SecureAggregationTerms
 
@@ -90,7 +90,7 @@ class Agreement(Settings):
             identity of this list.
         secure_aggregation: The terms of secure aggregation.
         privacy: A cap on epsilon for every site, beside its own; both bind. Private rounds need it,
-            for its delta as well; null where there are none.
+            for its delta and its modes as well; null where there are none.
     """
 
     name: str = Field(min_length=1)
@@ -108,7 +108,7 @@ class Agreement(Settings):
     largest_local_steps: int = Field(default=1000, ge=1)
     sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)
     secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
-    privacy: PrivacyTerms | None = None
+    privacy: AgreedPrivacy | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""

@@ -24,7 +24,7 @@ from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
 from fedhash.models.settings import ModelSettings, TowerSettings
-from fedhash.privacy.terms import PrivacyTerms
+from fedhash.privacy.terms import AgreedPrivacy
 from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
@@ -49,7 +49,7 @@ AGREEMENT = Agreement(
     code_bits=16,
     smallest_cohort=2,
     largest_local_steps=50,
-    privacy=PrivacyTerms(epsilon_cap=20.0, delta=1e-5),
+    privacy=AgreedPrivacy(epsilon_cap=20.0, delta=1e-5, modes=("site", "distributed")),
 )
 MODEL = ModelSettings(
     towers={

@@ -16,12 +16,19 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from fedhash.errors import DataError, ModelError
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["GradientSource", "NoPrivacy", "rows_by_patient"]
+__all__ = [
+    "GradientSource",
+    "NoPrivacy",
+    "check_labelled",
+    "check_modalities",
+    "rows_by_patient",
+]
 
 
 @runtime_checkable  # the test suite checks types at run time
@@ -43,6 +50,9 @@ class GradientSource(Protocol):
 
         Yields:
             The step's mean patient loss; None where it must not leave the site.
+
+        Raises:
+            DataError: As `check_labelled`.
         """
         ...
 
@@ -67,6 +77,7 @@ class NoPrivacy:
         generator: torch.Generator,
     ) -> Generator[float | None, None, None]:
         """See :class:`GradientSource`."""
+        check_labelled(studies)
         for rows in islice(_batches(studies, settings.batch_patients, generator), steps):
             model.zero_grad()
             batch = studies.select(rows)
@@ -76,6 +87,36 @@ class NoPrivacy:
             if settings.gradient_clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip_norm)
             yield mean_loss.item()
+
+
+def check_modalities(model: HashModel, studies: PreparedStudies) -> None:
+    """Refuse studies that another model prepared; looks at no patient.
+
+    Raises:
+        ModelError: The studies' modalities are not the model's.
+    """
+    if set(studies.inputs) != set(model.modalities):
+        raise ModelError(
+            f"the studies are prepared for {sorted(studies.inputs)}, the model reads "
+            f"{list(model.modalities)}; prepare them with this model"
+        )
+
+
+def check_labelled(studies: PreparedStudies) -> None:
+    """Refuse studies that no gradient comes of; looks at the patients.
+
+    Raises:
+        DataError: There is no study, or one without a positive finding.
+    """
+    if len(studies) == 0:
+        raise DataError("there is no study to train on; check the manifest and the split")
+    unlabelled = (~(studies.labels == 1).any(dim=1)).nonzero()
+    if len(unlabelled):
+        raise DataError(
+            f"study {studies.study_ids[int(unlabelled[0])]} has no positive finding "
+            f"(and {len(unlabelled) - 1} more); label it or leave it out, "
+            "'no finding' is a finding too"
+        )
 
 
 def rows_by_patient(studies: PreparedStudies) -> list[list[int]]:

@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from fedhash.errors import DataError, ModelError
-from fedhash.learning.gradients import GradientSource
+from fedhash.errors import ModelError
+from fedhash.learning.gradients import GradientSource, check_modalities
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
@@ -46,8 +46,6 @@ from fedhash.models.prepared import PreparedStudies
 __all__ = [
     "LocalResult",
     "carried_names",
-    "check_studies",
-    "check_trainable",
     "learning_rate_of",
     "planned_steps",
     "train_locally",
@@ -143,13 +141,13 @@ def train_locally(
         source: Of the gradients.
 
     Raises:
-        DataError: There is no study, or one without a positive finding.
+        DataError: There is no study, or one without a positive finding (from the source).
         ModelError: The control variates, what is carried or the studies' modalities do not fit,
             the round number is wrong, or the loss or the update is not finite.
         FedhashError: The source refuses.
     """
     layout = Layout.of(model)
-    check_trainable(model, studies, settings, shared_control)
+    _check_fits(model, studies, settings, shared_control)
     _check_carried(carried, settings, layout.size)
     own_control = carried.get(_CONTROL, np.zeros(layout.size, dtype=np.float32))
     before = layout.flatten(model)
@@ -263,47 +261,18 @@ def _finite(loss: float, step: int, round_number: int) -> float:
     return loss
 
 
-def check_trainable(
+def _check_fits(
     model: HashModel,
     studies: PreparedStudies,
     settings: LearningSettings,
     shared_control: Float32[np.ndarray, " d"] | None,
 ) -> None:
-    """Refuse what no round can train on.
-
-    Raises:
-        DataError: There is no study, or one without a positive finding.
-        ModelError: The control variate or the studies' modalities do not fit.
-    """
-    check_studies(model, studies)
+    check_modalities(model, studies)
     if (shared_control is not None) != settings.control_variates:
         found = "no shared control" if shared_control is None else "a shared control"
         raise ModelError(
             f"control_variates is {settings.control_variates}, but {found} was given; pass one "
             "(zeros before the first round) exactly when the setting is true"
-        )
-
-
-def check_studies(model: HashModel, studies: PreparedStudies) -> None:
-    """Refuse studies that no round can train on, whatever it asks for.
-
-    Raises:
-        DataError: There is no study, or one without a positive finding.
-        ModelError: The studies' modalities do not fit.
-    """
-    if len(studies) == 0:
-        raise DataError("there is no study to train on; check the manifest and the split")
-    unlabelled = (~(studies.labels == 1).any(dim=1)).nonzero()
-    if len(unlabelled):
-        raise DataError(
-            f"study {studies.study_ids[int(unlabelled[0])]} has no positive finding "
-            f"(and {len(unlabelled) - 1} more); label it or leave it out, "
-            "'no finding' is a finding too"
-        )
-    if set(studies.inputs) != set(model.modalities):
-        raise ModelError(
-            f"the studies are prepared for {sorted(studies.inputs)}, the model reads "
-            f"{list(model.modalities)}; prepare them with this model"
         )
 
 

@@ -33,9 +33,10 @@ from fedhash.privacy.events import (
     parse_event,
 )
 from fedhash.privacy.ledger import Anchor, Ledger, LedgerEntry, anchor_of, read_ledger
-from fedhash.privacy.terms import PrivacyTerms
+from fedhash.privacy.terms import AgreedPrivacy, PrivacyTerms
 
 __all__ = [
+    "AgreedPrivacy",
     "Anchor",
     "DistributedGaussianStep",
     "FullBatchGaussianSteps",

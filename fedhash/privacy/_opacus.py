@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import logging
 
-__all__ = [
-    "DPOptimizer",
-    "GradSampleHooks",
-    "GradSampleHooksFastGradientClipping",
-]
+__all__ = ["DPOptimizer", "GradSampleHooks"]
 
 _placeholder = logging.NullHandler()
 logging.root.addHandler(_placeholder)
 try:
     from opacus.grad_sample import GradSampleHooks
-    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
-        GradSampleHooksFastGradientClipping,
-    )
     from opacus.optimizers import DPOptimizer
 finally:
     logging.root.removeHandler(_placeholder)

@@ -14,7 +14,7 @@ that are not finite are those of `fedhash.privacy.dp_sgd`. A round is one step o
    be protected by its own share alone; the secure sum is part of the mechanism.
 4. The coordinator multiplies the sum by the learning rate, divides it by N, `expected_patients`,
    and takes its optimiser's step: post-processing.
-5. The step is reserved before the first patient is looked at.
+5. The step is reserved before the first patient is looked at; model and settings are checked first.
 
     >>> result, noise = noised_step(model, studies, loss, settings.learning, margins=margins,
     ...     clip_norm=1.0, share=share, noise=SecureNoise(), reserve=ledger_entry_of)
@@ -27,8 +27,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from fedhash.learning.gradients import rows_by_patient
-from fedhash.learning.local_training import LocalResult, check_trainable
+from fedhash.learning.gradients import check_labelled, check_modalities, rows_by_patient
+from fedhash.learning.local_training import LocalResult
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
@@ -74,8 +74,9 @@ def noised_step(
         FedhashError: What `reserve` raises.
     """
     check_sound(model, loss, settings)
-    check_trainable(model, studies, settings, None)
+    check_modalities(model, studies)
     reserve(share)
+    check_labelled(studies)
     patients = rows_by_patient(studies)
     places = one_of_each(noise, np.array([len(rows) for rows in patients], np.int64))
     rows = [rows[place] for rows, place in zip(patients, places, strict=True)]

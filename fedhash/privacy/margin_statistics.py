@@ -15,9 +15,10 @@ a negative finding, or without a modality that the model reads, has no slack and
    row depends on its patient, the released model and published anchors alone, so adding or removing
    a patient, with all studies and modalities, changes the sum of the rows by exactly that row: by
    at most sqrt(3) in L2. Averaging the modalities and drawing one study keep |r| <= 1.
-2. Rows are cut towards zero to multiples of 2^-32. Up to a million of them are then summed without
-   any rounding, in whatever order, and rule 1 holds for the floats that are added. Outputs of the
-   model that are not finite count as zero.
+2. Each patient is encoded alone: in a batch the rounding of a row goes by the number of rows, so a
+   patient more would move the others' by some 1e-7. Rows are cut towards zero to multiples of
+   2^-32. Up to a million of them are then summed without any rounding, in whatever order, so rule 1
+   holds for the floats that are added. Outputs of the model that are not finite count as zero.
 3. Under privacy N(0, (sigma sqrt(3))^2) is added to each of the 3K sums, always by the site itself.
 4. What follows reads the noised sums alone: a fourth sum n_k r_k^2 = (s_k^2 - sd^2) / max(n_k, 1)
    for the variance between sites, where s_k is the sum of slacks and sd^2 is what the noise adds to
@@ -50,7 +51,6 @@ __all__ = ["SENSITIVITY", "MarginSums", "margin_statistics", "patient_rows", "su
 SENSITIVITY = sqrt(3)
 _SMALLEST_DIFFERENCE = 0.1  # of theta: findings as near as this to a negative one ask for no margin
 _GRID = 2.0**-32
-_BLOCK_STUDIES = 256  # encoded at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +99,9 @@ def margin_statistics(
     patients = rows_by_patient(studies)
     places = one_of_each(noise, np.array([len(rows) for rows in patients], np.int64))
     drawn = [rows[place] for rows, place in zip(patients, places, strict=True)]
-    parts = [drawn[i : i + _BLOCK_STUDIES] for i in range(0, len(drawn), _BLOCK_STUDIES)]
     sums = np.zeros(3 * len(anchors.findings))
-    for part in parts:
-        sums += patient_rows(model, studies.select(part), anchors, kappa).sum(axis=0)
+    for row in drawn:
+        sums += patient_rows(model, studies.select([row]), anchors, kappa)[0]
     noise_sd = 0.0 if noise_multiplier is None else noise_multiplier * SENSITIVITY
     if noise_sd:
         sums += noise_sd * noise.gaussians(len(sums))

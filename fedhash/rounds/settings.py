@@ -169,6 +169,15 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
             "privacy: {epsilon_cap: ..., delta: ...}"
         )
         problems.append((("privacy", "mode"), message))
+    elif settings.privacy.mode not in agreement.privacy.modes:
+        agreed = agreement.privacy.modes
+        message = (
+            f"privacy.mode is {settings.privacy.mode}, and the agreement's privacy.modes has "
+            f"{', '.join(agreed)} alone: whose noise protects, and whom that takes trust in, is "
+            f"agreed upon; agree on privacy.modes: [{', '.join([*agreed, settings.privacy.mode])}],"
+            f" or set privacy.mode: {agreed[0]}"
+        )
+        problems.append((("privacy", "mode"), message))
     problems += [
         (("learning", *key), f"with privacy.mode {settings.privacy.mode}, learning.{message}")
         for key, message in [

@@ -15,6 +15,8 @@ refused, by a typed reply that names the rule, unless:
 8. its local steps are within the agreed cap                                ``too_much_work``
 9. its privacy guarantees what it says (`check_privacy`)                    ``unsound_privacy``
 10. what it carries from the counted round is still there                   ``state_lost``
+   and was made under the same plan: no private round starts from what a
+   round without noise has left
 
 Then the site trains, stores what its next round needs and only then replies. A private training
 begins with its steps in the site's ledger, and where a cap forbids them it does not begin
@@ -44,7 +46,7 @@ from threading import Lock
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, RefusedError
@@ -55,13 +57,14 @@ from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import check_privacy
 from fedhash.rounds.site_state import SiteState
-from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
+from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, largest_message_bytes
 from fedhash.secagg.floors import SecureCohort
 
 __all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer"]
 
 MARGIN_WEIGHT_RANGE = (0.5, 2.0)  # w_k of the loss; its gradient bound holds up to w_max = 2
 _MARGIN = "margin"  # kept beside what is carried
+_PLAN = "plan"  # likewise, the digest of the plan under which it was made
 _TOLERANCE = 1e-6  # margins travel as float32: an agreed end of a range may round past itself
 
 _log = logging.getLogger(__name__)
@@ -165,7 +168,7 @@ class SiteAgent:
         self._state.keep(
             plan.run_id,
             request.round_number,
-            {**result.carried, _MARGIN: request.margins.mu},
+            {**result.carried, _MARGIN: request.margins.mu, _PLAN: _digest(plan)},
             counted_round=request.counted.get(self.site, 0),
         )
         return Contribution(vector, self._weight(plan.settings.weighting), noise)
@@ -299,4 +302,14 @@ class SiteAgent:
                 f"this site does not have what it carried from round {counted} any more; "
                 "start a new run from the current model",
             )
-        return {name: array for name, array in carried.items() if name != _MARGIN}
+        if not np.array_equal(carried.get(_PLAN, ()), _digest(request.plan)):
+            raise RefusedError(
+                "state_lost",
+                f"what this site carried from round {counted} of {request.plan.run_id!r} was made "
+                "under another plan; start a new run, under another name",
+            )
+        return {name: array for name, array in carried.items() if name not in {_MARGIN, _PLAN}}
+
+
+def _digest(plan: RunPlan) -> UInt8[np.ndarray, " 32"]:
+    return np.frombuffer(bytes.fromhex(plan.digest()), np.uint8)

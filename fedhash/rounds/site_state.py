@@ -7,8 +7,8 @@
    trained last and deletes the others. A paused run is lost only when eight others train meanwhile;
    where it carried something, the site then refuses it (``state_lost``).
 
-The arrays are those of `fedhash.learning.local_training`, and the margins that a round had; here
-they are only stored.
+The arrays are those of `fedhash.learning.local_training`, the margins that a round had and the
+digest of its plan; here they are only stored.
 
     >>> state = FileSiteState(Path("/var/lib/fedhash/rounds"))
     >>> state.keep("run-7", 12, result.carried, counted_round=11)

@@ -29,8 +29,13 @@ from jaxtyping import Int64
 
 from fedhash.agreement import Agreement
 from fedhash.errors import PrivacyError, RefusedError
-from fedhash.learning.gradients import GradientSource, NoPrivacy
-from fedhash.learning.local_training import LocalResult, check_studies, train_locally
+from fedhash.learning.gradients import (
+    GradientSource,
+    NoPrivacy,
+    check_labelled,
+    check_modalities,
+)
+from fedhash.learning.local_training import LocalResult, train_locally
 from fedhash.learning.losses import build_loss
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
@@ -110,7 +115,8 @@ class SiteTrainer:
         self._model = build_model(
             model_settings, agreement.code_bits, seed=0, anchors=self._anchors
         )
-        check_studies(self._model, studies)
+        check_modalities(self._model, studies)
+        check_labelled(studies)
         self._layout = Layout.of(self._model)
         self.layout_digest = self._layout.digest()
         self.model_size = self._layout.size

@@ -24,6 +24,7 @@ Shape suffixes: d model parameters, K findings, D length of the reply's vector.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -78,6 +79,10 @@ class RunPlan(Settings):
     layout_digest: _Digest
     sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
     settings: RoundSettings
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal plans only."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
 
     @field_validator("sites")
     @classmethod

@@ -57,6 +57,7 @@ def check(
     from fedhash.models.hash_model import build_model
     from fedhash.models.layout import Layout
     from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+    from fedhash.secagg.packing import packed_bytes
 
     try:
         problems: list[Problem] = []
@@ -88,6 +89,8 @@ def check(
             "smallest cohort": terms.smallest_cohort,
             "margin range": f"{terms.margin_range[0]} to {terms.margin_range[1]}",
         }
+        if terms.privacy is not None:
+            facts["privacy modes"] = ", ".join(terms.privacy.modes)
         if round_file is not None:
             layout = Layout.of(
                 build_model(settings.model, terms.code_bits, seed=0, anchors=anchors)
@@ -101,6 +104,13 @@ def check(
                 "rounds": settings.rounds,
                 "aggregation": settings.aggregation,
             }
+            if settings.privacy.shares_noise:
+                ring = terms.secure_aggregation.ring_bits
+                facts |= {
+                    "steps a round": "1, over all patients, whatever it costs on the network",
+                    "bytes of the model to a site, a round": 4 * layout.size,  # float32
+                    "bytes of the sum from a site, a round": packed_bytes(layout.size, ring),
+                }
             if settings.aggregation == "secure" and terms.sites:
                 outlook = _outlook(settings, terms, layout)
                 facts |= {

@@ -1,7 +1,7 @@
 """`fedhash-sim freeze`: the file that a frozen tower reads, made of public studies.
 
->>> fedhash-sim freeze image --release runs/public/release --agreement agreement.yaml
-...     --manifest public/manifest.csv --out frozen-image.safetensors
+>>> fedhash-sim freeze image --release runs/public/release --trained-on-public-data
+...     --agreement agreement.yaml --manifest public/manifest.csv --out frozen-image.safetensors
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def freeze_command(
     release: Annotated[
         Path | None, typer.Option(help="Take the tower of a release, trained on public data.")
     ] = None,
+    trained_on_public_data: Annotated[
+        bool,
+        typer.Option(
+            "--trained-on-public-data",
+            help="Say so of the --release; nothing in its files proves it.",
+        ),
+    ] = False,
     tower: Annotated[
         str | None, typer.Option(help="Take a tower by its name, such as image_resnet18.")
     ] = None,
@@ -69,7 +76,9 @@ def freeze_command(
         if out.exists():
             raise DataError(f"{out} exists; frozen features never change: name another file")
         terms = read_settings(agreement, Agreement)
-        settings, base = _base_tower(modality, release, tower, options, weights, layer)
+        settings, base = _base_tower(
+            modality, release, trained_on_public_data, tower, options, weights, layer
+        )
         read = read_manifest(manifest, terms.findings, (modality,))
         studies = [each for each in read.studies if each.consent]
         prepared = prepare_studies(
@@ -113,6 +122,7 @@ def freeze_command(
 def _base_tower(
     modality: str,
     release: Path | None,
+    public: bool,
     tower: str | None,
     options: str,
     weights: Path | None,
@@ -131,6 +141,12 @@ def _base_tower(
 
     if (release is None) == (tower is None):
         raise typer.BadParameter("name a --release or a --tower, one of the two")
+    if release is not None and not public:
+        raise typer.BadParameter(
+            "a tower that was trained on the sites' own patients leaks them in every feature, "
+            "without bound, whatever the epsilon of the heads on it says; if the --release was "
+            "trained on public data alone, add --trained-on-public-data"
+        )
     if release is not None:
         loaded = load_release(release)
         base = loaded.build_model().tower(modality)

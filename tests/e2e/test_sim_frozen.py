@@ -116,6 +116,7 @@ def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
     run(
         *("freeze", "report", "--agreement", agreement, "--manifest", manifest, "--dimensions", 4),
         *("--release", release, "--out", tmp_path / "frozen.safetensors"),
+        "--trained-on-public-data",
     )
     frozen = FrozenFeatures.load(tmp_path / "frozen.safetensors")
     trained = load_release(release).build_model().tower("report").state_dict()
@@ -126,6 +127,7 @@ def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ((), "one of the two"),
+        (("--release", "runs/federated"), "leaks them in every feature, without bound"),
         (("--tower", "image_convnet"), "--weights"),
         (("--tower", "image_convnet", "--layer", "first"), "no layer"),
         (("--tower", "image_hog", "--layer", "prepared", "--options", "["), "JSON object"),

@@ -13,6 +13,7 @@ from sim_command import run, run_all
 
 from fedhash.privacy import epsilon
 from fedhash.privacy.accountant import shared_trust
+from fedhash.registry.release import load_release
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.messages import Message
 from fedhash_sim.engines.inprocess import InProcessEngine
@@ -53,6 +54,8 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     rounds = read_rounds(tmp_path / "one")
     assert (rounds["status"] == "ok").all()
     assert rounds["mean_loss"].isna().all()
+    (release,) = (path.parent for path in (tmp_path / "one").rglob("manifest.json"))
+    assert load_release(release).metrics == {}  # figures over private databases have no noise
     spent = read_privacy(tmp_path / "one")
     assert spent["site"].tolist() == ["site-0", "site-1", "site-2"]
     assert spent["events"].tolist() == [4, 4, 4]
@@ -60,6 +63,7 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert spent["epsilon"].tolist() == [pytest.approx(after, abs=1e-6)] * 3
     page = page_of(tmp_path / "one")
     assert "Simulated privacy: its noise comes from the seed" in page
+    assert "Settings chosen by looking at the figures of this page are not in it." in page
     assert "No differential privacy" not in page
     assert "Training loss" not in page
     _, mechanism, _, *sites = privacy_rows(page)
@@ -94,12 +98,14 @@ def test_a_method_without_privacy_beside_a_private_one_is_named(
     assert "No differential privacy in central: the released model may remember patients." in page
     assert "Simulated privacy in federated: its noise comes from the seed" in page
     assert set(read_privacy(out)["method"]) == {"federated"}
+    releases = [load_release(path.parent) for path in out.rglob("manifest.json")]
+    assert [each.metrics for each in releases] == [{}, {}]  # of the same private databases
 
 
 SHARED = (
     "round.privacy={mode: distributed, clip_norm: 1, noise_multiplier: 2, expected_patients: 60}",
     "round.learning={local_steps: 1, optimiser: sgd, weight_decay: 0.0, control_variates: false}",
-    f"agreement.privacy={{epsilon_cap: 1000, delta: {DELTA}}}",
+    f"agreement.privacy={{epsilon_cap: 1000, delta: {DELTA}, modes: [site, distributed]}}",
 )
 
 
@@ -140,6 +146,16 @@ def test_a_study_whose_sites_share_their_noise_says_what_it_rests_on(
         *figures,
     )
     assert sites[0][3:6] == ("0.000", f"{after:.3f}", f"{after:.3f}")
+
+
+def test_a_study_whose_agreement_does_not_share_noise_is_refused_with_its_line(
+    study_file: Path, tmp_path: Path
+) -> None:
+    changes = [part for each in SHARED for part in ("--set", each)]
+    changes += ["--set", "agreement.privacy.modes=[site]", "--set", "methods=[federated]"]
+    error = run("run", study_file, "--out", tmp_path / "run", *changes, ok=False)
+    assert "the agreement's privacy.modes has site alone" in error
+    assert "agree on privacy.modes: [site, distributed]" in error
 
 
 def test_one_party_alone_has_nobody_to_share_its_noise_with(

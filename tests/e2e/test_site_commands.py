@@ -302,6 +302,35 @@ def test_an_identity_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert "chmod 600" in call(site_app, "identity", key, code=1)
 
 
+def test_the_coordinator_is_told_what_shared_noise_costs_on_the_network() -> None:
+    agreement = ROOT / "configs" / "agreement" / "phantom_private.yaml"
+    rounds = ROOT / "configs" / "round"
+    check = ("check", agreement, "--round", rounds / "phantom_distributed.yaml")
+    facts = json.loads(call(coordinator_app, *check, "--json"))
+    assert facts["privacy modes"] == "site, distributed"
+    assert facts["steps a round"].startswith("1, over all patients")
+    sent = 4 * facts["model parameters"]  # the ring's words have 32 bits as well
+    assert sent > 3_000_000
+    assert facts["bytes of the model to a site, a round"] == sent
+    assert facts["bytes of the sum from a site, a round"] == sent
+    own = ("check", agreement, "--round", rounds / "phantom_private.yaml")
+    assert "steps a round" not in json.loads(call(coordinator_app, *own, "--json"))
+
+
+def test_the_coordinator_refuses_a_mode_that_was_not_agreed_upon(tmp_path: Path) -> None:
+    agreement = tmp_path / "agreement.yaml"
+    agreed = (ROOT / "configs" / "agreement" / "phantom_private.yaml").read_text()
+    agreement.write_text(agreed.replace("modes: [site, distributed]", "modes: [site]"))
+    round_file = ROOT / "configs" / "round" / "phantom_distributed.yaml"
+    message = call(coordinator_app, "check", agreement, "--round", round_file, code=1)
+    assert (
+        "phantom_distributed.yaml:18: privacy.mode is distributed, and the agreement's" in message
+    )
+    assert (
+        json.loads(call(coordinator_app, "check", agreement, "--json"))["privacy modes"] == "site"
+    )
+
+
 def test_the_coordinator_is_told_what_a_roster_makes_of_secure_rounds(tmp_path: Path) -> None:
     round_file = ROOT / "configs" / "round" / "phantom.yaml"
     agreement = tmp_path / "agreement.yaml"

@@ -106,6 +106,8 @@ def test_the_digest_depends_on_every_term_and_on_nothing_else(tmp_path):
     assert set(changes) == set(Agreement.model_fields)
     digests = {agree(**{term: value}).digest() for term, value in changes.items()}
     assert len(digests | {agree().digest()}) == len(changes) + 1
+    both = agree(privacy={**changes["privacy"], "modes": ["site", "distributed"]})
+    assert both.digest() not in digests
 
     agreement = agree(parents=TREE)
     backwards = agree(parents=dict(reversed(TREE.items())), ancestor_weight=0.5)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -152,12 +153,12 @@ def test_a_sound_run_is_not_refuted_and_something_is_told(rate: float) -> None:
     assert small_audit(1000.0, rate).best.epsilon < 0.3
 
 
-@pytest.mark.parametrize("ghost", [True, False])
+@pytest.mark.parametrize("unformed", [True, False])
 def test_both_ways_of_clipping_give_the_same_audit(
-    ghost: bool, monkeypatch: pytest.MonkeyPatch
+    unformed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_audit(1.0, 0.5)
-    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: ghost)
+    monkeypatch.setattr(dp_sgd, "_pays_unformed", lambda _: unformed)
     found = small_audit(1.0, 0.5)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     assert found.holds
@@ -287,6 +288,19 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*ARGUMENTS, "--noise-multiplier", "0"])
     assert done.exit_code == 0, done.output
     assert "none, there is no noise" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("--noise-multiplier", "1e-7"), "1e-07 is below the smallest that a round may have"),
+        (("--noise-multiplier", "0", "--shared-by", "5"), "shares of no noise are no discrete"),
+    ],
+)
+def test_noise_that_no_round_can_have_is_refused(given: tuple[str, ...], problem: str) -> None:
+    done = CliRunner().invoke(app, [*ARGUMENTS, *given])
+    assert done.exit_code == 2
+    assert problem in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
 
 
 def test_the_command_fails_where_the_claim_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:

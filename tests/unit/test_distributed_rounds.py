@@ -36,16 +36,22 @@ from small_federation import (
     run_plan,
 )
 
-from fedhash.errors import RefusedError
+from fedhash.errors import DataError, RefusedError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.settings import LossSettings
-from fedhash.privacy import DistributedGaussianStep, PrivacyTerms, epsilon, read_ledger
+from fedhash.privacy import (
+    AgreedPrivacy,
+    DistributedGaussianStep,
+    PrivacyTerms,
+    epsilon,
+    read_ledger,
+)
 from fedhash.privacy.discrete_gaussian import discrete_gaussians
 from fedhash.privacy.noise import SecureNoise
 from fedhash.privacy.noise_share import noise_share
 from fedhash.privacy.private_steps import PrivateSteps, SharedNoiseStep
 from fedhash.privacy.reservation import model_update, reserve_model_update
-from fedhash.privacy.settings import NoPrivacySettings
+from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
 from fedhash.rounds.aggregation import Answers, Contribution, PlainSiteAggregation, Stage
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.settings import RoundSettings, check_privacy, check_round, private_steps
@@ -206,6 +212,16 @@ def test_the_step_is_reserved_before_a_patient_is_looked_at(
     assert len(read_ledger(ledger)) == 1
 
 
+def test_studies_are_checked_after_the_step_is_reserved() -> None:
+    """Whether a patient has a label is read of the patient."""
+    reserved: list[Reserved] = []
+    agent = distributed_site("site-0", reserve=lambda *step: reserved.append(step))
+    agent._trainer._studies.labels[1] = 0
+    with pytest.raises(DataError, match="has no positive finding"):
+        contribution(agent)
+    assert len(reserved) == 1
+
+
 def test_a_step_asked_again_is_reserved_again_with_other_noise() -> None:
     reserved: list[Reserved] = []
     agent = distributed_site(
@@ -322,6 +338,31 @@ def test_a_shared_step_needs_the_agreement_s_terms_and_no_epochs() -> None:
     assert check_privacy(SETTINGS, SECURE_AGREEMENT) == []
 
 
+def test_a_mode_that_was_not_agreed_upon_is_refused_at_the_site_as_well() -> None:
+    terms = AgreedPrivacy(epsilon_cap=20.0, delta=1e-5)
+    own = SECURE_AGREEMENT.model_copy(update={"privacy": terms})
+    ((key, message),) = check_round(SETTINGS, own)
+    assert key == ("privacy", "mode")
+    assert "the agreement's privacy.modes has site alone" in message
+    assert "agree on privacy.modes: [site, distributed], or set privacy.mode: site" in message
+    agent = distributed_site("site-0")
+    agent._agreement = own
+    with pytest.raises(RefusedError, match="modes has site alone") as refused:
+        agent._check_privacy(train_request())
+    assert refused.value.reason == "unsound_privacy"
+    shared = terms.model_copy(update={"modes": ("distributed",)})
+    only = SECURE_AGREEMENT.model_copy(update={"privacy": shared})
+    assert check_privacy(SETTINGS, only) == []
+    private = round_settings(
+        weighting="uniform",
+        privacy=SitePrivacySettings(
+            mode="site", clip_norm=1.0, noise_multiplier=9.0, sampling_rate=0.1
+        ),
+    )
+    ((_, message),) = check_privacy(private, only)
+    assert "privacy.modes has distributed alone" in message
+
+
 def test_a_planned_round_costs_what_the_ledger_takes() -> None:
     planned = private_steps(SETTINGS)
     assert planned == PrivateSteps(1.5, 1.0, 1)
@@ -329,7 +370,8 @@ def test_a_planned_round_costs_what_the_ledger_takes() -> None:
     events = [model_update("0f" * 32, "run-1", number, step) for number in (1, 2)]
     foreseen = [model_update("0f" * 32, "run-1", number, planned) for number in (1, 2)]
     assert epsilon(events, 1e-5) == pytest.approx(epsilon(foreseen, 1e-5), rel=1e-9)
-    terms = PrivacyTerms(epsilon_cap=epsilon(foreseen, 1e-5) * 0.99, delta=1e-5)
+    cap = epsilon(foreseen, 1e-5) * 0.99
+    terms = AgreedPrivacy(epsilon_cap=cap, delta=1e-5, modes=("distributed",))
     tight = SECURE_AGREEMENT.model_copy(update={"privacy": terms})
     ((key, message),) = check_round(SETTINGS, tight)
     assert key == ("privacy", "noise_multiplier")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -18,9 +18,10 @@ from torch import nn
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import Settings
-from fedhash.errors import PrivacyError
+from fedhash.errors import DataError, PrivacyError
 from fedhash.learning.contrastive import ContrastiveLoss
 from fedhash.learning.local_training import LocalResult, train_locally
+from fedhash.learning.logistic import LogisticLoss
 from fedhash.learning.loss import AnchorMarginLoss, Margins
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.anchors import Anchors
@@ -59,6 +60,14 @@ class Silence:
 
     def uniforms(self, count: int) -> np.ndarray:
         return np.linspace(0, 1, count, endpoint=False)
+
+
+@pytest.fixture(params=["formed", "unformed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either way of clipping, whatever the model's size; named by rule 8."""
+    unformed = request.param == "unformed"
+    monkeypatch.setattr(dp_sgd, "_pays_unformed", lambda _: unformed)
+    return str(request.param)
 
 
 def two_towers(dropout: float = 0.0) -> HashModel:
@@ -136,6 +145,7 @@ def clipped(gradient: np.ndarray, clip_norm: float) -> np.ndarray:
     return gradient * min(1.0, clip_norm * 0.999 / (np.linalg.norm(gradient) + 1e-6))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 def test_a_step_equals_a_loop_by_hand(rate: float) -> None:
     model, studies = two_towers(), studies_of(14, each=3)
@@ -159,6 +169,7 @@ def test_a_step_equals_a_loop_by_hand(rate: float) -> None:
     assert len(found) == 4
 
 
+@pytest.mark.usefixtures("way")
 def test_both_towers_are_clipped_together() -> None:
     model, studies = two_towers(), studies_of(2)
     (gradient,) = filled(model, studies.select([0]))
@@ -169,6 +180,7 @@ def test_both_towers_are_clipped_together() -> None:
     assert np.abs(gradient[image:]).max() > 0
 
 
+@pytest.mark.usefixtures("way")
 def test_a_missing_modality_gives_its_tower_nothing() -> None:
     model, studies = two_towers(), studies_of(3)
     (gradient,) = filled(model, studies.select([2]))
@@ -177,6 +189,7 @@ def test_a_missing_modality_gives_its_tower_nothing() -> None:
     assert not gradient[image:].any()
 
 
+@pytest.mark.usefixtures("way")
 def test_an_empty_batch_is_noise_and_a_step_like_any_other() -> None:
     rare = ALL.model_copy(update={"sampling_rate": 1e-9})
     found = list(filled(two_towers(), studies_of(5), rare, SimulatedNoise(3), steps=3))
@@ -188,6 +201,7 @@ def test_an_empty_batch_is_noise_and_a_step_like_any_other() -> None:
         np.testing.assert_allclose(gradient, noise / (1e-9 * 10), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("way")
 def test_noise_has_the_standard_deviation_that_the_ledger_is_told() -> None:
     privacy = SitePrivacySettings(
         mode="site", clip_norm=0.25, noise_multiplier=3.0, sampling_rate=1.0
@@ -218,6 +232,7 @@ def test_the_published_number_is_near_and_rounded(patients: int) -> None:
     assert len(str(published).rstrip("0")) <= 2 or published < 1000
 
 
+@pytest.mark.usefixtures("way")
 def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model, studies = two_towers(), studies_of(9)
     whole = clipped_sum(model, studies, LOSS, MARGINS, 0.5)
@@ -227,7 +242,8 @@ def test_parts_of_a_batch_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(clipped_sum(model, studies, LOSS, MARGINS, 0.5), whole, atol=1e-6)
 
 
-@hypothesis_settings(max_examples=40)
+@pytest.mark.usefixtures("way")
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(1, 9), st.floats(1e-3, 10), st.floats(0.01, 100))
 def test_one_patient_changes_the_sum_by_at_most_c(
     seed: int, patients: int, clip_norm: float, scale: float
@@ -243,6 +259,7 @@ def test_one_patient_changes_the_sum_by_at_most_c(
     assert np.linalg.norm(change) <= clip_norm
 
 
+@pytest.mark.usefixtures("way")
 def test_rounding_of_many_equal_gradients_stays_below_c() -> None:
     model = two_towers()
     many = studies_of(1).select([0] * 20_000)
@@ -252,7 +269,7 @@ def test_rounding_of_many_equal_gradients_stays_below_c() -> None:
     assert np.linalg.norm(whole - rest) <= 0.5
 
 
-def test_values_that_are_not_finite_count_as_zero() -> None:
+def test_values_that_are_not_finite_count_as_zero(way: str) -> None:
     model, studies = two_towers(), studies_of(4)
     broken = studies.select([0, 1, 3])
     broken.inputs["image"][1] = torch.nan
@@ -261,6 +278,8 @@ def test_values_that_are_not_finite_count_as_zero() -> None:
     difference = found - clipped_sum(model, rest, LOSS, MARGINS, 0.5)
     assert np.isfinite(found).all()
     assert np.linalg.norm(difference) <= 0.5
+    if way == "unformed":  # then all of the patient counts as zero
+        assert np.linalg.norm(difference) < 1e-6
 
 
 SMALL = {
@@ -275,6 +294,7 @@ SMALL = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_opacus_finds_the_gradient_of_every_tower(name: str) -> None:
     """Without clipping, the sum over patients is the gradient of the sum of their losses."""
@@ -338,6 +358,19 @@ def test_steps_are_reserved_before_any_data_is_read() -> None:
     assert calls == [PrivateSteps(1.0, 0.5, 3), "data", "data", "data"]
 
 
+def test_studies_are_checked_after_the_steps_are_reserved() -> None:
+    """Whether a patient has a label is read of the patient."""
+    calls: list[object] = []
+    studies = studies_of(3)
+    studies.labels[1] = 0
+    source = SiteDpSgd(ALL, SimulatedNoise(1), calls.append)
+    arguments = (two_towers(), studies, LOSS, PLAIN)
+    steps = source.gradients(*arguments, margins=MARGINS, steps=2, generator=torch.Generator())
+    with pytest.raises(DataError, match="study-1 has no positive finding"):
+        next(steps)
+    assert calls == [PrivateSteps(1.0, 1.0, 2)]
+
+
 def test_refused_steps_read_nothing() -> None:
     calls: list[object] = []
 
@@ -380,6 +413,7 @@ def test_noise_and_samples_come_from_the_source_alone() -> None:
     assert (secure[0] != secure[1]).any()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("fail", [False, True])
 def test_nothing_of_opacus_stays_on_the_model(fail: bool) -> None:
     model = two_towers()
@@ -390,7 +424,7 @@ def test_nothing_of_opacus_stays_on_the_model(fail: bool) -> None:
         source.close()
     else:
         assert len(list(source)) == 1
-    for name in ("grad_sample", "summed_grad"):
+    for name in ("grad_sample", "summed_grad", "factors"):
         assert not any(hasattr(parameter, name) for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     gradient_of(model, studies, 0)
@@ -487,19 +521,121 @@ def test_opacus_leaves_a_program_s_logging_alone() -> None:
 
 @pytest.mark.parametrize("broken", [None, 0, 5])
 @pytest.mark.parametrize("clip_norm", [0.01, 1.0, 1e6])
-def test_clipping_by_norms_alone_gives_the_sum_of_clipped_gradients(
+def test_unformed_gradients_have_the_sum_of_formed_ones(
     monkeypatch: pytest.MonkeyPatch, clip_norm: float, broken: int | None
 ) -> None:
-    towers = {"image": TowerSettings(name="image_hog", options=SMALL["image_hog"])}
+    towers = {"image": TowerSettings(name="image_hog", options={})}
     model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
-    assert dp_sgd._is_mostly_linear(model)
+    assert dp_sgd._pays_unformed(model)
     inputs = torch.randn(70, *model.tower("image").prepared_shape)
     if broken is not None:
         inputs[broken] = torch.nan
     present = {"image": torch.arange(70) != 4}
     studies = replace(studies_of(70), inputs={"image": inputs}, present=present)
-    by_norms = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
-    monkeypatch.setattr(dp_sgd, "_is_mostly_linear", lambda _: False)
-    by_gradients = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
-    np.testing.assert_allclose(by_norms, by_gradients, rtol=1e-4, atol=1e-6 * clip_norm)
-    assert np.linalg.norm(by_norms) > 0
+    unformed = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    monkeypatch.setattr(dp_sgd, "_pays_unformed", lambda _: False)
+    formed = clipped_sum(model, studies, LOSS, MARGINS, clip_norm)
+    np.testing.assert_allclose(unformed, formed, rtol=1e-4, atol=1e-6 * clip_norm)
+    assert np.linalg.norm(unformed) > 0
+
+
+def test_small_heads_and_convolutions_have_their_gradients_formed() -> None:
+    for name, options, pays in (
+        ("image_convnet", {}, False),
+        ("frozen_image", {"dimensions": 20}, False),
+        ("frozen_image", {"dimensions": 2000}, True),
+    ):
+        towers = {"image": TowerSettings(name=name, options=options)}
+        model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
+        assert dp_sgd._pays_unformed(model) == pays
+
+
+def toy_model(*layers: nn.Module) -> HashModel:
+    tower = ToyTower(nn.Identity())
+    tower.body = nn.Sequential(*layers)
+    return HashModel({"image": tower}, 16)
+
+
+def toy_studies(rows: list[list[float]], labels: list[int]) -> PreparedStudies:
+    one_hot = torch.zeros(len(rows), 4, dtype=torch.int8)
+    one_hot[torch.arange(len(rows)), torch.tensor(labels)] = 1
+    return replace(
+        studies_of(len(rows)),
+        labels=one_hot,
+        inputs={"image": torch.tensor(rows)},
+        present={"image": torch.ones(len(rows), dtype=torch.bool)},
+    )
+
+
+LOGISTIC = LogisticLoss(Anchors.build(AGREEMENT), LossSettings(name="logistic"))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("clip_norm", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("gap", [44.0, 48.0, 50.0, 52.0])
+def test_a_tiny_slope_beside_a_huge_input_is_clipped(clip_norm: float, gap: float) -> None:
+    """Squared in float32 the slope is nothing, and the gradient is many times C."""
+    layer = nn.Linear(5, 16, bias=False)
+    anchors = torch.from_numpy(Anchors.build(AGREEMENT).matrix).float()
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[:, 0] = gap * anchors[0]  # the huge input meets weights of zero
+    studies = toy_studies([[1.0, 1.7e19, 0, 0, 0]], [0])
+    total = clipped_sum(toy_model(layer), studies, LOGISTIC, MARGINS, clip_norm)
+    assert 0 < np.linalg.norm(total) <= clip_norm
+
+
+class Repeating(nn.Module):
+    """A layer that sees its patient twice, and one that sees several vectors of a patient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.rows = nn.Linear(5, 5), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.twice(torch.tanh(self.twice(x)))
+        rows = torch.stack([y, y.square(), x, x.square()], dim=1)
+        outputs: torch.Tensor = self.rows(rows).reshape(len(x), 16)
+        return outputs
+
+
+def test_layers_without_a_single_product_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    model = toy_model(Repeating(), nn.Linear(16, 16))
+    studies = toy_studies(torch.randn(6, 5).tolist(), [0, 1, 2, 3, 0, 1])
+    sums = []
+    for unformed in (True, False):
+        monkeypatch.setattr(dp_sgd, "_pays_unformed", lambda _, chosen=unformed: chosen)
+        sums.append(clipped_sum(model, studies, LOGISTIC, MARGINS, 0.1))
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4, atol=1e-7)
+    assert np.linalg.norm(sums[0]) > 0.1
+
+
+@pytest.mark.parametrize("unformed", [True, False])
+def test_a_model_sees_as_many_rows_whoever_takes_part(
+    monkeypatch: pytest.MonkeyPatch, unformed: bool
+) -> None:
+    """Products of one to three rows are rounded otherwise than of more; see rule 9."""
+    towers = {"image": TowerSettings(name="image_hog", options=SMALL["image_hog"])}
+    model = build_model(ModelSettings(towers=towers), code_bits=16, seed=1)
+    inputs = torch.randn(70, *model.tower("image").prepared_shape)
+    present = {"image": torch.ones(70, dtype=torch.bool)}
+    studies = replace(studies_of(70), inputs={"image": inputs}, present=present)
+    seen: list[int] = []
+    encode = HashModel.encode
+
+    def counted(self: HashModel, modality: str, rows: torch.Tensor) -> torch.Tensor:
+        seen.append(len(rows))
+        return encode(self, modality, rows)
+
+    monkeypatch.setattr(HashModel, "encode", counted)
+    sums = {
+        count: clipped_sum(model, studies, LOSS, MARGINS, 1.0, range(count), unformed=unformed)
+        for count in (0, 1, 3, 4, 63, 64, 65, 70)
+    }
+    assert set(seen) == {64}
+    assert len(seen) == 5 + 2 * 2
+    assert not sums[0].any()
+    alone = clipped_sum(model, studies, LOSS, MARGINS, 1.0, [69], unformed=unformed)
+    rest = clipped_sum(model, studies, LOSS, MARGINS, 1.0, range(69), unformed=unformed)
+    np.testing.assert_allclose(sums[70], rest + alone, atol=1e-6)

@@ -32,7 +32,13 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
-from fedhash.privacy import DistributedGaussianStep, PrivacyTerms, epsilon, read_ledger
+from fedhash.privacy import (
+    AgreedPrivacy,
+    DistributedGaussianStep,
+    PrivacyTerms,
+    epsilon,
+    read_ledger,
+)
 from fedhash.privacy.margin_statistics import SENSITIVITY, margin_statistics
 from fedhash.privacy.noise import SecureNoise, SimulatedNoise
 from fedhash.privacy.private_steps import PrivateSteps
@@ -411,7 +417,7 @@ def test_the_releases_count_in_the_budget_of_a_run() -> None:
     fits = scheduled(rounds=10, **PRIVATE)
     steps = model_update("0" * 64, "r", 0, PrivateSteps(0.8, 0.5, 20))
     spent = epsilon([steps, *[margin_release("0" * 64, "r", 0, 1.0)] * 5], 1e-5)
-    terms = PrivacyTerms(epsilon_cap=spent - 0.01, delta=1e-5)
+    terms = AgreedPrivacy(epsilon_cap=spent - 0.01, delta=1e-5)
     agreement = AGREEMENT.model_copy(update={"privacy": terms})
     assert told(fits, agreement) == {}
     schedule = SCHEDULE.model_copy(update={"noise_multiplier": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from fedhash.agreement import Agreement
 from fedhash.models.anchors import Anchors
-from fedhash.models.hash_model import HashModel
+from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.prepared import PreparedStudies
+from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.privacy.margin_statistics import (
     SENSITIVITY,
     MarginSums,
@@ -177,6 +179,34 @@ def test_removing_a_patient_moves_the_sum_by_no_more_than_the_sensitivity(
     rest = [i for i, patient in enumerate(studies.patient_ids) if patient != leaving]
     after = sums_of(studies.select(rest)) if rest else np.zeros(3 * K)
     assert np.linalg.norm(sums_of(studies) - after) <= SENSITIVITY + 1e-6  # float32 of the block
+
+
+def test_a_patient_more_moves_no_other_patient_s_row_by_a_single_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Matrix products round a row by how many others there are; here is a model that has some."""
+    options = {"image_size_px": 32, "hidden": 64}
+    towers = {"image": TowerSettings(name="image_hog", options=options)}
+    model = build_model(ModelSettings(towers=towers), BITS, seed=1)
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(40, *model.tower("image").prepared_shape))
+    labels = np.where(rng.random((40, K)) < 0.4, 1, 0).tolist()
+    studies = studies_of(labels, {"image": inputs})
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(
+        "fedhash.privacy.margin_statistics.sums_block",
+        lambda sums, *_: seen.append(sums) or np.zeros(4 * K, np.float32),
+    )
+    for count in range(40, -1, -1):
+        margin_statistics(
+            *(model, studies.select(range(count)), ANCHORS, 0.1),
+            noise=FirstStudies(),
+            noise_multiplier=None,
+            largest=LARGE,
+        )
+    for row, (with_it, without) in zip(range(39, -1, -1), pairwise(seen), strict=True):
+        alone = patient_rows(model, studies.select([row]), ANCHORS, 0.1)[0]
+        np.testing.assert_array_equal(with_it - without, alone)
 
 
 def test_the_sum_of_many_rows_is_exact_in_any_order() -> None:

@@ -35,7 +35,7 @@ from fedhash.rounds.aggregation import PlainSiteAggregation
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
-from fedhash.rounds.site_state import MemorySiteState
+from fedhash.rounds.site_state import FileSiteState, MemorySiteState
 from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest
 from fedhash_sim.engines.inprocess import InProcessEngine
@@ -173,6 +173,29 @@ def test_a_private_round_needs_the_agreement_s_terms() -> None:
     assert answer.reason == "unsound_privacy"
     assert "the agreement has no section privacy" in answer.detail
     assert reserved == []
+
+
+def test_a_private_round_never_starts_from_what_rounds_without_noise_left(tmp_path: Path) -> None:
+    """A site whose privacy is turned on between two starts, under a run id that trained before."""
+    open_round = request(round_settings(weighting="uniform"))
+    assert site_agent("site-0", tmp_path).handle(open_round.to_message()).kind == "train_reply"
+    reserved: list[Reserved] = []
+
+    def restarted() -> SiteAgent:
+        agent = private_site(reserved=reserved)
+        agent._state = FileSiteState(tmp_path / "site-0")
+        return agent
+
+    second = {"round_number": 2, "counted": {"site-0": 1}}
+    answer = refusal(restarted(), replace(request(), **second))
+    assert answer.reason == "state_lost"
+    assert "was made under another plan" in answer.detail
+    assert reserved == []
+    # while a plan goes on from its own state, after a restart too
+    first = replace(request(), plan=request().plan.model_copy(update={"run_id": "run-2"}))
+    for asked in (first, replace(first, **second)):
+        assert restarted().handle(asked.to_message()).kind == "train_reply"
+    assert [number for _, number, _ in reserved] == [1, 2]
 
 
 def test_site_and_round_must_mean_the_same_privacy() -> None:

@@ -9,7 +9,7 @@ from small_federation import AGREEMENT, SECURE_AGREEMENT, round_settings
 from fedhash.configuration import KeyPath, read_settings
 from fedhash.errors import ConfigurationError
 from fedhash.learning.settings import LossSettings
-from fedhash.privacy import PrivacyTerms, epsilon
+from fedhash.privacy import AgreedPrivacy, epsilon
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round, private_steps
@@ -118,7 +118,7 @@ def test_a_run_that_the_cap_would_end_is_told_before(rate: float) -> None:
     privacy = PRIVATE.model_copy(update={"sampling_rate": rate})
     steps = [poisson(1.1, rate, 2) if rate < 1 else full_batch(1.1, 2)]
     delta = 1e-6
-    fits = PrivacyTerms(epsilon_cap=epsilon(steps * 4, delta), delta=delta)
+    fits = AgreedPrivacy(epsilon_cap=epsilon(steps * 4, delta), delta=delta)
     agreement = AGREEMENT.model_copy(update={"privacy": fits})
 
     def problems(rounds: int) -> list[tuple[KeyPath, str]]:

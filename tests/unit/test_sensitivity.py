@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_the_audit_notices_a_loss_that_wrongly_claims_to_be_a_sum(
     held = {each["loss"]: each["holds"] for each in json.loads(done.stdout)}
     assert held == {"anchor_margin": True, "contrastive": False, "logistic": True}
     assert "An accepted loss moved by more than C" in done.stderr
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_a_fault_of_either_way_of_clipping_is_found(
+    monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    own = sensitivity.clipped_sum
+
+    def twice_as_long(*arguments: Any, unformed: bool) -> np.ndarray:
+        return own(*arguments, unformed=unformed) * (2 if unformed == faulty else 1)
+
+    monkeypatch.setattr(sensitivity, "clipped_sum", twice_as_long)
+    found = audit_sensitivity("anchor_margin", patients=4, seed=0)
+    assert found.change_in_c == pytest.approx(2 * 0.999, abs=0.01)
+    assert not found.holds
 
 
 def test_the_formula_of_the_ascent_is_the_sum_through_opacus() -> None:

@@ -190,6 +190,10 @@ def test_a_round_of_shared_noise_is_planned_where_the_site_allows_it(site: Path)
     path = site.parent / "round.yaml"
     path.write_text(SHARED)
     refused = call(site, "--round", path, code=1)
+    assert "privacy.mode is distributed, and the agreement's privacy.modes has site" in refused
+    terms = site.parent / "agreement.yaml"
+    terms.write_text(terms.read_text().replace("1.0e-6}", "1.0e-6, modes: [site, distributed]}"))
+    refused = call(site, "--round", path, code=1)
     assert "round.yaml:6: privacy.mode is distributed, and this site's own file allows" in refused
     site.write_text(site.read_text() + "  modes: [site, distributed]\n")
     with opened(site) as ledger:

@@ -64,10 +64,21 @@ def canary(
         from fedhash.privacy.settings import DistributedPrivacySettings, SitePrivacySettings
         from fedhash_sim.run_folder import explained
 
+        if noise_multiplier == 0 and shared_by is not None:
+            raise typer.BadParameter(
+                "--noise-multiplier 0 with --shared-by: shares of no noise are no discrete "
+                "Gaussians, and no site would take part; leave out --shared-by"
+            )
+        if 0 < noise_multiplier < SMALLEST_NOISE_MULTIPLIER:
+            raise typer.BadParameter(
+                f"--noise-multiplier {noise_multiplier:g} is below the smallest that a round may "
+                f"have, {SMALLEST_NOISE_MULTIPLIER:g}; give that, or 0 for no noise at all"
+            )
         privacy = SitePrivacySettings(
             mode="site",
             clip_norm=clip_norm,
-            noise_multiplier=max(noise_multiplier, SMALLEST_NOISE_MULTIPLIER),
+            # without noise it only fills the field, for NoNoise replaces it and nothing is claimed
+            noise_multiplier=noise_multiplier or SMALLEST_NOISE_MULTIPLIER,
             sampling_rate=sampling_rate,
         )
         of_run = {"steps": steps, "canaries": canaries, "patients": patients, "seed": seed}
