@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fedhash.audit_log import read_audit_log
 from fedhash.rounds.margin_audit import verify_margin_audit
 from fedhash_server.cli import app as coordinator_app
+from fedhash_sim.federation import simulated_identity
 from fedhash_sim.results import read_margins, read_privacy
 
 FEDERATED = ("--set", "methods=[federated]", "--set", "seeds=[0]")
@@ -60,6 +61,17 @@ def test_a_finished_study_misses_a_log_that_is_gone(study_file: Path, tmp_path: 
     (out / "cells" / "federated-seed-0" / "results.csv").unlink()  # made from the checkpoint again
     found = run("run", study_file, "--out", out, *FEDERATED, *SCHEDULE, ok=False)
     assert "margin_audit.jsonl is gone" in found
+
+
+def test_one_party_alone_is_no_stranger_to_an_agreement_with_sites(
+    study_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    signed = f"agreement.sites={{hospital: {simulated_identity(0, 'hospital').public_hex}}}"
+    central = ("--set", "methods=[central]", "--set", "seeds=[0]", "--set", signed)
+    run_all(study_file, out, *central, *SCHEDULE)
+    log = out / str(LOG).replace("federated", "central")
+    assert verify_margin_audit(read_audit_log(log)).entries[0].sites == ("central",)
 
 
 def test_without_a_schedule_there_is_none_of_it(finished: Path) -> None:
