@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,15 @@ def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
         (("--tower", "image_convnet"), "--weights"),
         (("--tower", "image_convnet", "--layer", "first"), "no layer"),
         (("--tower", "image_hog", "--layer", "prepared", "--options", "["), "JSON object"),
+        (("--tower", "image_hog", "--layer", "prepared", "--options", "[]"), "JSON object"),
+        (
+            ("--tower", "image_hog", "--layer", "prepared", "--options", "[" * 100_000),
+            "JSON object",
+        ),
+        (
+            ("--tower", "image_hog", "--layer", "prepared", "--options", '{"a": {"b": 1}}'),
+            "plain values (a: ",
+        ),
         (("--tower", "image_vit", "--layer", "prepared"), "image_convnet"),
         (("--tower", "image_convnet", "--weights", __file__), "does not hold the parameters"),
     ],
@@ -138,4 +148,44 @@ def test_what_no_file_can_be_made_of_is_refused(
 ) -> None:
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", freeze(tmp_path, *more, ok=False)).split())
     assert message in said
+    assert not (tmp_path / "frozen.safetensors").exists()
+
+
+def test_a_release_whose_tower_is_frozen_itself_is_refused(
+    frozen_study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run_all(frozen_study, out, "--set", "methods=[public]")
+    (release,) = [each.parent for each in out.rglob("manifest.json")]
+    manifest = phantom_manifest(tmp_path / "phantom")
+    said = run(
+        *("freeze", "report", "--agreement", out / "agreement.yaml", "--manifest", manifest),
+        *("--release", release, "--out", tmp_path / "frozen.safetensors"),
+        ok=False,
+    )
+    assert "is frozen itself; name the release or the tower" in said
+    assert not (tmp_path / "frozen.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: torch.full_like(values, torch.nan), "features that are not finite"),
+        (lambda values: torch.full_like(values, 3e38), "features that are not finite"),
+        (torch.zeros_like, "vary in 0 dimensions"),
+        (lambda values: values.to(torch.complex64), "give parameters of real numbers"),
+        (lambda values: values[None], "does not hold the parameters"),
+    ],
+)
+def test_weights_that_nothing_can_be_computed_with_are_refused_in_one_line(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    settings = TowerSettings(name="image_convnet", options={"width": 8})
+    own = build_tower("image", settings, 64).state_dict()
+    save_file({name: change(values) for name, values in own.items()}, tmp_path / "own.safetensors")
+    phantom_manifest(tmp_path / "phantom")
+    options = ("--tower", "image_convnet", "--options", '{"width": 8}')
+    said = freeze(tmp_path, *options, "--weights", tmp_path / "own.safetensors", ok=False)
+    assert message in said
+    assert "\t" not in said  # as in torch's lists of what does not fit
     assert not (tmp_path / "frozen.safetensors").exists()

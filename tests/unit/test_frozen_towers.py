@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,18 @@ def test_other_features_than_the_options_demand_are_refused(changes: dict[str, A
 def test_too_few_public_studies_are_refused() -> None:
     with pytest.raises(ModelError, match="at most 59 dimensions"):
         frozen_of(dimensions=60)
+
+
+@pytest.mark.parametrize(("kinds", "possible"), [(1, 0), (3, 2)])
+def test_dimensions_that_hold_nothing_but_rounding_are_refused(kinds: int, possible: int) -> None:
+    public = public_studies()
+    alike = replace(public, inputs={"image": public.inputs["image"][torch.arange(60) % kinds]})
+    tower = build_tower("image", HOG, 64)
+    with pytest.raises(ModelError, match=f"vary in {possible} dimensions, {possible + 1} were"):
+        freeze("image", HOG, tower, "last", alike, ANCHORS, dimensions=possible + 1)
+    if possible:
+        frozen = freeze("image", HOG, tower, "last", alike, ANCHORS, dimensions=possible)
+        assert frozen.dimensions == possible
 
 
 def test_a_head_of_logits_needs_anchors() -> None:
