@@ -60,7 +60,7 @@ def freeze_command(
         from fedhash.agreement import Agreement
         from fedhash.configuration import read_settings
         from fedhash.data.manifest import read_manifest
-        from fedhash.errors import DataError
+        from fedhash.errors import DataError, ModelError
         from fedhash.learning.freezing import freeze
         from fedhash.models.anchors import Anchors
         from fedhash.models.hash_model import HashModel
@@ -73,6 +73,11 @@ def freeze_command(
             raise DataError(f"{out} exists; frozen features never change: name another file")
         terms = read_settings(agreement, Agreement)
         settings, base = _base_tower(modality, release, tower, options, weights, layer)
+        if base.reads_frozen_features:
+            raise ModelError(
+                f"the tower {settings.name} is frozen itself; name the release or the tower that "
+                "its features were made of"
+            )
         read = read_manifest(manifest, terms.findings, (modality,))
         studies = [each for each in read.studies if each.consent]
         prepared = prepare_studies(
@@ -137,11 +142,6 @@ def _base_tower(
     if release is not None:
         loaded = load_release(release)
         base = loaded.build_model().tower(modality)
-        if base.reads_frozen_features:
-            raise ModelError(
-                f"the tower of {release} for {modality!r} is frozen itself; name the release or "
-                "the tower that its features were made of"
-            )
         return loaded.model_settings.towers[modality], base
     if weights is None and layer == "last":
         raise typer.BadParameter(
@@ -150,11 +150,11 @@ def _base_tower(
     try:
         settings = TowerSettings(name=tower or "", options=json.loads(options))
     except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(map(str, problem["loc"][1:2])) or "they"
+        wrong = error.errors()[0]["loc"][1:2]
+        found = f"{wrong[0]!r} is no text, finite number, true or false" if wrong else "no object"
         raise ModelError(
-            f"--options must be a JSON object of options with plain values ({option}: "
-            f'{problem["msg"]}), such as {{"image_size_px": 128}}'
+            f"--options must be a JSON object of options ({found}), such as "
+            '{"image_size_px": 128}'
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(

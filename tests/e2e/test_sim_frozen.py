@@ -137,8 +137,9 @@ def test_a_file_is_made_of_a_release(finished: Path, tmp_path: Path) -> None:
         ),
         (
             ("--tower", "image_hog", "--layer", "prepared", "--options", '{"a": {"b": 1}}'),
-            "plain values (a: ",
+            "'a' is no text",
         ),
+        (("--tower", "frozen_image", "--layer", "prepared"), "is frozen itself"),
         (("--tower", "image_vit", "--layer", "prepared"), "image_convnet"),
         (("--tower", "image_convnet", "--weights", __file__), "does not hold the parameters"),
     ],

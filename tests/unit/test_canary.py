@@ -289,6 +289,13 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
     assert "none, there is no noise" in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--noise-multiplier", "--sampling-rate", "--clip-norm"])
+def test_the_command_refuses_what_is_no_number(option: str) -> None:
+    done = CliRunner().invoke(app, [*ARGUMENTS, option, "nan"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert f"{option} is no number; give one" in done.stderr
+
+
 def test_the_command_fails_where_the_claim_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Faulty(SiteDpSgd):
         def __init__(self, settings: SitePrivacySettings, _: object, reserve: object) -> None:
