@@ -129,7 +129,7 @@ def test_what_cannot_be_audited_is_told(paired: Path, finished: Path) -> None:
     for method in ("local", "../../x", "a\nb"):
         said = run("audit", "linkage", paired, "--method", method, ok=False)
         assert f"the run has no method {method!r}, only federated" in said
-    assert "a pool of 1000000000000 was asked for, and seed 0 has" in run(
+    assert "a pool of 1000000000000 was asked for, and" in run(
         "audit", "linkage", paired, "--pool", 5, "--pool", 10**12, ok=False
     )
     assert "the run has no seed 7, only 0, 1" in run(

@@ -69,6 +69,7 @@ def linkage(
     macro AUROC of a linear probe beside it.
     """
     with told():
+        from fedhash.evaluation.linkage import POOLS
         from fedhash_sim.run_folder import RunFolder, explained
 
         _, study = RunFolder.existing(run)
@@ -77,7 +78,16 @@ def linkage(
                 known = ", ".join(map(str, study.settings.seeds))
                 raise typer.BadParameter(f"the run has no seed {seed}, only {known}")
         with explained(run):
-            found = [audit_run(run, method, seed, pools) for seed in seeds or study.settings.seeds]
+            found = [
+                audit_run(run, method, seed, pools or POOLS)
+                for seed in seeds or study.settings.seeds
+            ]
+        most = min(max(row.patients for row in each.rows) for each in found)
+        if pools and max(pools) > most:
+            raise DataError(
+                f"a pool of {max(pools)} was asked for, and {most} patients have two modalities in "
+                f"one query study; give a --pool of {most} at most"
+            )
         figures, probes = _figures(found), _probes(found)
         if out is not None:
             with explained(out):
@@ -98,26 +108,20 @@ def linkage(
             _print_probes(probes)
 
 
-def audit_run(run: Path, method: str, seed: int, pools: Sequence[int] | None = None) -> RunLinkage:
+def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLinkage:
     """Audit the release of one finished cell on the run's queries.
-
-    Args:
-        run: The run folder.
-        method: Whose release.
-        seed: Of the cell.
-        pools: Sizes of pools; None: the usual ones, as far as there are patients.
 
     Raises:
         CheckpointError: The folder is no run, or the run has no such method.
         ReleaseError: The cell has no release: it is not finished, or of the method `local`.
-        DataError: The prepared studies are damaged or hold no pairs, a query's patient was trained
-            on, or a pool is larger than there are patients who ask.
+        DataError: The prepared studies are damaged or hold no pairs, or a query's patient was
+            trained on.
     """
     import numpy as np
 
     from fedhash.codes import pack_signs, unpack_signs
     from fedhash.evaluation.linear_probe import linear_probe
-    from fedhash.evaluation.linkage import POOLS, audit_linkage
+    from fedhash.evaluation.linkage import audit_linkage
     from fedhash.models.hash_model import encode_studies
     from fedhash.registry.release import load_release
     from fedhash_sim.consortium import Consortium
@@ -137,13 +141,7 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int] | None = N
             f"{len(both)} patients both ask and were trained on, {min(both)!r} among them; an "
             "audit of linkage needs patients that the model has not seen: split by patient"
         )
-    patients = len(set(queries.patient_ids))
-    if pools and max(pools) > patients:
-        raise DataError(
-            f"a pool of {max(pools)} was asked for, and seed {seed} has {patients} patients who "
-            f"ask; give a --pool of {patients} at most"
-        )
-    rows = audit_linkage(model, queries, pools=pools or POOLS, seed=seed)
+    rows = audit_linkage(model, queries, pools=pools, seed=seed)
     probes = {}
     for modality in model.modalities:
         fitted, asked = (
