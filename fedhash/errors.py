@@ -28,6 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedhash.printable import printable
+
 __all__ = [
     "AggregationError",
     "ArchiveError",
@@ -53,7 +55,13 @@ __all__ = [
 
 
 class FedhashError(Exception):
-    """Base of all errors that a caller of fedhash may want to catch."""
+    """Base of all errors that a caller of fedhash may want to catch.
+
+    Messages quote files and peers and end on terminals: see :func:`fedhash.printable.printable`.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ __all__ = ["freeze"]
 
 _RIDGE = 1 / 3  # of the summed loss, in units of the features; chosen on kermany_cxr's val split
 _LBFGS_ITERATIONS = 200
+_LEAST_SHARE = 1e-10  # of the features' squares: what varies by less is rounding in float32
 
 
 def freeze(
@@ -62,7 +63,8 @@ def freeze(
         dimensions: d.
 
     Raises:
-        ModelError: The public studies are too few for so many dimensions.
+        ModelError: The public studies are too few, or too much alike, for so many dimensions, or
+            the base tower's features are not finite.
     """
     rows = public.present[modality]
     labels = public.labels[rows]
@@ -76,7 +78,7 @@ def freeze(
             "dimensions, or use more public studies"
         )
     mean = base.mean(dim=0)
-    projection = _projection(base - mean, dimensions)
+    projection = _projection(base, mean, dimensions)
     head = _head(projected(base, mean, projection), labels, anchors)
     return FrozenFeatures.make(
         modality=modality,
@@ -90,9 +92,17 @@ def freeze(
 
 
 def _projection(
-    centred_NF: Float32[torch.Tensor, "N F"], dimensions: int
+    base_NF: Float32[torch.Tensor, "N F"], mean_F: Float32[torch.Tensor, " F"], dimensions: int
 ) -> Float32[torch.Tensor, "F d"]:
+    centred_NF = base_NF - mean_F
     _, singular, directions = torch.linalg.svd(centred_NF, full_matrices=False)
+    varied = int((singular.square() > _LEAST_SHARE * base_NF.square().sum()).sum())
+    if dimensions > varied:
+        raise ModelError(
+            f"the features of {len(base_NF)} public studies vary in {varied} dimensions, "
+            f"{dimensions} were asked for and would be rounding errors; lower the tower's option "
+            "dimensions, use public studies that differ, or parameters that tell them apart"
+        )
     variance = singular[:dimensions].square() / len(centred_NF)
     directions_Fd = directions[:dimensions].T
     # the sign of a singular vector is the library's choice, and would change with it

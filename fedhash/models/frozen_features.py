@@ -14,6 +14,8 @@ Shape suffixes: N studies, F features of the base tower, d dimensions, e = d + 1
    head. It is small, so that the bias does not fill the norm that is clipped.
 3. The projection is made of public data alone (`fedhash.learning.freezing`).
 4. A file is known by the SHA-256 of its bytes, which the tower's option `sha256` demands.
+5. A file may come from anyone: its sizes are compared with those of the tower that it names, and
+   its numbers are float32, finite and at most 1e6 in size, before anything is computed with them.
 
     >>> frozen = FrozenFeatures.load(Path("frozen-image.safetensors"))
     >>> frozen.of(["... contents of the modality ..."])        # float32 [N, e]
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +43,21 @@ from fedhash.errors import ModelError
 from fedhash.models.settings import TowerSettings
 from fedhash.models.tower import Tower
 from fedhash.models.towers import build_tower
+from fedhash.regular_file import read_regular_file
 
-__all__ = ["BIAS_INPUT", "FeatureLayer", "FrozenFeatures", "base_features", "projected"]
+__all__ = [
+    "BIAS_INPUT",
+    "LARGEST_FILE_BYTES",
+    "FeatureLayer",
+    "FrozenFeatures",
+    "base_features",
+    "projected",
+]
 
 BIAS_INPUT = 0.3
-_LARGEST_FILE_BYTES = 1 << 30  # above every tower within the bounds of its options
+LARGEST_FILE_BYTES = 1 << 30  # above every tower within the bounds of its options
+_LARGEST_ABOUT_BYTES = 1 << 16
+_LARGEST_NUMBER = 1e6  # standardised features are below 1e4; far larger products overflow float32
 _TOWER = "tower."
 
 FeatureLayer = Literal["prepared", "last"]
@@ -94,6 +107,7 @@ class FrozenFeatures:
 
         Raises:
             DataError: A content does not fit the modality.
+            ModelError: The base tower's features are not finite.
         """
         base = base_features(self.tower, self.tower.prepare(contents), self.layer)
         return projected(base, self.mean, self.projection)
@@ -139,9 +153,7 @@ class FrozenFeatures:
             ModelError: It cannot be read, is damaged, or does not fit this version's towers.
         """
         try:
-            if path.stat().st_size > _LARGEST_FILE_BYTES:
-                raise ModelError(f"{path} is larger than any file of frozen features")
-            content = path.read_bytes()
+            content = read_regular_file(path, LARGEST_FILE_BYTES)
         except OSError as error:
             raise ModelError(
                 f"the frozen features {path} cannot be read ({error.strerror}); "
@@ -158,8 +170,9 @@ class FrozenFeatures:
         """
         try:
             tensors = load(content)
-            about = _About.model_validate_json(bytes(tensors.pop("about").tolist()))
-            tower = build_tower(about.modality, about.tower, about.outputs)
+            about = _About.model_validate_json(_text_bytes(tensors.pop("about")))
+            _check_numbers(where, tensors)
+            tower = _base_tower(where, about)
             tower.load_state_dict(
                 {
                     name.removeprefix(_TOWER): tensors.pop(name)
@@ -175,6 +188,12 @@ class FrozenFeatures:
                 "'fedhash-sim freeze', or fetch it again"
             ) from error
         _check_shapes(where, tensors, mean, projection, head)
+        features = _feature_count(tower, about.layer)
+        if len(mean) != features:
+            raise ModelError(
+                f"{where} has a mean of {len(mean)} features, its base tower {about.tower.name} "
+                f"gives {features}; make it anew with 'fedhash-sim freeze', or fetch it again"
+            )
         return cls(
             about.modality,
             about.tower,
@@ -190,10 +209,20 @@ class FrozenFeatures:
 def base_features(
     tower: Tower, prepared: Float[torch.Tensor, "N ..."], layer: FeatureLayer
 ) -> Float32[torch.Tensor, "N F"]:
-    """Standardised rows of a base tower's features; `prepared` is what its front end gave."""
+    """Standardised rows of a base tower's features; `prepared` is what its front end gave.
+
+    Raises:
+        ModelError: They are not finite.
+    """
     features = prepared if layer == "prepared" else tower.features(prepared)
     flat = features.flatten(start_dim=1)
-    return torch.nn.functional.layer_norm(flat, flat.shape[1:])
+    standardised = torch.nn.functional.layer_norm(flat, flat.shape[1:])
+    if not standardised.isfinite().all():
+        raise ModelError(
+            f"the base tower {tower.name} gives features that are not finite: its parameters are "
+            "damaged or far too large; take others, trained anew or fetched again"
+        )
+    return standardised
 
 
 def projected(
@@ -204,6 +233,39 @@ def projected(
     """Features of standardised rows, with the constant behind them."""
     features = (base - mean) @ projection
     return torch.cat([features, torch.full((len(features), 1), BIAS_INPUT)], dim=1)
+
+
+def _text_bytes(about: torch.Tensor) -> bytes:
+    """The bytes of the JSON text; a tensor of another kind could make bytes by the gigabyte."""
+    if about.dtype != torch.uint8 or about.ndim != 1 or len(about) > _LARGEST_ABOUT_BYTES:
+        raise ValueError(f"'about' is {about.dtype} of shape {tuple(about.shape)}, no text")
+    return about.numpy().tobytes()
+
+
+def _base_tower(where: str, about: _About) -> Tower:
+    tower = build_tower(about.modality, about.tower, about.outputs)
+    if tower.reads_frozen_features:
+        raise ModelError(
+            f"{where} has the base tower {about.tower.name}, which is frozen itself; make it anew "
+            "of the tower under that one"
+        )
+    return tower
+
+
+def _feature_count(tower: Tower, layer: FeatureLayer) -> int:
+    """F, which a tower's settings fix."""
+    return math.prod(tower.prepared_shape) if layer == "prepared" else tower.last_layer.in_features
+
+
+def _check_numbers(where: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, part in tensors.items():
+        # NaN is not below the bound
+        if part.dtype != torch.float32 or not (part.abs() <= _LARGEST_NUMBER).all():
+            raise ModelError(
+                f"{where} holds a tensor {name!r} that is not float32, or numbers in it that are "
+                f"not finite or above {_LARGEST_NUMBER:g}, which overflow when they are multiplied;"
+                " make it anew with 'fedhash-sim freeze', or fetch it again"
+            )
 
 
 def _check_shapes(
@@ -219,14 +281,14 @@ def _check_shapes(
         and mean.ndim == 1
         and projection.ndim == 2
         and len(projection) == len(mean)
+        and projection.shape[1] > 0
         and (head is None or (head.ndim == 2 and head.shape[1] == projection.shape[1] + 1))
-        and all(part.dtype == torch.float32 and part.isfinite().all() for part in parts.values())
     )
     if not fits:
         shapes = {name: tuple(part.shape) for name, part in (parts | dict(others)).items()}
         raise ModelError(
-            f"{where} holds tensors that do not fit each other, or numbers that are not finite: "
-            f"{shapes}; make it anew with 'fedhash-sim freeze', or fetch it again"
+            f"{where} holds tensors that do not fit each other: {shapes}; make it anew with "
+            "'fedhash-sim freeze', or fetch it again"
         )
 
 

@@ -47,6 +47,7 @@ class FrozenTower(Tower):
     """A linear layer over frozen features; subclasses name the modality."""
 
     Options = FrozenTowerOptions
+    reads_frozen_features = True
 
     def __init__(self, options: FrozenTowerOptions, outputs: int) -> None:
         super().__init__(options, outputs)

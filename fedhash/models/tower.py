@@ -42,6 +42,7 @@ class Tower(nn.Module, ABC):
         name: The name in round settings, unique.
         modality: The modality that it reads.
         Options: Its settings; `TowerSettings.options` overrides their defaults.
+        reads_frozen_features: Whether it reads a file of them; none can be made of such a tower.
         prepared_shape: Shape of one prepared study.
         outputs: Length of an output.
     """
@@ -49,6 +50,7 @@ class Tower(nn.Module, ABC):
     name: ClassVar[str]
     modality: ClassVar[str]
     Options: ClassVar[type[Settings]]
+    reads_frozen_features: ClassVar[bool] = False
     prepared_shape: tuple[int, ...]
 
     @abstractmethod
@@ -68,12 +70,16 @@ class Tower(nn.Module, ABC):
     def forward(self, prepared: Float[torch.Tensor, "B ..."]) -> Float[torch.Tensor, "B b"]:
         """Raw outputs u of prepared studies."""
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The tower's last linear layer."""
+        return [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
+
     @torch.no_grad()
     def features(self, prepared: Float[torch.Tensor, "B ..."]) -> Float[torch.Tensor, "B F"]:
         """What the tower's last linear layer reads."""
-        last = [module for module in self.modules() if isinstance(module, nn.Linear)][-1]
         seen: list[torch.Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self(prepared)
         finally:

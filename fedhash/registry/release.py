@@ -11,7 +11,8 @@
 2. `load_release` verifies everything: both hashes, the canonical form of the manifest, that anchors
    and layout built here have the digests that the release was trained with, that margins keep the
    agreement's range, that parameters are finite, and that frozen features are those that the model
-   settings name by their SHA-256.
+   settings name by their SHA-256, before anything is read of them. No file is opened by a name that
+   the manifest made up, none that is a pipe, and none larger than a release's can be.
 3. A release never changes. It is written beside and renamed; saving the same one again is allowed.
 
 Shape suffixes: K findings, d parameters.
@@ -45,15 +46,18 @@ from fedhash.durability import sync_folder
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
-from fedhash.models.frozen_features import FrozenFeatures
-from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
+from fedhash.models.frozen_features import LARGEST_FILE_BYTES, FrozenFeatures
+from fedhash.models.hash_model import HashModel, build_model, check_towers, frozen_modalities
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings
+from fedhash.printable import printable
+from fedhash.regular_file import read_regular_file
 
 __all__ = ["Release", "load_release", "save_release"]
 
 _MODEL_FILE = "model.safetensors"
 _MANIFEST_FILE = "manifest.json"
+_LARGEST_MANIFEST_BYTES = 1 << 24
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -117,9 +121,9 @@ class Release:
         """What to show to people, JSON-able."""
         return {
             "release_id": self.release_id,
-            "run_id": self.run_id,
+            "run_id": printable(self.run_id),
             "parent": self.parent,
-            "agreement": f"{self.agreement.name}, version {self.agreement.version}",
+            "agreement": f"{printable(self.agreement.name)}, version {self.agreement.version}",
             "agreement_digest": self.agreement.digest(),
             "code_bits": self.agreement.code_bits,
             "findings": list(self.agreement.findings),
@@ -198,8 +202,8 @@ def load_release(folder: Path) -> Release:
         ReleaseError: A file is missing, altered, or does not fit this version of fedhash.
     """
     try:
-        manifest_bytes = (folder / _MANIFEST_FILE).read_bytes()
-        model_bytes = (folder / _MODEL_FILE).read_bytes()
+        manifest_bytes = read_regular_file(folder / _MANIFEST_FILE, _LARGEST_MANIFEST_BYTES)
+        model_bytes = read_regular_file(folder / _MODEL_FILE, LARGEST_FILE_BYTES)
     except OSError as error:
         raise ReleaseError(
             f"{folder} is no complete release ({error}); a release has {_MANIFEST_FILE} and "
@@ -219,16 +223,21 @@ def load_release(folder: Path) -> Release:
         raise _altered(folder / _MANIFEST_FILE, "it is not in its canonical form")
     if hashlib.sha256(model_bytes).hexdigest() != manifest.model_digest:
         raise _altered(folder / _MODEL_FILE, "its SHA-256 is not the manifest's")
+    if problems := check_towers(manifest.model):  # before a modality becomes a file's name
+        raise ReleaseError(f"{folder} cannot be used with this fedhash: {problems[0][1]}")
     frozen_bytes = {}
     for modality in frozen_modalities(manifest.model):
         path = folder / _frozen_file(modality)
         try:
-            frozen_bytes[path.name] = path.read_bytes()
+            frozen_bytes[path.name] = read_regular_file(path, LARGEST_FILE_BYTES)
         except OSError as error:
             raise ReleaseError(
                 f"{folder} is no complete release ({error}); its frozen tower for {modality!r} "
                 f"reads {path.name}: copy it again"
             ) from error
+        wanted = manifest.model.towers[modality].options.get("sha256")
+        if hashlib.sha256(frozen_bytes[path.name]).hexdigest() != wanted:
+            raise _altered(path, "its SHA-256 is not the one that the model settings name")
     return _release_of(manifest, model_bytes, frozen_bytes, folder)
 
 

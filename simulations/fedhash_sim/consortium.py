@@ -4,6 +4,8 @@
 2. Training patients are dealt to sites; queries come from patients that no site trained on.
 3. With a held-out database each site keeps a share of its patients out of training, and only
    those are searched; otherwise the database is what was trained on.
+4. Frozen features and the studies prepared with them are known by the SHA-256 of the features'
+   files: neither is read with another's.
 
 A consortium is written once and read by every worker of that seed.
 
@@ -15,6 +17,7 @@ A consortium is written once and read by every worker of that seed.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -116,12 +119,13 @@ class Consortium:
         """Read what `build_consortium` wrote.
 
         Raises:
-            DataError: The folder does not hold a whole consortium.
+            DataError: The folder does not hold a whole consortium, or frozen features that were
+                changed since.
         """
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-            roles = about["roles"]
-            return cls(
+            roles, digests = about["roles"], dict(about["frozen"])
+            consortium = cls(
                 Roles(
                     {site: tuple(ids) for site, ids in roles["training"].items()},
                     {site: tuple(ids) for site, ids in roles["database"].items()},
@@ -134,7 +138,7 @@ class Consortium:
                 int(about["without_consent"]),
                 {
                     modality: FrozenFeatures.load(folder / frozen_file(modality))
-                    for modality in about["frozen"]
+                    for modality in digests
                 },
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,6 +146,19 @@ class Consortium:
                 f"{folder} does not hold prepared studies ({error!r}); "
                 "remove the folder and run again"
             ) from error
+        for modality, each in consortium.frozen.items():
+            if each.sha256 != digests[modality]:
+                raise DataError(
+                    f"{folder / frozen_file(modality)} was changed since the studies beside it were"
+                    f" prepared (its SHA-256 was {digests[modality]}); put the file back, or choose"
+                    " another --out and run again"
+                )
+        if Path(about["prepared"]).name != _prepared_file(consortium.frozen):
+            raise DataError(
+                f"{folder / about['prepared']} was prepared with other frozen features than those "
+                "beside it; choose another --out and run again"
+            )
+        return consortium
 
 
 def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortium:
@@ -161,8 +178,7 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
         study.round.model
     )
     shared = folder if of_the_seed else folder.parent
-    prepared = shared / "prepared.safetensors"
-    if (folder / _ABOUT).is_file() and prepared.is_file():
+    if (folder / _ABOUT).is_file() and any(shared.glob("prepared*.safetensors")):
         return Consortium.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pool = load_pool(study, seed, shared)
@@ -172,6 +188,7 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     is_public = set(roles.public)
     public = [each for each in pool.studies if each.study_id in is_public]
     frozen = freeze_towers(study, public, seed, folder)
+    prepared = shared / _prepared_file(frozen)
     consortium = Consortium(
         roles,
         _prepared(study, pool, frozen, prepared),
@@ -184,12 +201,20 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
         "prepared": prepared.name if shared == folder else f"../{prepared.name}",
         "problems": pool.problems,
         "without_consent": pool.without_consent,
-        "frozen": list(frozen),
+        "frozen": {modality: each.sha256 for modality, each in frozen.items()},
     }
     unfinished = folder / f"{_ABOUT}.tmp"
     unfinished.write_text(json.dumps(about), encoding="utf-8")
     unfinished.replace(folder / _ABOUT)
     return consortium
+
+
+def _prepared_file(frozen: Mapping[str, FrozenFeatures]) -> str:
+    """Name of the studies prepared with these features, so that others are never read as theirs."""
+    if not frozen:
+        return "prepared.safetensors"
+    digests = " ".join(each.sha256 for _, each in sorted(frozen.items()))
+    return f"prepared-{hashlib.sha256(digests.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _prepared(

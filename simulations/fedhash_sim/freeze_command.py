@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ import typer
 from fedhash_sim.terminal import AsJson, out_console, print_json, told
 
 if TYPE_CHECKING:
+    import torch
+
     from fedhash.models.settings import TowerSettings
     from fedhash.models.tower import Tower
 
@@ -64,7 +67,7 @@ def freeze_command(
         from fedhash.agreement import Agreement
         from fedhash.configuration import read_settings
         from fedhash.data.manifest import read_manifest
-        from fedhash.errors import DataError
+        from fedhash.errors import DataError, ModelError
         from fedhash.learning.freezing import freeze
         from fedhash.models.anchors import Anchors
         from fedhash.models.hash_model import HashModel
@@ -79,6 +82,11 @@ def freeze_command(
         settings, base = _base_tower(
             modality, release, trained_on_public_data, tower, options, weights, layer
         )
+        if base.reads_frozen_features:
+            raise ModelError(
+                f"the tower {settings.name} is frozen itself; name the release or the tower that "
+                "its features were made of"
+            )
         read = read_manifest(manifest, terms.findings, (modality,))
         studies = [each for each in read.studies if each.consent]
         prepared = prepare_studies(
@@ -157,8 +165,18 @@ def _base_tower(
         )
     try:
         settings = TowerSettings(name=tower or "", options=json.loads(options))
-    except (ValidationError, ValueError) as error:
-        raise typer.BadParameter(f"--options must be a JSON object of options: {error}") from error
+    except ValidationError as error:
+        wrong = error.errors()[0]["loc"][1:2]
+        found = f"{wrong[0]!r} is no text, finite number, true or false" if wrong else "no object"
+        raise ModelError(
+            f"--options must be a JSON object of options ({found}), such as "
+            '{"image_size_px": 128}'
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"--options must be a JSON object of options ({error}), such as "
+            '{"image_size_px": 128}'
+        ) from error
     base = build_tower(modality, settings, _OUTPUTS)
     if weights is not None:
         try:
@@ -168,11 +186,24 @@ def _base_tower(
                 for name, values in load_file(weights).items()
                 if not name.startswith(f"{last}.")  # nobody reads what it gives
             }
+            _check_kind(weights, parameters)
             own = {name: v for name, v in base.state_dict().items() if name.startswith(f"{last}.")}
             base.load_state_dict(own | parameters)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ModelError(
-                f"{weights} does not hold the parameters of {tower}: {error}; give a safetensors "
-                "file with the names and shapes of this tower's parameters"
+                f"{weights} does not hold the parameters of {tower}: "
+                f"{' '.join(str(error).split())}; give a safetensors file with the names and "
+                "shapes of this tower's parameters"
             ) from error
     return settings, base
+
+
+def _check_kind(weights: Path, parameters: Mapping[str, torch.Tensor]) -> None:
+    """What would be cast to float32 and lose its meaning."""
+    from fedhash.errors import ModelError
+
+    for name, values in parameters.items():
+        if not values.is_floating_point():
+            raise ModelError(
+                f"{weights} holds {name!r} as {values.dtype}; give parameters of real numbers"
+            )

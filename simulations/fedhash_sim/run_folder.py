@@ -2,6 +2,7 @@
 
     runs/demo/
       study.yaml agreement.yaml round.yaml   the configuration as it ran, overrides applied
+      public_round.yaml                      the round file of the public patients, if there is one
       inputs.json                            version, and the manifest's hash
       run.json                               version, command, sizes: what the report says of itself
       data/input_files.json                  stamps of the files that the studies were read from
@@ -232,16 +233,20 @@ def _remedy(path: Path) -> str:
 
 
 def _configuration(study: ResolvedStudy, path: Path) -> dict[str, str]:
-    """The three files as they ran; the study names its neighbours."""
+    """The files as they ran; the study names its neighbours."""
     settings = study.settings.model_copy(
         update={"agreement": path / "agreement.yaml", "round": path / "round.yaml"}
     )
-    return {
-        "study.yaml": resolved(settings, relative_to=path),
+    files = {
         "agreement.yaml": resolved(study.agreement),
         "round.yaml": resolved(study.round),
         "inputs.json": _inputs(study),
     }
+    if settings.public is not None and study.public_round is not None:
+        public = settings.public.model_copy(update={"round": path / "public_round.yaml"})
+        settings = settings.model_copy(update={"public": public})
+        files["public_round.yaml"] = resolved(study.public_round)
+    return {"study.yaml": resolved(settings, relative_to=path)} | files
 
 
 def _inputs(study: ResolvedStudy) -> str:

@@ -25,6 +25,7 @@ from fedhash.errors import ConfigurationError, Problem
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FeatureLayer
 from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
+from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 
 __all__ = [
@@ -354,6 +355,18 @@ def _public_round(
                     "made; add one under its model.towers"
                 )
                 problems.append(problem_at(path, ("public", "round"), message, overrides))
+        if not isinstance(public_round.privacy, NoPrivacySettings):
+            message = (
+                f"public.round has privacy.mode {public_round.privacy.mode}, and there is nobody to"
+                " protect: what is made of public patients is known to all; remove privacy there"
+            )
+            problems.append(problem_at(path, ("public", "round"), message, overrides))
+        if own := [each for each in frozen_modalities(public_round.model) if each not in frozen]:
+            message = (
+                f"public.round has a frozen tower of its own, for {own[0]!r}, which nothing could "
+                "be made of; name another tower there, or leave the modality out"
+            )
+            problems.append(problem_at(path, ("public", "round"), message, overrides))
         for key, message in check_round(public_round, agreement):
             problems.append(problem_at(settings.public.round, key, message, []))
         return public_round, problems

@@ -126,8 +126,11 @@ def test_runs_of_other_losses_and_private_ones_are_audited_alike(
 
 
 def test_what_cannot_be_audited_is_told(paired: Path, finished: Path) -> None:
-    assert "is no complete release" in run(
-        "audit", "linkage", paired, "--method", "local", ok=False
+    for method in ("local", "../../x", "a\nb"):
+        said = run("audit", "linkage", paired, "--method", method, ok=False)
+        assert f"the run has no method {method!r}, only federated" in said
+    assert "a pool of 1000000000000 was asked for, and" in run(
+        "audit", "linkage", paired, "--pool", 5, "--pool", 10**12, ok=False
     )
     assert "the run has no seed 7, only 0, 1" in run(
         "audit", "linkage", paired, "--seed", 7, ok=False

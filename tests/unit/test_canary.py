@@ -303,6 +303,13 @@ def test_noise_that_no_round_can_have_is_refused(given: tuple[str, ...], problem
     assert problem in " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
 
 
+@pytest.mark.parametrize("option", ["--noise-multiplier", "--sampling-rate", "--clip-norm"])
+def test_the_command_refuses_what_is_no_number(option: str) -> None:
+    done = CliRunner().invoke(app, [*ARGUMENTS, option, "nan"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert f"{option} is no number; give one" in done.stderr
+
+
 def test_the_command_fails_where_the_claim_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     class Faulty(SiteDpSgd):
         def __init__(self, settings: SitePrivacySettings, _: object, reserve: object) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from sklearn.decomposition import PCA
 
 from fedhash.agreement import Agreement
@@ -129,6 +133,105 @@ def test_what_is_no_file_of_features_is_refused(content: bytes) -> None:
         FrozenFeatures.from_bytes(content, "a file")
 
 
+def altered(**changes: torch.Tensor) -> bytes:
+    """A file of which somebody changed tensors."""
+    return save(load(FROZEN.to_bytes()) | changes)
+
+
+def about(**changes: Any) -> torch.Tensor:
+    """The JSON text of a file of which somebody changed entries."""
+    text = json.loads(load(FROZEN.to_bytes())["about"].numpy().tobytes()) | changes
+    return torch.frombuffer(bytearray(json.dumps(text).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        torch.tensor(10**7, dtype=torch.int64),  # bytes(10**7) would be as many
+        torch.tensor(7, dtype=torch.uint8),
+        torch.ones(5),
+        torch.ones(2, 5, dtype=torch.uint8),
+        torch.full(((1 << 16) + 1,), ord(" "), dtype=torch.uint8),
+    ],
+)
+def test_a_text_of_another_kind_or_size_is_never_made_bytes(text: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match=r"'about' is .* no text"):
+        FrozenFeatures.from_bytes(altered(about=text), "a file")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tower.", lambda part: torch.full_like(part, torch.nan), "not finite"),
+        ("tower.", lambda part: torch.full_like(part, 3e38), "not finite or above 1e"),
+        ("tower.", lambda part: part.to(torch.int8), "not float32"),
+        ("tower.", lambda part: part.to(torch.float16), "not float32"),
+        ("projection", lambda part: torch.full_like(part, 3e38), "not finite or above 1e"),
+        ("mean", lambda part: torch.full_like(part, -3e38), "not finite or above 1e"),
+        ("mean", lambda part: part.to(torch.bool), "not float32"),
+        ("head", lambda part: torch.full_like(part, -torch.inf), "not finite or above 1e"),
+        ("projection", lambda part: part[:, :0], "do not fit each other"),
+        ("mean", lambda part: part[:, None], "do not fit each other"),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_with_are_refused(
+    name: str, change: Any, message: str
+) -> None:
+    tensors = load(FROZEN.to_bytes())
+    key = next(each for each in sorted(tensors) if each.startswith(name))
+    with pytest.raises(ModelError, match=message):
+        FrozenFeatures.from_bytes(altered(**{key: change(tensors[key])}), "a file")
+
+
+@pytest.mark.parametrize("layer", ["prepared", "last"])
+def test_a_mean_and_a_projection_of_another_length_than_the_towers_features_are_refused(
+    layer: str,
+) -> None:
+    features = (
+        build_tower("image", HOG, 64).prepare(IMAGES[:1]).numel() if layer == "prepared" else 12
+    )
+    fitting = {"mean": torch.zeros(features), "projection": torch.ones(features, 5)}
+    with_layer = altered(about=about(layer=layer), **fitting)
+    assert FrozenFeatures.from_bytes(with_layer, "a file").of(IMAGES[:1]).shape == (1, 6)
+    one_more = {"mean": torch.zeros(features + 1), "projection": torch.ones(features + 1, 5)}
+    with pytest.raises(ModelError, match=f"gives {features}"):
+        FrozenFeatures.from_bytes(altered(about=about(layer=layer), **one_more), "a file")
+
+
+def test_a_base_tower_that_is_frozen_itself_is_refused() -> None:
+    tower = {"name": "frozen_image", "options": {"dimensions": 5}}
+    with pytest.raises(ModelError, match="frozen_image, which is frozen itself"):
+        FrozenFeatures.from_bytes(altered(about=about(tower=tower)), "a file")
+
+
+def test_control_characters_of_a_file_are_told_as_escapes() -> None:
+    content = altered(**{"tower.\x1b[2Jx\ny": torch.ones(1), "\x1b[31m": torch.ones(1)})
+    with pytest.raises(ModelError) as refused:
+        FrozenFeatures.from_bytes(content, "a \x1b[31mfile")
+    assert str(refused.value).isprintable()
+
+
+def test_a_tower_whose_features_are_not_finite_makes_none() -> None:
+    tower = build_tower("image", HOG, 64)
+    with torch.no_grad():
+        for each in tower.parameters():
+            each.fill_(3e38)
+    with pytest.raises(ModelError, match="features that are not finite"):
+        freeze("image", HOG, tower, "last", public_studies(), ANCHORS, dimensions=2)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ModelError, match="it is no regular file"):
+            FrozenFeatures.load(tmp_path / name)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate((1 << 30) + 1)  # sparse
+    with pytest.raises(ModelError, match="it is larger than"):
+        FrozenFeatures.load(tmp_path / "large")
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         FrozenFeatures.load(tmp_path / "nowhere")
@@ -165,6 +268,18 @@ def test_too_few_public_studies_are_refused() -> None:
         frozen_of(dimensions=60)
 
 
+@pytest.mark.parametrize(("kinds", "possible"), [(1, 0), (3, 2)])
+def test_dimensions_that_hold_nothing_but_rounding_are_refused(kinds: int, possible: int) -> None:
+    public = public_studies()
+    alike = replace(public, inputs={"image": public.inputs["image"][torch.arange(60) % kinds]})
+    tower = build_tower("image", HOG, 64)
+    with pytest.raises(ModelError, match=f"vary in {possible} dimensions, {possible + 1} were"):
+        freeze("image", HOG, tower, "last", alike, ANCHORS, dimensions=possible + 1)
+    if possible:
+        frozen = freeze("image", HOG, tower, "last", alike, ANCHORS, dimensions=possible)
+        assert frozen.dimensions == possible
+
+
 def test_a_head_of_logits_needs_anchors() -> None:
     with pytest.raises(ModelError, match="needs the anchors"):
         build_model(model_settings(), 64, 0)
@@ -191,7 +306,7 @@ def test_a_release_carries_what_its_frozen_towers_read(tmp_path: Path) -> None:
     assert saved.release_id == load_release(tmp_path / "release").release_id
     file = tmp_path / "release" / "frozen-image.safetensors"
     file.write_bytes(frozen_of(dimensions=4).to_bytes())
-    with pytest.raises(ReleaseError, match="use the same file"):
+    with pytest.raises(ReleaseError, match="its SHA-256 is not the one that the model settings"):
         load_release(tmp_path / "release")
     file.unlink()
     with pytest.raises(ReleaseError, match="copy it again"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.numpy import load, save
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.loss import Margins
+from fedhash.models.frozen_features import FrozenFeatures
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings, TowerSettings
@@ -157,6 +159,55 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ReleaseError, match=f"no complete release .*{name}"):
         load_release(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "frozen-image.safetensors"])
+def test_a_pipe_or_an_endless_file_is_not_read(folder: Path, name: str) -> None:
+    forge(
+        folder,
+        lambda c: c["model"].update(towers={"image": {"name": "frozen_image", "options": {}}}),
+    )
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ReleaseError, match=f"it is no regular file.*{name}"):
+        load_release(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(ReleaseError, match=f"it is no regular file.*{name}"):
+        load_release(folder)
+
+
+@pytest.mark.parametrize("modality", ["a\0b", "/../../etc/passwd", "x" * 5000, "\x1b[2Jx\ny"])
+def test_no_file_is_opened_by_a_name_that_the_manifest_made_up(folder: Path, modality: str) -> None:
+    forge(
+        folder,
+        lambda c: c["model"].update(towers={modality: {"name": "frozen_image", "options": {}}}),
+    )
+    with pytest.raises(ReleaseError, match="was asked for the modality") as refused:
+        load_release(folder)
+    assert str(refused.value).isprintable()
+
+
+def test_frozen_features_with_another_hash_are_not_parsed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"dimensions": 5, "sha256": "0" * 64}
+    towers = {"image": {"name": "frozen_image", "options": options}}
+    forge(folder, lambda c: c["model"].update(towers=towers))
+    (folder / "frozen-image.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(FrozenFeatures, "from_bytes", None)
+    with pytest.raises(ReleaseError, match="its SHA-256 is not the one that the model settings"):
+        load_release(folder)
+
+
+def test_what_a_release_says_of_itself_cannot_move_a_terminals_cursor(tmp_path: Path) -> None:
+    agreement = AGREEMENT.model_copy(update={"name": "a\x1b[2Jb\r"})
+    release = saved(tmp_path / "release", run_id="run\x1b[2J", agreement=agreement)
+    described = release.describe()
+    assert (described["run_id"], described["agreement"]) == (
+        r"run\x1b[2J",
+        r"a\x1b[2Jb\r, version 1",
+    )
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b'{"release_id": 1}', b"[" * 100_000])

@@ -58,12 +58,20 @@ def canary(
     Exit code 1: the bound exceeds the epsilon that the run claims.
     """
     with told():
+        from fedhash.errors import PrivacyError
         from fedhash.evaluation.canary import NoNoise, audit_site_dp_sgd
         from fedhash.evaluation.canary_shared_noise import audit_shared_noise
         from fedhash.privacy.events import SMALLEST_NOISE_MULTIPLIER
         from fedhash.privacy.settings import DistributedPrivacySettings, SitePrivacySettings
         from fedhash_sim.run_folder import explained
 
+        for option, value in (
+            ("--noise-multiplier", noise_multiplier),
+            ("--sampling-rate", sampling_rate),
+            ("--clip-norm", clip_norm),
+        ):
+            if math.isnan(value):  # which no comparison with a bound refuses
+                raise PrivacyError(f"{option} is no number; give one, or leave it out")
         if noise_multiplier == 0 and shared_by is not None:
             raise typer.BadParameter(
                 "--noise-multiplier 0 with --shared-by: shares of no noise are no discrete "

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fedhash.errors import DataError
+from fedhash.errors import CheckpointError, DataError
 from fedhash_sim.terminal import AsJson, out_console, print_json, told
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ def linkage(
                 audit_run(run, method, seed, pools or POOLS)
                 for seed in seeds or study.settings.seeds
             ]
+        most = min(max(row.patients for row in each.rows) for each in found)
+        if pools and max(pools) > most:
+            raise DataError(
+                f"a pool of {max(pools)} was asked for, and {most} patients have two modalities in "
+                f"one query study; give a --pool of {most} at most"
+            )
         figures, probes = _figures(found), _probes(found)
         if out is not None:
             with explained(out):
@@ -106,7 +112,7 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     """Audit the release of one finished cell on the run's queries.
 
     Raises:
-        CheckpointError: The folder is no run.
+        CheckpointError: The folder is no run, or the run has no such method.
         ReleaseError: The cell has no release: it is not finished, or of the method `local`.
         DataError: The prepared studies are damaged or hold no pairs, or a query's patient was
             trained on.
@@ -121,7 +127,11 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     from fedhash_sim.consortium import Consortium
     from fedhash_sim.run_folder import RunFolder
 
-    folder, _ = RunFolder.existing(run)
+    folder, study = RunFolder.existing(run)
+    if method not in study.settings.methods:
+        raise CheckpointError(
+            f"the run has no method {method!r}, only {', '.join(study.settings.methods)}"
+        )
     model = load_release(folder.cell(method, seed).path / "release").build_model()
     consortium = Consortium.load(folder.data(seed))
     queries, training = consortium.queries(), consortium.training(*consortium.sites)
