@@ -227,7 +227,8 @@ def test_a_release_whose_tower_is_frozen_itself_is_refused(
     manifest = phantom_manifest(tmp_path / "phantom")
     said = run(
         *("freeze", "report", "--agreement", out / "agreement.yaml", "--manifest", manifest),
-        *("--release", release, "--out", tmp_path / "frozen.safetensors"),
+        *("--release", release, "--trained-on-public-data"),
+        *("--out", tmp_path / "frozen.safetensors"),
         ok=False,
     )
     assert "is frozen itself; name the release or the tower" in said
