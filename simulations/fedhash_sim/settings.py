@@ -311,6 +311,9 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
                     own,
                 )
             )
+    if settings.methods == ("start",):
+        message = "methods has start alone, which trains nothing; add the method to compare it with"
+        problems.append(problem_at(path, ("methods",), message, own))
     public_round, public_problems = _public_round(path, settings, base, agreement, own)
     problems += public_problems
     sites = settings.partition.sites  # of a natural partition the data tells, later

@@ -65,6 +65,7 @@ def test_frozen_towers_are_made_of_the_public_patients(
     [
         ("public=null", "need public patients"),
         ("public.round=null", "add public.round"),
+        ("methods=[start]", "trains nothing; add"),
         ("public.share=1.5", "public.share"),
         ("public.round=frozen.yaml", "public.round has no tower for 'report'"),
         ("public.round=private.yaml", "public.round has privacy.mode site"),
