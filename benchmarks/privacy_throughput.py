@@ -1,6 +1,7 @@
 """Patients a second of a private step beside a plain one, on the same model and studies.
 
-The two take turns, several times, on one thread; the figure is the median of the ratios.
+The two take turns, several times, on one thread; the figure is the median of the ratios. So do the
+two ways of clipping, from formed gradients and from two vectors (`fedhash.privacy.dp_sgd`, rule 8).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings, TowerSettings
-from fedhash.privacy.dp_sgd import SiteDpSgd
+from fedhash.privacy.dp_sgd import SiteDpSgd, clipped_sum
 from fedhash.privacy.noise import SecureNoise
 from fedhash.privacy.settings import SitePrivacySettings
 
@@ -71,6 +72,12 @@ def throughput_figures() -> Iterator[Figure]:
             yield Figure(case, name, "throughput", "patients/s", rate)
         ratio = median(turn["plain"] / turn["private"] for turn in turns[1:])
         yield Figure(case, "private", "throughput of plain", "", ratio)
+        sums = [
+            {way: _clipping_seconds(model, studies, loss, way) for way in (True, False)}
+            for _ in range(_TURNS)
+        ]
+        gain = median(turn[False] / turn[True] for turn in sums[1:])
+        yield Figure(case, "unformed", "throughput of formed gradients", "", gain)
 
 
 def _seconds(
@@ -88,6 +95,15 @@ def _seconds(
     started = time.perf_counter()
     for _ in gradients:
         pass
+    return time.perf_counter() - started
+
+
+def _clipping_seconds(
+    model: HashModel, studies: PreparedStudies, loss: Loss, unformed: bool
+) -> float:
+    margins = Margins.constant(len(_FINDINGS), 0.3)
+    started = time.perf_counter()
+    clipped_sum(model, studies, loss, margins, 1.0, unformed=unformed)
     return time.perf_counter() - started
 
 

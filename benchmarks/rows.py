@@ -335,17 +335,20 @@ def privacy_audit_rows(figures: Sequence[Figure]) -> Rows:
 def privacy_throughput_rows(figures: Sequence[Figure]) -> Rows:
     """A row for each model."""
     by_name = _by_name(figures)
-    rows: Rows = [("model", "plain, patients/s", "private, patients/s", "private / plain")]
+    head = ("plain, patients/s", "private, patients/s", "private / plain", "two vectors / formed")
+    rows: Rows = [("model", *head)]
     for case in dict.fromkeys(each.case for each in figures):
-        plain, private, ratio = (
+        plain, private, ratio, gain = (
             by_name[case, name, contender].value
             for name, contender in (
                 ("throughput", "plain"),
                 ("throughput", "private"),
                 ("throughput of plain", "private"),
+                ("throughput of formed gradients", "unformed"),
             )
         )
-        rows.append((case, three_digits(plain), three_digits(private), f"{ratio:.2f}"))
+        shares = (f"{ratio:.2f}", f"{gain:.2f}")
+        rows.append((case, three_digits(plain), three_digits(private), *shares))
     return rows
 
 

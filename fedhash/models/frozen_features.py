@@ -51,6 +51,7 @@ __all__ = [
     "FeatureLayer",
     "FrozenFeatures",
     "base_features",
+    "frozen_file",
     "projected",
 ]
 
@@ -61,6 +62,11 @@ _LARGEST_NUMBER = 1e6  # standardised features are below 1e4; far larger product
 _TOWER = "tower."
 
 FeatureLayer = Literal["prepared", "last"]
+
+
+def frozen_file(modality: str) -> str:
+    """Name of a modality's file in a folder that holds one for each."""
+    return f"frozen-{modality}.safetensors"
 
 
 class _About(Settings):

@@ -112,7 +112,7 @@ def frozen_modalities(settings: ModelSettings) -> tuple[str, ...]:
     return tuple(
         modality
         for modality, tower in sorted(settings.towers.items())
-        if issubclass(TOWERS.get(tower.name, Tower), FrozenTower)
+        if TOWERS.get(tower.name, Tower).reads_frozen_features
     )
 
 

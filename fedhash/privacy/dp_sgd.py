@@ -20,9 +20,9 @@ Each of a round's steps is one Poisson-sampled Gaussian mechanism between such n
 8. In large models that are mostly linear layers gradients of linear layers are not formed. Such a
    gradient is the product of two vectors, the slopes of the outputs and the inputs; its norm and
    the clipped sum come from these (Goodfellow, arXiv 1510.01799; "book-keeping" in Bu et al., arXiv
-   2210.00038). That is several times as fast. Opacus's own ghost clipping (two passes backwards) is
-   not used: it squares in float32, where a tiny slope beside a huge input counts as nothing, and
-   a patient who has both moved a sum by several C (a test).
+   2210.00038). That is several times as fast (make bench-privacy). Opacus's own ghost clipping (two
+   passes backwards) is not used: it squares in float32, where a tiny slope beside a huge input
+   counts as nothing, and a patient who has both moved a sum by several C (a test).
 9. A model always sees as many rows: a product of matrices may round a row otherwise where there are
    fewer, and a coordinator can choose a model that makes much of that. So one patient less changes
    no bit of another's gradient.
@@ -65,10 +65,9 @@ __all__ = ["SiteDpSgd", "clipped_sum"]
 _ROUNDING = 1e-3
 _ROWS_AT_ONCE = 64  # see rule 6
 _BYTES_AT_ONCE = 1 << 28  # of patients' gradients; large models come in smaller parts
-_FACTORS = (
-    "factors"  # of a linear layer's weight: slopes of the outputs and inputs, a row a patient
-)
-_FEWEST_PARAMETERS = 10_000  # below, rule 8 saves a quarter of the time and mostly less
+# of a linear layer's weight: slopes of the outputs and inputs, a row a patient
+_FACTORS = "factors"
+_FEWEST_PARAMETERS = 10_000  # below, rule 8 hardly pays (make bench-privacy)
 
 
 class SiteDpSgd:

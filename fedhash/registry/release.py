@@ -46,7 +46,7 @@ from fedhash.durability import sync_folder
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.loss import Margins
 from fedhash.models.anchors import Anchors
-from fedhash.models.frozen_features import LARGEST_FILE_BYTES, FrozenFeatures
+from fedhash.models.frozen_features import LARGEST_FILE_BYTES, FrozenFeatures, frozen_file
 from fedhash.models.hash_model import HashModel, build_model, check_towers, frozen_modalities
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings
@@ -187,7 +187,7 @@ def save_release(
         if load_release(folder).release_id == manifest.release_id():
             return load_release(folder)
         raise ReleaseError(f"{folder} holds another release; releases never change: name another")
-    frozen_bytes = {_frozen_file(name): each.to_bytes() for name, each in frozen.items()}
+    frozen_bytes = {frozen_file(name): each.to_bytes() for name, each in frozen.items()}
     # what could not be loaded is not written
     _release_of(manifest, model_bytes, frozen_bytes, folder)
     files = {_MODEL_FILE: model_bytes, _MANIFEST_FILE: manifest.to_bytes()}
@@ -227,7 +227,7 @@ def load_release(folder: Path) -> Release:
         raise ReleaseError(f"{folder} cannot be used with this fedhash: {problems[0][1]}")
     frozen_bytes = {}
     for modality in frozen_modalities(manifest.model):
-        path = folder / _frozen_file(modality)
+        path = folder / frozen_file(modality)
         try:
             frozen_bytes[path.name] = read_regular_file(path, LARGEST_FILE_BYTES)
         except OSError as error:
@@ -260,7 +260,7 @@ def _release_of(
     try:
         frozen = {
             modality: FrozenFeatures.from_bytes(
-                frozen_bytes.get(_frozen_file(modality), b""), str(folder / _frozen_file(modality))
+                frozen_bytes.get(frozen_file(modality), b""), str(folder / frozen_file(modality))
             )
             for modality in frozen_modalities(manifest.model)
         }
@@ -306,10 +306,6 @@ def _new_model(
     return build_model(  # the parameters are replaced
         settings, agreement.code_bits, seed=0, anchors=Anchors.build(agreement), frozen=frozen
     )
-
-
-def _frozen_file(modality: str) -> str:
-    return f"frozen-{modality}.safetensors"
 
 
 def _canonical(content: Mapping[str, object]) -> bytes:

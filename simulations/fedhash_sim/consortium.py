@@ -30,12 +30,12 @@ from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
 from fedhash.errors import CheckpointError, DataError
 from fedhash.models.anchors import Anchors
-from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.frozen_features import FrozenFeatures, frozen_file
 from fedhash.models.hash_model import build_model, frozen_modalities
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.randomness import stream_seed
 from fedhash.rounds.settings import RoundSettings, check_roster
-from fedhash_sim.frozen import freeze_towers, frozen_file, with_digests
+from fedhash_sim.frozen import freeze_towers, with_digests
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
 from fedhash_sim.partitions import partition_patients
 from fedhash_sim.run_folder import explained

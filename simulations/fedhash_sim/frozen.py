@@ -15,7 +15,7 @@ from fedhash.data.study import Study
 from fedhash.errors import DataError
 from fedhash.learning.freezing import freeze
 from fedhash.models.anchors import Anchors
-from fedhash.models.frozen_features import FrozenFeatures
+from fedhash.models.frozen_features import FrozenFeatures, frozen_file
 from fedhash.models.frozen_tower import FrozenTowerOptions
 from fedhash.models.hash_model import build_model, frozen_modalities
 from fedhash.models.layout import Layout
@@ -26,7 +26,7 @@ from fedhash_sim.federation import Federation, train_federation
 from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import ResolvedStudy
 
-__all__ = ["freeze_towers", "frozen_file", "with_digests"]
+__all__ = ["freeze_towers", "with_digests"]
 
 
 def freeze_towers(
@@ -80,11 +80,6 @@ def freeze_towers(
         with explained(path):
             path.write_bytes(frozen[modality].to_bytes())
     return frozen
-
-
-def frozen_file(modality: str) -> str:
-    """Name of a modality's features in a seed's folder."""
-    return f"frozen-{modality}.safetensors"
 
 
 def with_digests(settings: RoundSettings, frozen: Mapping[str, FrozenFeatures]) -> RoundSettings:

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from power_cut import PowerCut, cut_power_at
 from small_federation import (
     AGREEMENT,
     SITES,
@@ -210,31 +210,6 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_path(tmp_path
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
     with pytest.raises(CheckpointError, match=r"round-000001\.checkpoint cannot be written"):
         resume_and_run(tmp_path)
-
-
-class PowerCut(BaseException):
-    """Nothing catches it, as nothing catches a power cut."""
-
-
-def cut_power_at(monkeypatch: pytest.MonkeyPatch, operation: int) -> Iterator[None]:
-    """Let the process die at its n-th write, sync, rename or removal of a file."""
-    done = 0
-
-    def dying(original):
-        def operate(*arguments, **options):
-            nonlocal done
-            done += 1
-            if done == operation:
-                raise PowerCut
-            return original(*arguments, **options)
-
-        return operate
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", dying(lambda file: None))
-        patch.setattr(Path, "replace", dying(Path.replace))
-        patch.setattr(Path, "unlink", dying(Path.unlink))
-        yield
 
 
 def test_a_power_cut_at_any_file_operation_changes_nothing(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from power_cut import PowerCut, cut_power_at
 from small_federation import (
     AGREEMENT,
     SECURE_AGREEMENT,
@@ -233,31 +232,6 @@ def test_another_agreement_is_told(finished: tuple[Path, CoordinatorState]) -> N
     other = AGREEMENT.model_copy(update={"version": 2})
     with pytest.raises(AuditError, match="it names the agreement"):
         verify_margin_audit(read_audit_log(log_of(finished[0])), other)
-
-
-class PowerCut(BaseException):
-    """Nothing catches it, as nothing catches a power cut."""
-
-
-def cut_power_at(monkeypatch: pytest.MonkeyPatch, operation: int) -> Iterator[None]:
-    """Let the process die at its n-th sync, rename or removal of a file."""
-    done = 0
-
-    def dying(original: Any) -> Any:
-        def operate(*arguments: Any, **options: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == operation:
-                raise PowerCut
-            return original(*arguments, **options)
-
-        return operate
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", dying(lambda file: None))
-        patch.setattr(Path, "replace", dying(Path.replace))
-        patch.setattr(Path, "unlink", dying(Path.unlink))
-        yield
 
 
 def test_a_power_cut_anywhere_leaves_a_log_that_verifies(
