@@ -124,10 +124,11 @@ def _read_run(
     if fault := check_roster(settings, terms, len(roster.sites)):
         problems.append(problem_at(run, ("sites",), f"sites: {fault}"))
     strangers = [site for site in roster.sites if site not in terms.sites]
-    if settings.aggregation == "secure" and strangers:
+    if strangers and (terms.sites or settings.aggregation == "secure"):
         message = (
-            f"sites has no identity of {', '.join(strangers)}; aggregation is secure and takes "
-            "keys from sites of the agreement only: add their public keys"
+            f"sites has no identity of {', '.join(strangers)}; an agreement that names its sites "
+            "is for these alone, and secure aggregation takes keys of no others: add their public "
+            "keys"
         )
         problems.append(problem_at(agreement, ("sites",), message))
     if problems:

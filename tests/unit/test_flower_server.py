@@ -19,7 +19,7 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from small_federation import outcomes
+from small_federation import IDENTITIES, outcomes
 
 from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
@@ -378,7 +378,11 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
                 "rounds": ROUND.replace("plain", "secure"),
                 "run": RUN.replace("[a, b]", "[a, b, c]"),
             },
-            "agreement.yaml:2: sites has no identity of a, b, c; aggregation is secure",
+            "agreement.yaml:2: sites has no identity of a, b, c; an agreement that names its sites",
+        ),
+        (
+            {"agreement": AGREEMENT + f"\nsites: {{a: {IDENTITIES['site-0'].public_hex}}}\n"},
+            "sites has no identity of b; an agreement that names its sites",
         ),
         ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
         ({"rounds": ROUND.replace("image_convnet", "image_convent")}, 'mean "image_convnet"?'),
