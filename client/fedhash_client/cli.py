@@ -17,6 +17,7 @@ from rich.table import Table
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.errors import FedhashError, Problem, QueryError, StorageError
+from fedhash_client.commands.daemon import run, status
 from fedhash_client.settings import SiteSettings
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+app.command()(run)
+app.command()(status)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]
