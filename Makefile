@@ -4,6 +4,7 @@
 #   make test            the whole test suite
 #   make coverage        the same with the coverage floor
 #   make test-protocol   the long profile of the secure sum's generated runs
+#   make test-hostile    100,000 hostile messages to a site's daemon
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
@@ -27,7 +28,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test coverage test-quick test-protocol lint format schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-demo bench-docs clean
+.PHONY: help install demo test coverage test-quick test-protocol test-hostile lint format schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +63,10 @@ test-quick: install
 # ten thousand generated runs of the protocol, without type checks at run time; about a quarter of an hour
 test-protocol: install
 	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
+
+# about six minutes
+test-hostile: install
+	FEDHASH_HOSTILE_MESSAGES=100000 $(BIN)/pytest -n 0 -o timeout=0 tests/unit/test_site_daemon.py -k hostile
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from pydantic import Field
 from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
+from fedhash_client.daemon.settings import DaemonSettings, TrainingSettings
 from fedhash_client.network_settings import NetworkSettings
 
 __all__ = ["SitePrivacy", "SiteSettings"]
@@ -50,6 +51,8 @@ class SiteSettings(Settings):
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
         state: Folder of everything that the daemon keeps; null for a site that runs none.
         network: Where the consortium is; without it the site works alone.
+        training: What the site trains, beside the agreement's limits.
+        daemon: What the daemon listens on.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -61,3 +64,5 @@ class SiteSettings(Settings):
     privacy: SitePrivacy | None = None
     state: Path | None = None
     network: NetworkSettings | None = None
+    training: TrainingSettings = TrainingSettings()
+    daemon: DaemonSettings = DaemonSettings()
