@@ -14,6 +14,7 @@ from pydantic import Field
 from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
+from fedhash.search.terms import QueryLimits
 
 __all__ = ["SitePrivacy", "SiteSettings"]
 
@@ -47,6 +48,7 @@ class SiteSettings(Settings):
         smallest_kappa: No answer reaches farther than the radius of this kappa, whatever a query
             asks; from -1 (broad) to 1 (the very same code alone). Null: no bound.
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
+        queries: What the site answers to other members; without it nothing.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -56,3 +58,4 @@ class SiteSettings(Settings):
     handle_key: Path
     smallest_kappa: float | None = Field(default=None, ge=-1, le=1)
     privacy: SitePrivacy | None = None
+    queries: QueryLimits | None = None
