@@ -15,6 +15,7 @@ from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
 from fedhash.search.terms import QueryLimits
+from fedhash_client.network_settings import NetworkSettings
 
 __all__ = ["SitePrivacy", "SiteSettings"]
 
@@ -49,6 +50,8 @@ class SiteSettings(Settings):
             asks; from -1 (broad) to 1 (the very same code alone). Null: no bound.
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
         queries: What the site answers to other members; without it nothing.
+        state: Folder of everything that the daemon keeps; null for a site that runs none.
+        network: Where the consortium is; without it the site works alone.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -59,3 +62,5 @@ class SiteSettings(Settings):
     smallest_kappa: float | None = Field(default=None, ge=-1, le=1)
     privacy: SitePrivacy | None = None
     queries: QueryLimits | None = None
+    state: Path | None = None
+    network: NetworkSettings | None = None

@@ -46,7 +46,17 @@ from fedhash.errors import CertificateError, StorageError
 from fedhash.private_file import read_private_file, write_private_file
 from fedhash.regular_file import read_regular_file
 
-__all__ = ["Authority", "Peer", "Role", "check_certificate", "new_request", "peer_of"]
+__all__ = [
+    "Authority",
+    "Peer",
+    "Role",
+    "check_certificate",
+    "expiry",
+    "new_request",
+    "peer_of",
+    "request_key",
+    "serial_number",
+]
 
 Role = Literal["site", "coordinator", "gateway", "superlink", "router"]
 
@@ -57,7 +67,7 @@ _AUTHORITY_DAYS = 3650
 _MEMBER_DAYS = 730
 _SKEW = timedelta(hours=1)  # by so much a member's clock may be behind the authority's
 _LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
-LARGEST_PEM_BYTES = 1 << 16
+_LARGEST_PEM_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ class Authority:
         """
         secret = read_private_file(key)
         try:
-            found = _certificate(read_regular_file(certificate, LARGEST_PEM_BYTES))
+            found = _certificate(read_regular_file(certificate, _LARGEST_PEM_BYTES))
         except OSError as error:
             raise StorageError(error, certificate) from error
         try:
@@ -248,7 +258,7 @@ def request_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     Raises:
         CertificateError: It is no request of an ECDSA key on P-256, or its signature is wrong.
     """
-    if len(csr_pem) > LARGEST_PEM_BYTES:
+    if len(csr_pem) > _LARGEST_PEM_BYTES:
         raise CertificateError("the certificate request is too long; have the site make a new one")
     try:
         request = x509.load_pem_x509_csr(csr_pem)
@@ -344,7 +354,7 @@ def expiry(certificate_pem: bytes) -> datetime:
 
 def _certificate(pem: bytes) -> x509.Certificate:
     try:
-        (certificate,) = x509.load_pem_x509_certificates(pem[:LARGEST_PEM_BYTES])
+        (certificate,) = x509.load_pem_x509_certificates(pem[:_LARGEST_PEM_BYTES])
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CertificateError(
             f"this is not one certificate in PEM form: {error}; take the file from the coordinator"
