@@ -166,6 +166,11 @@ class Router:
         self._finish_if_done(ticket)
         return ticket.number
 
+    def deadline_ms(self, ticket_number: int) -> int:
+        """When a query ends at the latest; 0 where it has ended."""
+        ticket = self._tickets.get(ticket_number)
+        return 0 if ticket is None else ticket.asked.deadline_ms
+
     def cancel(self, ticket_number: int) -> None:
         """The asker has gone; nothing of the query is finished any more."""
         ticket = self._tickets.pop(ticket_number, None)
