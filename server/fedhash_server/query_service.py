@@ -26,6 +26,7 @@ from grpc import aio
 
 from fedhash.enrolment import Peer, Role
 from fedhash.errors import CertificateError, MessageError, ProtocolError, RefusedError
+from fedhash.search.allowance import Allowance
 from fedhash.search.answers import Merged, Refusal
 from fedhash.search.routing import AttachedSite, Router
 from fedhash.search.terms import COORDINATOR, RouterLimits
@@ -39,6 +40,7 @@ _SITE: frozenset[Role] = frozenset({"site"})
 _ASKER: frozenset[Role] = frozenset({"site", "coordinator"})
 _WATCHED_EVERY_S = 1.0
 _LONGEST_CLOSING_S = 2.0
+_WARNINGS_A_MINUTE = 60  # a member could fill the disk with them
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class QueryService:
         self._waiting: dict[int, asyncio.Future[Merged]] = {}
         self.outcomes: Counter[str] = Counter()
         self.site_outcomes: Counter[str] = Counter()
+        self._warnings = Allowance(_WARNINGS_A_MINUTE, 60_000)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service's methods for a server of grpc.aio."""
@@ -117,10 +120,14 @@ class QueryService:
             peer = self._members.peer(context.auth_context(), roles)
         except CertificateError as error:
             self.outcomes["not_admitted"] += 1
-            _log.warning("%s is not admitted: %s", context.peer(), error)
+            self._warn("%s is not admitted: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         self._take_agreement()
         return peer
+
+    def _warn(self, message: str, *arguments: object) -> None:
+        if self._warnings.take(_now_ms()):
+            _log.warning(message, *arguments)
 
     def _take_agreement(self) -> None:
         self._router.agreement = self._members.agreement
@@ -196,7 +203,7 @@ class QueryService:
             _log.info("%s is detached", peer.name)
         faults = [each for each in ended if isinstance(each, ProtocolError)]
         if faults:
-            _log.warning("%s broke the protocol: %s", peer.name, faults[0])
+            self._warn("%s broke the protocol: %s", peer.name, faults[0])
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(faults[0]))
 
     async def _read(self, stream: int, attachment: _Attachment, context: Any) -> None:
