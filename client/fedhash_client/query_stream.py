@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -45,6 +46,7 @@ _THREADS = 4
 _MOST_UNANSWERED = 64
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
+_LOOKED_EVERY_S = 1.0
 _HELD_S = 30.0  # a stream that lived so long was no failure to connect
 
 _log = logging.getLogger(__name__)
@@ -56,8 +58,8 @@ class QueryStream:
     Args:
         network: Where the router is and who the site is.
         answer: Decides and answers, from any thread.
-        current: The archive to answer with, or None while there is none. Call
-            `release_changed` when it changes.
+        current: The archive to answer with, or None while there is none; looked at for each query,
+            and every second, so that the router learns of another release.
         first_pause_s: Before the second try.
     """
 
@@ -103,12 +105,6 @@ class QueryStream:
         if self._thread is not None:
             self._thread.join()
 
-    def release_changed(self) -> None:
-        """Tell the router what the site holds now."""
-        with self._lock:
-            if self._stream is not None:
-                self._stream.send(encode_holds(_release_of(self._current())))
-
     def status(self) -> dict[str, str | int | float | bool | None]:
         """How it is. A router that is away is not this site's ill health."""
         alive = self._thread is not None and self._thread.is_alive()
@@ -148,14 +144,13 @@ class QueryStream:
     def _serve(self) -> None:
         """One stream, until it ends."""
         with open_channel(self._network) as channel:
-            stream = _Stream(channel)
+            stream = _Stream(channel, lambda: _release_of(self._current()))
             with self._lock:
                 self._stream = stream
                 self._connections += 1
             try:
                 if self._stopping.is_set():  # `stop` found no stream to close
                     return
-                stream.send(encode_holds(_release_of(self._current())))
                 with ThreadPoolExecutor(_THREADS, thread_name_prefix="queries") as threads:
                     for data in stream.queries(self._accepted):
                         number, signed = read_to_site(data)
@@ -192,15 +187,29 @@ class QueryStream:
 class _Stream:
     """One call of `Attach`."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, release: Callable[[], str | None]) -> None:
         self.room = threading.BoundedSemaphore(_MOST_UNANSWERED)
         self.accepted = threading.Event()
+        self._release = release
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         attach: Callable[..., Any] = channel.stream_stream(f"/{SERVICE}/{ATTACH}")
-        self._call = attach(iter(self._outgoing.get, None))
+        self._call = attach(self._messages())
+
+    def _messages(self) -> Iterator[bytes]:
+        """What the site holds, first and after each change, and its answers."""
+        told: str | None = ""
+        while True:
+            if (release := self._release()) != told:
+                told = release
+                yield encode_holds(release)
+            with suppress(queue.Empty):
+                data = self._outgoing.get(timeout=_LOOKED_EVERY_S)
+                if data is None:
+                    return
+                yield data
 
     def send(self, data: bytes) -> None:
-        """Queue a message; there are no more than answers under way and changes of release."""
+        """Queue an answer; there are no more than queries under way."""
         self._outgoing.put(data)
 
     def queries(self, accepted: Callable[[], None]) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
 from fedhash.search.terms import QueryLimits
+from fedhash_client.daemon.settings import DaemonSettings, TrainingSettings
 from fedhash_client.network_settings import NetworkSettings
 
 __all__ = ["SitePrivacy", "SiteSettings"]
@@ -52,6 +53,8 @@ class SiteSettings(Settings):
         queries: What the site answers to other members; without it nothing.
         state: Folder of everything that the daemon keeps; null for a site that runs none.
         network: Where the consortium is; without it the site works alone.
+        training: What the site trains, beside the agreement's limits.
+        daemon: What the daemon listens on.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -64,3 +67,5 @@ class SiteSettings(Settings):
     queries: QueryLimits | None = None
     state: Path | None = None
     network: NetworkSettings | None = None
+    training: TrainingSettings = TrainingSettings()
+    daemon: DaemonSettings = DaemonSettings()
