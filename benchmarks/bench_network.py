@@ -6,13 +6,14 @@ protocol are what is measured. Rules:
 
 1. `secure` is the ServerApp and the relay that a consortium runs (fedhash_server.flower,
    fedhash_client.flower), with the sites' agents behind Unix sockets (`network_secure`). Its
-   SuperNodes look for messages as those of this project do (fedhash_client.prompt_pulls); the same
-   on Flower's unchanged SuperNodes, which all others have, tells how much that is worth.
+   SuperNodes look again soon after an answer (fedhash_client.prompt_pulls); the same on Flower's
+   unchanged SuperNodes, which all others have, tells how much that is worth.
 2. `Flower averaging` is `flwr.serverapp.strategy.FedAvg` as it is by default: a round trains and
    evaluates. Its train exchange is told apart as well. The ClientApp imports no more than numpy;
    one that imports torch, as most do, starts more slowly.
 3. `Flower SecAgg+` is `SecAggPlusWorkflow` and `secaggplus_mod` with their defaults, on the
-   complete graph. It trains and does not evaluate.
+   complete graph. It trains and does not evaluate. Being by far the slowest, it counts one round a
+   run.
 4. A round lasts from the end of the one before to its own end: until its checkpoint is on disk, or
    until Flower's strategy has returned. The first round of a run is not counted: it waits for the
    sites, brings them the app and, in `secure`, makes keys in exchanges of its own.
@@ -22,8 +23,8 @@ protocol are what is measured. Rules:
    before.
 6. Every run checks its model against the known one.
 
-Prints tables and writes build/bench/network.csv (case, contender, figure, unit, value). All that
-was started is ended, after Ctrl-C too. Linux only.
+Prints tables and writes build/bench/network.csv (case, contender, figure, unit, value), or
+network-part.csv with `--only`. All that was started is ended, after Ctrl-C too. Linux only.
 
     make bench-network
     .venv/bin/python -m benchmarks.bench_network --turns 1 --only secure "Flower averaging"
@@ -105,7 +106,8 @@ def main() -> None:
         except KeyboardInterrupt:
             raise SystemExit("ended") from None
     figures = list(figures_of(seconds))
-    write_figures(BENCH / "network.csv", Figure, figures)
+    whole = set(chosen.only) == set(CONTENDERS)
+    write_figures(BENCH / ("network.csv" if whole else "network-part.csv"), Figure, figures)
     console.print(as_table(network_rows(figures), f"{CASE}: one round"))
     console.print(as_table(network_goal_rows(figures), "goals"))
 
@@ -152,7 +154,7 @@ def _measure(
             own.mkdir()
             with fleet(own, SITES, own_supernodes=name == SECURE) as network:
                 try:
-                    measured = run(network, own, rounds + 1)
+                    measured = run(network, own, 1 + (1 if name == SECAGG else rounds))
                 except RuntimeError as error:
                     raise RuntimeError(f"{name}: {error}; {network.told()}") from error
             for timed, values in measured.items():

@@ -1,7 +1,7 @@
 """A Flower network on loopback for `bench_network`: a SuperLink and SuperNodes, all processes.
 
-Flower's own commands run with their defaults and without TLS; the SuperNodes may be started as a
-site of this project starts them. Linux only: whatever the programs start descends from this
+Flower's own commands run with their defaults and without TLS; the SuperNodes may be
+those with prompt pulls. Linux only: whatever the programs start descends from this
 process, also when what started it has ended, and is killed at the end.
 
     >>> with fleet(folder, ["site-0", "site-1", "site-2"], own_supernodes=True) as network:
@@ -126,8 +126,7 @@ def fleet(folder: Path, sites: Sequence[str], *, own_supernodes: bool) -> Iterat
     Args:
         folder: For Flower's home, the log and the sockets.
         sites: The sites' names.
-        own_supernodes: Whether SuperNodes look for messages as this project has them do it, and not
-            as Flower does.
+        own_supernodes: Whether SuperNodes have prompt pulls, or are Flower's unchanged.
 
     Raises:
         OSError: This is not Linux.

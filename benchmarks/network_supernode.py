@@ -1,4 +1,4 @@
-"""Flower's SuperNode as a site of this project starts it, without the site's certificate."""
+"""Flower's SuperNode with prompt pulls, without a site's certificate."""
 
 from __future__ import annotations
 

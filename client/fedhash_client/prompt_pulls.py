@@ -1,12 +1,11 @@
 """Make this process's SuperNode look for the next message soon after it has answered one.
 
 Flower's SuperNode sleeps for three seconds when it finds no message. A secure round has two
-exchanges, and the second begins just after the sites have looked in vain, so most of a small
-round would be that sleep. Rules:
+exchanges, and the second begins just after the sites have looked in vain. Rules:
 
 1. After an answer the node looks four times a second, for a minute. Where the slowest site takes
    longer than that, Flower's three seconds no longer matter.
-2. An idle node looks as often as Flower has it look: hundreds of them cost the SuperLink nothing.
+2. An idle node looks as often as Flower has it look, so it costs the SuperLink no more.
 3. The node's own loop, its heartbeats and its errors stay Flower's: one call of one client class
    takes longer. That was tried with Flower 1.41; whoever calls this checks the version.
 
