@@ -29,6 +29,7 @@ class Consortium:
 
     def __init__(self, folder: Path, name: str = NAME) -> None:
         self.folder = folder
+        self._issued = 0
         self.authority = Authority.generate(name)
         self.ca = folder / "ca.pem"
         self.ca.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,8 @@ class Consortium:
         hosts = () if role in {"site", "coordinator"} else ("127.0.0.1", "localhost")
         start = datetime.now(UTC) - timedelta(days=3 if expired else 0)
         key_pem, certificate_pem = self.authority.issue(role, name, hosts=hosts, days=1, now=start)
-        stem = f"{role}-{name}{'-expired' if expired else ''}"
+        self._issued += 1  # a second certificate of a name has files of its own
+        stem = f"{role}-{name}-{self._issued}"
         key, certificate = self.folder / f"{stem}.key", self.folder / f"{stem}.pem"
         key.touch(mode=0o600)
         key.write_bytes(key_pem)

@@ -17,7 +17,7 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.errors import FedhashError, Problem, QueryError
 from fedhash_client.commands.daemon import run, status
-from fedhash_client.commands.init import init
+from fedhash_client.commands.init import init, unit
 from fedhash_client.printing import fail as _fail
 from fedhash_client.printing import print_json as _print_json
 from fedhash_client.settings import SiteSettings
@@ -35,9 +35,8 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
-app.command()(init)
-app.command()(run)
-app.command()(status)
+for _command in (init, unit, run, status):
+    app.command()(_command)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]

@@ -87,7 +87,7 @@ http {{
         ssl_session_cache off;
         ssl_session_tickets off;
 
-        error_page 400 495 496 497 = @nothing;
+        error_page 495 496 497 = @nothing;
         if ($enrolled = 0) {{
             return 403;
         }}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -161,7 +162,7 @@ class SuperLink:
         Raises:
             ProtocolError: The SuperLink does not answer, or refuses.
         """
-        content = build_fab_from_disk(app)
+        content = _bundle(app)
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         request = StartRunRequest(
             fab=fab_to_proto(fab),
@@ -219,7 +220,14 @@ class SuperLink:
 
 def bundle_hash(app: Path) -> str:
     """SHA-256 of the bundle of an app folder, 64 hex digits: the same for the same files."""
-    return hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+    return hashlib.sha256(_bundle(app)).hexdigest()
+
+
+def _bundle(app: Path) -> bytes:
+    with warnings.catch_warnings():
+        # Flower 1.41 names patterns of ignored files in a way that its library advises against
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return build_fab_from_disk(app)
 
 
 def _pem(ssh_key: str) -> bytes:

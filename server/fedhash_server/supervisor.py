@@ -137,7 +137,7 @@ class Supervisor:
     def _start(self, each: _Running) -> None:
         child = each.child
         each.starts += 1
-        each.started = self._clock()
+        each.started = each.next_probe = self._clock()
         try:
             each.process = subprocess.Popen(  # noqa: S603 - the command is our own
                 child.command,

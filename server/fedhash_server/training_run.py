@@ -48,7 +48,7 @@ __all__ = ["PreparedRun", "follow_run", "prepare_run", "read_progress"]
 
 _POLL_S = 0.5  # of the checkpoints
 _ASK_EVERY_S = 3.0  # the SuperLink, which logs each question
-_LONGEST_SILENCE_S = 120.0  # of the SuperLink, which its supervisor starts again within a minute
+_LONGEST_SILENCE_S = 90.0  # of the SuperLink, which its supervisor starts again within a minute
 _DEATH_S = 5.0  # so long after its process let go of the lock, Flower should know that a run ended
 _MOST_CRASHES = 3  # in a row, without a round between them
 _OWN_ERROR = "ServerApp failed with exception: "  # flwr/superlink/runtime/run_serverapp.py

@@ -1,7 +1,8 @@
-"""`fedhash-site init`: from nothing to a request that a coordinator can enrol."""
+"""`fedhash-site init` and `unit`: from nothing to an enrolled daemon that systemd starts."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from fedhash.errors import FedhashError
 from fedhash_client.printing import fail, print_facts
 
-__all__ = ["init"]
+__all__ = ["init", "unit"]
 
 
 def init(
@@ -44,3 +45,17 @@ def init(
             f"put what comes back into {folder / 'consortium'}, and fill in {folder / 'site.yaml'}"
         }
     print_facts(facts, as_json=as_json)
+
+
+def unit(
+    folder: Annotated[Path, typer.Argument(help="The site's folder.")],
+    user: Annotated[str, typer.Option(help="The user that it runs as.")] = "fedhash",
+) -> None:
+    """Print the systemd unit that runs this folder's daemon, hardened."""
+    from fedhash_client.site_unit import site_unit
+
+    program = Path(sys.executable).with_name("fedhash-site")
+    try:
+        sys.stdout.write(site_unit(folder.resolve(), str(program), user))
+    except FedhashError as error:
+        fail(error)

@@ -20,7 +20,7 @@ from fedhash_server.printing import fail, print_facts, print_json
 if TYPE_CHECKING:
     from fedhash.rounds.coordinator import RoundRecord
 
-__all__ = ["run", "status", "train"]
+__all__ = ["run", "status", "train", "unit"]
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -43,6 +43,20 @@ def run(folder: Folder) -> None:
     try:
         run_coordinator(CoordinatorFolder(folder), stopping.is_set)
     except (FedhashError, OSError) as error:
+        fail(error)
+
+
+def unit(
+    folder: Folder,
+    user: Annotated[str, typer.Option(help="The user that it runs as.")] = "fedhash",
+) -> None:
+    """Print the systemd unit that runs this folder, hardened."""
+    from fedhash_server.coordinator_unit import coordinator_unit
+
+    program = Path(sys.executable).with_name("fedhash-coordinator")
+    try:
+        sys.stdout.write(coordinator_unit(folder.resolve(), str(program), user))
+    except FedhashError as error:
         fail(error)
 
 

@@ -1,0 +1,167 @@
+"""Children are kept running, ended with their supervisor, and never started in a hurry."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedhash_server.supervisor import Child, Supervisor
+
+FOREVER = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
+ENDING = (sys.executable, "-S", "-c", "raise SystemExit(3)")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def supervise(clock: Clock) -> Iterator[Callable[..., Supervisor]]:
+    made: list[Supervisor] = []
+
+    def make(*children: Child) -> Supervisor:
+        made.append(Supervisor(children, clock))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def until(supervisor: Supervisor, happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        supervisor.step()
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+def test_a_killed_child_is_started_again(
+    supervise: Callable[..., Supervisor], clock: Clock
+) -> None:
+    supervisor = supervise(Child("a", FOREVER, lambda: True))
+    until(supervisor, lambda: supervisor.well)
+    first = supervisor.status()["a"].pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(supervisor, lambda: supervisor.status()["a"].pid is None)
+    assert not supervisor.well
+    supervisor.step()
+    assert supervisor.status()["a"].pid is None, "not at once"
+    clock.now += 1
+    until(supervisor, lambda: supervisor.well)
+    assert supervisor.status()["a"].starts == 2
+    assert supervisor.status()["a"].pid != first
+
+
+def test_a_child_that_cannot_stay_is_started_ever_more_rarely(
+    supervise: Callable[..., Supervisor], clock: Clock
+) -> None:
+    supervisor = supervise(
+        Child("a", ENDING, lambda: False), Child("b", ("/no/such/program",), lambda: True)
+    )
+    supervisor.step()
+    until(supervisor, lambda: all(each.pid is None for each in supervisor.status().values()))
+    starts = {name: [clock.now] for name in "ab"}
+    for _ in range(400):  # half-second steps
+        clock.now += 0.5
+        before = supervisor.status()
+        supervisor.step()
+        until(supervisor, lambda: all(each.pid is None for each in supervisor.status().values()))
+        for name, each in supervisor.status().items():
+            if each.starts > before[name].starts:
+                starts[name] = [*starts[name], clock.now]
+    for times in starts.values():
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_child_that_serves_no_more_is_ended(
+    supervise: Callable[..., Supervisor], clock: Clock
+) -> None:
+    serves = [True]
+    supervisor = supervise(Child("a", FOREVER, lambda: serves[0]))
+    until(supervisor, lambda: supervisor.well)
+    first = supervisor.status()["a"].pid
+    serves[0] = False
+    clock.now += 10
+    supervisor.step()
+    assert supervisor.status()["a"].pid == first, "a moment of silence is no death"
+    clock.now += 21
+    supervisor.step()
+    assert supervisor.status()["a"].pid is None
+    assert gone(first or 0)
+
+
+def test_a_child_waits_until_it_may_start(supervise: Callable[..., Supervisor]) -> None:
+    may = [False]
+    supervisor = supervise(Child("a", FOREVER, lambda: True, may_start=lambda: may[0]))
+    supervisor.step()
+    assert supervisor.status()["a"].starts == 0
+    may[0] = True
+    supervisor.step()
+    assert supervisor.status()["a"].starts == 1
+
+
+def test_a_deaf_child_and_its_own_children_are_killed(
+    supervise: Callable[..., Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedhash_server.supervisor._GRACE_S", 0.2)
+    deaf = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.fork()\n"
+        f"open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w').close()\n"
+        "time.sleep(600)\n"
+    )
+    supervisor = supervise(Child("a", (sys.executable, "-S", "-c", deaf), lambda: True))
+    until(supervisor, lambda: len(list(tmp_path.iterdir())) == 2)
+    supervisor.stop()
+    pids = [int(each.name) for each in tmp_path.iterdir()]
+    until(supervise(), lambda: all(gone(pid) for pid in pids))
+
+
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from fedhash_server.supervisor import Child, Supervisor\n"
+        f"s = Supervisor([Child('a', {FOREVER!r}, lambda: True)])\n"
+        "s.step(); print(s.status()['a'].pid, flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while not gone(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
