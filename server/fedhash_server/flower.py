@@ -42,6 +42,7 @@ from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.outlook import sum_outlook
 from fedhash_server.flower_engine import FlowerEngine
+from fedhash_server.run_lock import training
 from fedhash_server.settings import RunSettings
 
 __all__ = ["app", "train_run", "write_app_folder"]
@@ -219,4 +220,6 @@ def main(grid: Grid, context: Context) -> None:
     """Train the run of the bundle that Flower has unpacked."""
     bundle = get_project_dir(grid.run.fab_id, grid.run.fab_version, grid.run.fab_hash)
     run = read_settings(bundle / RUN_NAME, RunSettings)
-    train_run(FlowerEngine(grid, run.sites), bundle, Path(str(context.run_config["folder"])))
+    folder = Path(str(context.run_config["folder"]))
+    with training(folder / run.run_id):
+        train_run(FlowerEngine(grid, run.sites), bundle, folder)
