@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 PROGRAMS = Path(sys.executable).parent
-LONGEST_WAIT_S = 120
+LONGEST_WAIT_S = 240
 
 
 def free_port() -> int:
@@ -30,7 +30,7 @@ def wait_until(happened: Callable[[], bool], told: Callable[[], str] = str) -> N
     deadline = time.monotonic() + LONGEST_WAIT_S
     while not happened():
         if time.monotonic() > deadline:
-            pytest.fail(f"it never happened: {told()[-5000:]}")
+            pytest.fail(f"it never happened: {told()[-12_000:]}")
         time.sleep(0.02)
 
 

@@ -50,6 +50,7 @@ def run_rounds(
     engine: Engine,
     checkpoints: Checkpoints | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
+    on_failures: Callable[[int], None] | None = None,
 ) -> Float32[np.ndarray, " d"]:
     """Run the rounds that are left.
 
@@ -58,6 +59,8 @@ def run_rounds(
         engine: Reaches the sites.
         checkpoints: Where the state is saved after each round; None saves nothing.
         on_round: Called after each round, completed or failed, once it is saved.
+        on_failures: Called before the next round with how many failed in a row, at least one; it
+            may wait for sites to come back.
 
     Returns:
         The model vector after the last round.
@@ -87,6 +90,8 @@ def run_rounds(
         failed_in_a_row = 0 if error is None else failed_in_a_row + 1
         if error is not None and failed_in_a_row == _FAILED_ROUNDS_IN_A_ROW:
             raise error
+        if failed_in_a_row and on_failures is not None and not coordinator.finished:
+            on_failures(failed_in_a_row)
     return coordinator.state.model
 
 

@@ -12,6 +12,7 @@ after each round; a run that is started again goes on from the last one.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -47,6 +48,8 @@ from fedhash_server.settings import RunSettings
 __all__ = ["app", "train_run", "write_app_folder"]
 
 logger = logging.getLogger(__name__)
+
+_PAUSE_S = 30.0  # after a failed round; twice as long after a second one
 
 _NAME = b'name = "fedhash-app"'  # tells an app that was written here
 _PYPROJECT = f"""\
@@ -188,7 +191,14 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
     plan = _plan(agreement, settings, run, layout)
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
     state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
-    run_rounds(coordinator_of(plan, agreement, state), engine, checkpoints, _log_round)
+    run_rounds(
+        coordinator_of(plan, agreement, state),
+        engine,
+        checkpoints,
+        _log_round,
+        # a site that was killed is refused for up to a minute, until the SuperLink has missed it
+        on_failures=lambda in_a_row: time.sleep(_PAUSE_S * in_a_row),
+    )
     return folder / run.run_id / "checkpoints"
 
 

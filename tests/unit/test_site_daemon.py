@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_process import DaemonProcess, daemon, environment, free_port
+from daemon_process import DaemonProcess, daemon, environment, free_port, wait_until
 from site_folder import make_site
 from small_federation import AGREEMENT, SITES, model_and_layout, round_settings, run_plan
 
 from fedhash.learning.loss import Margins
+from fedhash.privacy import read_ledger
+from fedhash.privacy.settings import SitePrivacySettings
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import TrainRequest
 from fedhash_client.daemon.control import ask_daemon
-from fedhash_client.site_socket import SiteSocket
+from fedhash_client.site_socket import SiteSocket, write_frame
 
 HOSTILE_MESSAGES = int(os.environ.get("FEDHASH_HOSTILE_MESSAGES", "400"))
 
@@ -45,16 +47,21 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]
         yield process
 
 
-def train_request() -> bytes:
-    plan = run_plan(round_settings(learning={"control_variates": False}))
+def train_request(*, private: bool = False) -> bytes:
+    privacy = SitePrivacySettings(
+        mode="site", clip_norm=1.0, noise_multiplier=2.0, sampling_rate=0.5
+    )
+    terms: dict[str, Any] = {"privacy": privacy, "weighting": "uniform"} if private else {}
+    plan = run_plan(round_settings(learning={"control_variates": False}, **terms))
     start = Margins.constant(3, 0.3)
     return (
         TrainRequest(plan, 1, SITES, {}, model_and_layout()[0], start, None).to_message().encode()
     )
 
 
-def trains(process: DaemonProcess) -> bool:
-    answer = SiteSocket("site-0", str(process.state / "site.sock")).answer(train_request(), 60)
+def trains(process: DaemonProcess, *, private: bool = False) -> bool:
+    relay = SiteSocket("site-0", str(process.state / "site.sock"))
+    answer = relay.answer(train_request(private=private), 60)
     return Message.decode(answer, max_bytes=1 << 24).kind == "train_reply"
 
 
@@ -194,7 +201,7 @@ def test_a_killed_daemon_starts_again_and_goes_on(tmp_path: Path) -> None:
         first.kill()
         assert (tmp_path / "state" / "site.sock").exists()
     notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with closing(notified), closing(socket.socket()) as taken:
+    with closing(notified):
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         manager = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
@@ -207,21 +214,24 @@ def test_a_killed_daemon_starts_again_and_goes_on(tmp_path: Path) -> None:
             while (told := notified.recv(1000)) != b"STOPPING=1\nSTATUS=stopping":
                 assert told == b"WATCHDOG=1\nSTATUS=serving"
         assert not (tmp_path / "state" / "site.sock").exists()
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        content = site_file.read_text().replace("health_port: ", "health_port: 1 # ")
-        site_file.write_text(content.replace(": 1 #", f": {taken.getsockname()[1]} #"))
-        third = site_command("run", site_file)
-    assert third.returncode == 1
-    assert "choose another daemon.health_port" in third.stderr.replace("\n", " ")
 
 
-def test_a_state_folder_that_others_may_open_is_refused(tmp_path: Path) -> None:
-    site_file = site(tmp_path)
-    (tmp_path / "state").chmod(0o755)
-    ended = site_command("run", site_file)
-    assert ended.returncode == 1
-    assert "chmod 700" in ended.stderr
+def test_a_daemon_killed_in_a_private_training_has_counted_it(tmp_path: Path) -> None:
+    caps = {"epsilon_cap": 8.0, "delta": 1e-5, "ledger": "state/privacy.sqlite"}
+    site_file = site(tmp_path, privacy=caps)
+    ledger = tmp_path / "state" / "privacy.sqlite"
+
+    def reserved() -> int:
+        return len(read_ledger(ledger)) if ledger.exists() else 0
+
+    with daemon(site_file) as first, closing(socket.socket(socket.AF_UNIX)) as relay:
+        relay.connect(str(first.state / "site.sock"))
+        write_frame(relay, train_request(private=True))
+        wait_until(lambda: reserved() == 1)
+        first.kill()  # what the training did until now may be nothing, or all of it
+    with daemon(site_file) as second:
+        assert trains(second, private=True)
+        assert reserved() == 2
 
 
 def test_the_log_has_nothing_of_a_patient(tmp_path: Path) -> None:
@@ -238,28 +248,3 @@ def test_the_log_has_nothing_of_a_patient(tmp_path: Path) -> None:
     assert not [
         secret for secret in ("study-9", "patient-9", "gone-9", "manifest.csv") if secret in log
     ]
-
-
-def test_without_a_daemon_status_says_how_to_start_one(tmp_path: Path) -> None:
-    told = site_command("status", site(tmp_path))
-    assert told.returncode == 1
-    assert "fedhash-site run" in told.stderr
-
-
-def test_services_that_ail_are_told(tmp_path: Path) -> None:
-    from fedhash_client.daemon.site_daemon import SiteDaemon
-
-    class Ailing:
-        name = "ailing"
-
-        def start(self) -> None: ...
-
-        def stop(self) -> None: ...
-
-        def status(self) -> dict[str, Any]:
-            return {"healthy": False}
-
-    made = SiteDaemon(site(tmp_path))
-    made.add(Ailing())
-    found = made.health()
-    assert (found["healthy"], found["services"]["ailing"]) == (False, False)

@@ -16,7 +16,13 @@ from daemon_process import free_port, wait_until
 from fedhash_client.daemon.supervised import Pace, Supervised
 
 QUICK = Pace(
-    first_wait_s=0.05, longest_wait_s=0.2, well_s=1000, look_s=0.05, start_s=0.3, silent_looks=2
+    first_wait_s=0.05,
+    longest_wait_s=0.2,
+    well_s=1000,
+    look_s=0.05,
+    proof_s=0.1,
+    start_s=0.3,
+    silent_looks=2,
 )
 LISTENS = """
 import socket, subprocess, sys, time

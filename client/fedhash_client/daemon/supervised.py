@@ -1,6 +1,6 @@
 """A program that the daemon keeps running: started again with back-off, and watched by its port.
 
-1. A program that ends is started again after 1, 2, 4, ... 60 s. One that was well for two minutes
+1. A program that ends is started again after 1, 2, 4, ... 15 s. One that was well for two minutes
    begins that count anew. (A SuperNode that was killed is refused for up to a minute, until the
    SuperLink has noticed.)
 2. A program may live with a dead core: when its port has not answered for three looks in a row,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,8 @@ __all__ = ["Pace", "Supervised"]
 
 _LONGEST_LINE = 500
 _END_S = 10.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,14 +47,16 @@ class Pace:
         longest_wait_s: Where it stops doubling.
         well_s: After so long of health, the waits begin anew.
         look_s: Between two looks at the port.
+        proof_s: A program that answers is healthy once it has lived so long.
         start_s: Before the first look that counts.
         silent_looks: So many in a row without an answer end the program.
     """
 
     first_wait_s: float = 1.0
-    longest_wait_s: float = 60.0
+    longest_wait_s: float = 15.0
     well_s: float = 120.0
     look_s: float = 5.0
+    proof_s: float = 15.0
     start_s: float = 60.0
     silent_looks: int = 3
 
@@ -88,6 +93,7 @@ class Supervised:
         self._thread = threading.Thread(target=self._keep_running, name=name, daemon=True)
         self._starts = 0
         self._answering = False
+        self._began = 0.0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -105,7 +111,9 @@ class Supervised:
         process = self._process
         running = process is not None and process.poll() is None
         return {
-            "healthy": running and self._answering,
+            "healthy": running
+            and self._answering
+            and time.monotonic() - self._began >= self._pace.proof_s,
             "process": process.pid if running and process is not None else None,
             "starts": self._starts,
         }
@@ -113,7 +121,7 @@ class Supervised:
     def _keep_running(self) -> None:
         wait_s = self._pace.first_wait_s
         while not self._stopping.is_set():
-            began = time.monotonic()
+            self._began = time.monotonic()
             try:
                 self._run_once()
             except OSError as error:
@@ -121,7 +129,7 @@ class Supervised:
             self._answering = False
             if self._stopping.is_set():
                 return
-            if time.monotonic() - began > self._pace.well_s:
+            if time.monotonic() - self._began > self._pace.well_s:
                 wait_s = self._pace.first_wait_s
             _log.warning("%s has ended; it starts again in %g s", self.name, wait_s)
             self._stopping.wait(wait_s)
@@ -149,14 +157,14 @@ class Supervised:
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Return when the program has ended, or has to."""
-        began, silent = time.monotonic(), 0
+        silent = 0
         while not self._stopping.wait(self._pace.look_s if self._answering else 0.2):
             if process.poll() is not None:
                 return
             self._answering = self._answers()
             if self._answering:
                 silent = 0
-            elif time.monotonic() - began > self._pace.start_s:
+            elif time.monotonic() - self._began > self._pace.start_s:
                 silent += 1
                 if silent >= self._pace.silent_looks:
                     _log.warning("%s does not answer at its port %d", self.name, self._port)
@@ -182,5 +190,6 @@ class Supervised:
     def _log_lines(self, stream: IO[bytes]) -> None:
         printed = logging.getLogger(f"{__name__}.{self.name}")
         while line := stream.readline(4096):
-            if text := line.decode(errors="replace").strip():
+            text = _COLOURS.sub("", line.decode(errors="replace")).strip()
+            if text and not text.endswith(" :"):  # Flower's empty lines
                 printed.info("%s", text[:_LONGEST_LINE])
