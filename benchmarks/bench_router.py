@@ -326,13 +326,11 @@ def bench(folder: Path, sites: list[str], count: int, seconds: float) -> Iterato
             yield from bytes_of(case, asker, queries[0], merged, len(sites))
         for askers in ASKERS:
             times, rate = load(askers, client, queries, seconds)
-            yield Figure(case, f"{askers} askers", "load", "queries/s", rate)
-            yield Figure(
-                case, f"{askers} askers", "round trip, p50", "ms", 1e3 * statistics.median(times)
-            )
-            yield Figure(
-                case, f"{askers} askers", "round trip, p99", "ms", 1e3 * percentile(times, 0.99)
-            )
+            name = f"{askers} askers"
+            yield Figure(case, name, "load", "queries/s", rate)
+            for share in (50, 99):
+                figure = f"round trip, p{share}"
+                yield Figure(case, name, figure, "ms", 1e3 * percentile(times, share / 100))
         of_sites = site_times()
     for number, name in ((0, "search"), (1, "whole answer")):
         slowest = {n: max(each[n][number] for each in of_sites.values()) for n in round_trips}
