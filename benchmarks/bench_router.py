@@ -326,7 +326,7 @@ def bench(folder: Path, sites: list[str], count: int, seconds: float) -> Iterato
             yield from bytes_of(case, asker, queries[0], merged, len(sites))
         for askers in ASKERS:
             times, rate = load(askers, client, queries, seconds)
-            name = f"{askers} askers"
+            name = "1 asker" if askers == 1 else f"{askers} askers"
             yield Figure(case, name, "load", "queries/s", rate)
             for share in (50, 99):
                 figure = f"round trip, p{share}"
