@@ -63,14 +63,20 @@ class Place:
 class RouterThread:
     """A router with an event loop of its own."""
 
-    def __init__(self, folder: CoordinatorFolder, port: int = 0, handlers: Any = (), **limits: int):
+    def __init__(
+        self,
+        folder: CoordinatorFolder,
+        port: int = 0,
+        prepare: Callable[[RouterServer], None] = lambda _: None,
+        **limits: int,
+    ) -> None:
         settings = RouterSettings.model_construct(
             listen="127.0.0.1",
             port=port,
             health_port=0,
             limits=RouterSettings().limits.model_copy(update=limits),
         )
-        self._arguments = (folder, settings, handlers)
+        self._folder, self._settings, self._prepare = folder, settings, prepare
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -82,7 +88,8 @@ class RouterThread:
         self._thread.start()
 
         async def start() -> RouterServer:
-            server = RouterServer(*self._arguments)
+            server = RouterServer(self._folder, self._settings)
+            self._prepare(server)
             await server.start()
             return server
 
@@ -97,7 +104,24 @@ class RouterThread:
         self.call(self.server.stop)
         self._end()
 
+    def tasks(self) -> list[str]:
+        """What the loop works on, besides this question."""
+
+        async def names() -> list[str]:
+            own = asyncio.current_task()
+            return [task.get_name() for task in asyncio.all_tasks() if task is not own]
+
+        return list(self.call(names))
+
     def _end(self) -> None:
+        async def drain() -> None:  # as asyncio.run does
+            own = asyncio.current_task()
+            rest = [task for task in asyncio.all_tasks() if task is not own]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        self.call(drain)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

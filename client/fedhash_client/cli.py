@@ -189,9 +189,18 @@ def search(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Only hits with this attribute. May be repeated."),
     ] = None,
+    federated: Annotated[
+        bool, typer.Option("--federated", help="Ask all sites of the consortium, not only this.")
+    ] = False,
+    purpose: Annotated[
+        str | None, typer.Option(help="What a federated search is for, as the agreement names it.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=0.1, max=60, help="How long other sites may take.")
+    ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Search the site's own archive for studies like an example."""
+    """Search the site's own archive for studies like an example; with --federated all sites'."""
     from fedhash.data.modalities import MODALITIES
     from fedhash.index import Archive, SiteSearcher, check_limits
     from fedhash.index.encoding import check_example, encode_example
@@ -199,11 +208,17 @@ def search(
     from fedhash.search import make_query, radius_from_kappa
     from fedhash.search.filters import parse_filters
     from fedhash_client.archive_index import check_release
+    from fedhash_client.federated_search import federated_search
+    from fedhash_client.merged_table import print_merged
 
     try:
         if (report is None) == (image is None):
             raise QueryError("give exactly one of --report and --image")
         modality, value = ("image", str(image)) if report is None else ("report", report)
+        if federated != (purpose is not None):
+            raise QueryError(
+                "--federated and --purpose go together: other sites ask what it is for"
+            )
         check_example(value)
         filters = parse_filters(where or [])
         settings, agreement = _read(site)
@@ -212,7 +227,7 @@ def search(
         content = MODALITIES[modality].read(value, Path.cwd()).load()
         loaded = load_release(release)
         check_release(loaded, agreement)
-        if not settings.archive.is_file():
+        if not federated and not settings.archive.is_file():
             raise QueryError(
                 f"{settings.archive} is not there; make it first: "
                 f"fedhash-site index {site} --release {release}"
@@ -231,6 +246,12 @@ def search(
             radius=radius,
             filters=filters,
         )
+        if purpose is not None:
+            merged = federated_search(
+                settings, query, purpose=purpose, timeout_s=timeout_s, site_file=site
+            )
+            print_merged(merged, as_json=as_json)
+            return
         with Archive(settings.archive, loaded.release_id, agreement.code_bits) as archive:
             for name in filters:
                 if name not in archive.attributes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -26,7 +27,7 @@ from fedhash.search.answers import Merged, Refusal
 from fedhash.search.asking import sign_query
 from fedhash.search.wire.answers import decode_reply
 from fedhash.search.wire.methods import ASK, SERVICE
-from fedhash.search.wire.queries import encode_signed
+from fedhash.search.wire.queries import SignedQuery, encode_signed
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.router_channel import explained, open_channel
@@ -58,7 +59,7 @@ class RouterClient:
         self._channel = open_channel(network)
         self._ask: Callable[..., bytes] = self._channel.unary_unary(f"/{SERVICE}/{ASK}")
 
-    def __enter__(self) -> RouterClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,15 +69,13 @@ class RouterClient:
         """End the connection."""
         self._channel.close()
 
-    def search(self, query: Query, *, purpose: str, timeout_s: float = 10.0) -> Merged:
-        """Ask, and wait for the sites until `timeout_s`, at most a minute.
+    def signed(self, query: Query, *, purpose: str, timeout_s: float) -> SignedQuery:
+        """The query as it would be sent now.
 
         Raises:
-            RefusedError: The router forbids the query; what sites refuse stands in the result.
-            ProtocolError: The router cannot be reached or does not answer.
-            MessageError: A field of the query or the reply is of no valid form.
+            MessageError: A field is of no valid form.
         """
-        signed = sign_query(
+        return sign_query(
             query,
             self._identity,
             requester=self._site,
@@ -85,6 +84,16 @@ class RouterClient:
             now_ms=time.time_ns() // 1_000_000,
             life_ms=max(1, round(1000 * timeout_s)),
         )
+
+    def search(self, query: Query, *, purpose: str, timeout_s: float = 10.0) -> Merged:
+        """Ask, and wait for the sites until `timeout_s`, at most a minute.
+
+        Raises:
+            RefusedError: The router forbids the query; what sites refuse stands in the result.
+            ProtocolError: The router cannot be reached or does not answer.
+            MessageError: A field of the query or the reply is of no valid form.
+        """
+        signed = self.signed(query, purpose=purpose, timeout_s=timeout_s)
         try:
             data = self._ask(encode_signed(signed), timeout=timeout_s + _MARGIN_S)
         except grpc.RpcError as error:

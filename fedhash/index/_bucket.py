@@ -1,6 +1,7 @@
 """Whether an answer rests on enough patients (the rules a and b of `fedhash.search.policy`).
 
-Counting stops as soon as there are enough: the nearest entries nearly always settle it.
+Counting stops as soon as there are enough: the hits themselves nearly always settle it, so a search
+without filters costs no second pass.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from fedhash.index._shelf import Shelf
 from fedhash.search.query import Query
@@ -24,6 +25,7 @@ def rests_on_enough(
     radius: int,
     smallest_bucket: int,
     matching: dict[str, Bool[np.ndarray, " N"]],
+    hits: Int64[np.ndarray, " k"],
 ) -> bool:
     """Whether the query may be answered with anything.
 
@@ -33,8 +35,12 @@ def rests_on_enough(
         radius: In bits.
         smallest_bucket: Patients wanted at least.
         matching: For each filter, which entries have its value.
+        hits: Positions of the answer.
     """
-    for group, may_be_empty in _groups(matching):
+    groups = _groups(matching)
+    if len(np.unique(shelf.patients[hits])) >= smallest_bucket:
+        next(groups)  # those who match are enough
+    for group, may_be_empty in groups:
         patients = _patients(shelf, query, radius, group, smallest_bucket)
         if patients < smallest_bucket and not (may_be_empty and patients == 0):
             return False

@@ -188,11 +188,11 @@ class Archive:
         }
         allowed = np.logical_and.reduce(list(matching.values())) if matching else None
         radius = self.code_bits if query.radius is None else query.radius
+        found = shelf.nearest(query.code, query.weights, query.k, radius, allowed)
         if smallest_bucket > 1 and not rests_on_enough(
-            shelf, query, radius, smallest_bucket, matching
+            shelf, query, radius, smallest_bucket, matching, found[0]
         ):
             return []
-        found = shelf.nearest(query.code, query.weights, query.k, radius, allowed)
         return [
             Match(shelf.handle(position), distance, score)
             for position, distance, score in zip(*(c.tolist() for c in found), strict=True)

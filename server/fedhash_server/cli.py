@@ -20,6 +20,7 @@ from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem
 from fedhash.offline import FLOWER_SWITCHES
 from fedhash_server.commands.enrolment import enrol, init, strike
+from fedhash_server.commands.search import search
 from fedhash_server.commands.servers import run, status, train, unit
 from fedhash_server.printing import fail as _fail
 
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
-for _command in (init, enrol, strike, run, status, train, unit):
+for _command in (init, enrol, strike, run, status, train, search, unit):
     app.command()(_command)
 _out = Console()
 _err = Console(stderr=True)

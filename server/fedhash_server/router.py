@@ -18,7 +18,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,7 +65,6 @@ class RouterServer:
     Args:
         folder: The coordinator's.
         settings: Where to listen; a port 0 takes any that is free.
-        handlers: Of other services.
 
     Raises:
         ConfigurationError: A file is wrong.
@@ -77,12 +76,11 @@ class RouterServer:
         self,
         folder: CoordinatorFolder,
         settings: RouterSettings,
-        handlers: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
         self.members = Members(folder)
         self.queries = QueryService(self.members, settings.limits)
         self._settings = settings
-        self._handlers = handlers
+        self._handlers = [self.queries.handler()]
         registry = CollectorRegistry()
         registry.register(_Metrics(self.queries))
         self.health = HealthPage(settings.health_port, self._health, registry)
@@ -95,6 +93,10 @@ class RouterServer:
         self._server: aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
+    def add(self, handler: grpc.GenericRpcHandler) -> None:
+        """Another service, before the start; it admits its callers by `members` itself."""
+        self._handlers.append(handler)
+
     async def start(self) -> None:
         """Listen.
 
@@ -104,7 +106,7 @@ class RouterServer:
         await self.health.start()
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="router")
         self._server = aio.server(migration_thread_pool=threads, options=_OPTIONS)
-        self._server.add_generic_rpc_handlers([self.queries.handler(), *self._handlers])
+        self._server.add_generic_rpc_handlers(self._handlers)
         listen = self._settings.listen
         address = f"[{listen}]" if ":" in listen else listen
         try:

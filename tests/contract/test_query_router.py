@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,11 +27,21 @@ from fedhash.index.answering import QueryDesk
 from fedhash.search import Hit, Query, merge
 from fedhash.search.answers import Found, Merged, Refusal
 from fedhash.search.policy import QueryPolicy
-from fedhash.search.wire.answers import decode_reply, encode_answer, encode_holds, read_to_site
+from fedhash.search.wire.answers import (
+    Answer,
+    decode_reply,
+    encode_answer,
+    encode_holds,
+    encode_to_site,
+    read_from_site,
+    read_to_site,
+)
 from fedhash.search.wire.methods import ASK, ATTACH, SERVICE
+from fedhash.search.wire.queries import SignedQuery, decode_signed
 from fedhash_client.federated_search import RouterClient
 from fedhash_client.query_stream import QueryStream
 from fedhash_client.router_channel import open_channel
+from fedhash_server.router import RouterServer
 from tests.attached_site import HELD, LIMITS
 from tests.consortium_certificates import Consortium
 from tests.router_network import Place, RouterThread
@@ -359,6 +370,84 @@ def test_hostile_messages_over_the_network(place: Place, caplog: pytest.LogCaptu
         assert len(honest.search(query(), purpose="care").sites) == 3
         until(lambda: router.server.queries.attached() == (), "no stream is left")
         assert router.server.queries.under_way == 0
+
+
+def test_another_service_of_threads_admits_sites_alone(place: Place) -> None:
+    def prepare(server: RouterServer) -> None:
+        def chunks(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            site = server.members.admit_site(context).name
+            assert 0 < context.time_remaining() <= 10
+            yield from (site.encode(), request)
+
+        methods = {"Fetch": grpc.unary_stream_rpc_method_handler(chunks)}
+        server.add(grpc.method_handlers_generic_handler("test.Other", methods))
+
+    with RouterThread(place.folder, prepare=prepare) as router:
+        with open_channel(place.network("hospital-a", router.port)) as channel:
+            fetched = list(channel.unary_stream("/test.Other/Fetch")(b"x", timeout=10))
+        assert fetched == [b"hospital-a", b"x"]
+        key, certificate = place.folder.authority().issue("coordinator", "c")
+        credentials = grpc.ssl_channel_credentials(place.folder.ca.read_bytes(), key, certificate)
+        with grpc.secure_channel(f"localhost:{router.port}", credentials) as channel:
+            call = channel.unary_stream("/test.Other/Fetch")(b"x", timeout=10)
+            with pytest.raises(grpc.RpcError) as refused:
+                list(call)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        until(lambda: not any("Other" in name for name in router.tasks()), "no call is left over")
+
+
+class HostileRouter(grpc.GenericRpcHandler):
+    """Sends each site hostile messages until its stream has taken one that ends it."""
+
+    def __init__(self, messages: list[bytes]) -> None:
+        self.messages = messages
+        self.refused = 0
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        return grpc.stream_stream_rpc_method_handler(self.attach)
+
+    def attach(self, requests: Iterator[bytes], context: object) -> Iterator[bytes]:
+        next(requests)
+        while self.messages:
+            yield self.messages.pop()
+            answer = next(requests, None)
+            if answer is None:
+                return
+            message = read_from_site(answer, "x")
+            assert isinstance(message, Answer)
+            assert isinstance(message.content, Refusal), "nothing of a forged query is answered"
+            self.refused += 1
+        threading.Event().wait(1)
+
+
+def test_a_site_takes_hostile_messages_of_a_router(
+    place: Place, serve: Callable[..., QueryStream]
+) -> None:
+    rng = random.Random(2)
+    now_ms = time.time_ns() // 1_000_000
+    good = [decode_signed(asked("hospital-b", place.agreement, now_ms=now_ms)) for _ in range(4)]
+    whole = [encode_to_site(number, signed) for number, signed in enumerate(good, 1)]
+    forged = SignedQuery(good[0].content, good[1].signature)
+    hostile_router = HostileRouter(
+        [*(hostile(rng, whole) for _ in range(5)), encode_to_site(9, forged)]
+    )
+    server = grpc.server(ThreadPoolExecutor(4), handlers=[hostile_router])
+    folder = place.folder
+    credentials = grpc.ssl_server_credentials(
+        [(folder.key("router").read_bytes(), folder.certificate("router").read_bytes())],
+        folder.ca.read_bytes(),
+        require_client_auth=True,
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    stream = serve("hospital-a", port)
+    until(lambda: not hostile_router.messages, "all messages were sent")
+    assert hostile_router.refused >= 1
+    status = stream.status()
+    assert status["healthy"]
+    assert int(status["connections"]) > 1, "what is no message ends the stream, and it comes back"
+    stream.stop()
+    server.stop(0).wait()
 
 
 def memory_bytes() -> int:
