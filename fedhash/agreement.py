@@ -91,6 +91,9 @@ class Agreement(Settings):
         secure_aggregation: The terms of secure aggregation.
         privacy: A cap on epsilon for every site, beside its own; both bind. Private rounds need it,
             for its delta and its modes as well; null where there are none.
+        release_key: Ed25519 public key of the coordinator, 64 hex digits, that signs which release
+            is current (`fedhash.registry.statement`); without it a site takes no release from the
+            network.
     """
 
     name: str = Field(min_length=1)
@@ -109,6 +112,7 @@ class Agreement(Settings):
     sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)
     secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
     privacy: AgreedPrivacy | None = None
+    release_key: _PublicKey | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""

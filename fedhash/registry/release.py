@@ -2,7 +2,7 @@
 
     release/
       model.safetensors     the parameters by name
-      manifest.json         agreement, model settings, margins, metrics, digests, parent, release_id
+      manifest.json         agreement, model settings, margins, metrics, privacy, parent, digests
       frozen-image.safetensors    what the frozen tower of a modality reads, where there is one
 
 1. The release id is the SHA-256 of the manifest without it, and the manifest holds the SHA-256 of
@@ -14,6 +14,7 @@
    settings name by their SHA-256, before anything is read of them. No file is opened by a name that
    the manifest made up, none that is a pipe, and none larger than a release's can be.
 3. A release never changes. It is written beside and renamed; saving the same one again is allowed.
+4. What it says of privacy is stated by whoever made it (`fedhash.registry.privacy_summary`).
 
 Shape suffixes: K findings, d parameters.
 
@@ -51,6 +52,7 @@ from fedhash.models.hash_model import HashModel, build_model, check_towers, froz
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings
 from fedhash.printable import printable
+from fedhash.registry.privacy_summary import PrivacySummary
 from fedhash.regular_file import read_regular_file
 
 __all__ = ["Release", "load_release", "save_release"]
@@ -64,9 +66,10 @@ _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class _Manifest(Settings):
     """The content of manifest.json, apart from the release id that is made of it."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     run_id: str
     parent: _Digest | None
+    privacy: PrivacySummary | None
     agreement: Agreement
     model: ModelSettings
     margins: tuple[float, ...]
@@ -99,6 +102,7 @@ class Release:
         parent: The release that training started from, if any.
         run_id: The run that made it.
         frozen: Modality to the features of its frozen tower.
+        privacy: What its maker states of the patients' privacy; None: nothing.
     """
 
     release_id: str
@@ -110,6 +114,7 @@ class Release:
     parent: str | None
     run_id: str
     frozen: Mapping[str, FrozenFeatures]
+    privacy: PrivacySummary | None = None
 
     def build_model(self) -> HashModel:
         """A new model with the released parameters, ready to encode."""
@@ -130,6 +135,7 @@ class Release:
             "towers": {name: tower.name for name, tower in self.model_settings.towers.items()},
             "parameters": len(self.vector),
             "metrics": dict(self.metrics),
+            "privacy": "nothing is stated" if self.privacy is None else self.privacy.in_words(),
         }
 
 
@@ -144,6 +150,8 @@ def save_release(
     run_id: str,
     parent: str | None = None,
     frozen: Mapping[str, FrozenFeatures] = MappingProxyType({}),
+    privacy: PrivacySummary | None = None,
+    named_by_id: bool = False,
 ) -> Release:
     """Write a release and read it back.
 
@@ -157,6 +165,8 @@ def save_release(
         run_id: The run that made the model.
         parent: The id of the release that training started from.
         frozen: Modality to the features of its frozen tower.
+        privacy: What is stated of the patients' privacy.
+        named_by_id: `folder` holds many releases, each in a folder that its id names.
 
     Raises:
         ReleaseError: The parts do not fit each other, or the folder holds something else.
@@ -172,6 +182,7 @@ def save_release(
         manifest = _Manifest(
             run_id=run_id,
             parent=parent,
+            privacy=privacy,
             agreement=agreement,
             model=model_settings,
             margins=tuple(margins.mu.tolist()),
@@ -183,6 +194,8 @@ def save_release(
         )
     except ValidationError as error:
         raise ReleaseError(f"no release can be made of this: {_first(error)}") from error
+    if named_by_id:
+        folder = folder / manifest.release_id()
     if folder.exists():
         if load_release(folder).release_id == manifest.release_id():
             return load_release(folder)
@@ -212,6 +225,8 @@ def load_release(folder: Path) -> Release:
     try:
         content = json.loads(manifest_bytes)
         release_id = content.pop("release_id")
+        if content.get("format") == 1:
+            raise ReleaseError(f"{folder} was made by an earlier fedhash; release its run anew")
         manifest = _Manifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise _altered(folder / _MANIFEST_FILE, _first(error)) from error
@@ -297,6 +312,7 @@ def _release_of(
         manifest.parent,
         manifest.run_id,
         frozen,
+        manifest.privacy,
     )
 
 
@@ -324,7 +340,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         sync_folder(unfinished)
-        unfinished.rename(folder)
+        unfinished.replace(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise ReleaseError(

@@ -6,10 +6,9 @@ A stored message is its SHA-256 (32 bytes) followed by its byte form.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
-from fedhash.durability import sync_folder
+from fedhash.durability import write_whole
 from fedhash.errors import CheckpointError, MessageError
 from fedhash.rounds.messages import Message
 
@@ -32,26 +31,12 @@ def write_stored(path: Path, message: Message) -> None:
     data = message.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, hashlib.sha256(data).digest() + data)
+        write_whole(path, hashlib.sha256(data).digest() + data)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror or error}); free disk space or correct "
             "the folder's rights, then go on: what was stored before is whole"
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)  # half a file on a full disk helps nobody
-        raise
-    sync_folder(path.parent)
 
 
 def is_stored(path: Path) -> bool:
