@@ -51,9 +51,9 @@ class TrainingPrivacy(Settings):
     mode: Literal["none", "site", "distributed", "unstated"]
     noise_multiplier: float = Field(default=0.0, ge=0)
     sampling_rate: float = Field(default=1.0, gt=0, le=1)
-    steps: int = Field(default=0, ge=0)
+    steps: int = Field(default=0, ge=0, le=10**9)
     statistics_noise_multiplier: float = Field(default=0.0, ge=0)
-    statistics_releases: int = Field(default=0, ge=0)
+    statistics_releases: int = Field(default=0, ge=0, le=10**6)
 
     def events(self) -> list[PrivacyEvent]:
         """As a ledger has them."""
@@ -75,8 +75,9 @@ class TrainingPrivacy(Settings):
                 events.append(PoissonGaussianSteps.model_validate(about | noise | step))
             else:
                 events.append(FullBatchGaussianSteps.model_validate(about | noise))
-        sigma = {"noise_multiplier": self.statistics_noise_multiplier}
-        events += [GaussianRelease.model_validate(about | sigma)] * self.statistics_releases
+        if self.statistics_releases:
+            sigma = {"noise_multiplier": self.statistics_noise_multiplier}
+            events += [GaussianRelease.model_validate(about | sigma)] * self.statistics_releases
         return events
 
 

@@ -81,6 +81,22 @@ class Checkpoints:
         Raises:
             CheckpointError: The newest file is damaged or belongs to another plan.
         """
+        newest = self.newest()
+        if newest is None:
+            return None
+        if newest[0] != plan:
+            raise CheckpointError(
+                f"{self._paths()[-1]} belongs to another run or to other settings; "
+                f"resume with the settings of that run, or choose a new folder"
+            )
+        return newest[1]
+
+    def newest(self) -> tuple[RunPlan, CoordinatorState] | None:
+        """The newest stored state and the plan that it belongs to, for whoever does not know it.
+
+        Raises:
+            CheckpointError: The newest file is damaged.
+        """
         paths = self._paths()
         if not paths:
             return None
@@ -90,12 +106,7 @@ class Checkpoints:
             facts = _Facts.model_validate_json(arrays["facts"].tobytes())
         except ValidationError as error:
             raise CheckpointError(f"{paths[-1]} was written by another version: {error}") from error
-        if facts.plan != plan:
-            raise CheckpointError(
-                f"{paths[-1]} belongs to another run or to other settings; "
-                f"resume with the settings of that run, or choose a new folder"
-            )
-        return CoordinatorState(
+        state = CoordinatorState(
             round_number=facts.round_number,
             model=arrays["model"],
             optimiser={
@@ -110,6 +121,7 @@ class Checkpoints:
             drift=facts.drift,
             audit_head=facts.audit_head,
         )
+        return facts.plan, state
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("round-*.checkpoint"))
