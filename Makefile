@@ -3,12 +3,15 @@
 #   make demo            train five phantom sites, search across them, write runs/demo/
 #   make test            the whole test suite
 #   make test-protocol   the long profile of the secure sum's generated runs
+#   make test-hostile    the long profile of hostile messages
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
 #   make bench-margins   what each part of the margin schedule does to retrieval
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
+#   make bench-router    queries over the router, with ten sites
+#   make proto           compile the schema of queries and answers
 #   make bench-demo      seconds and peak memory of the demo
 #   make bench-docs      write the tables of README.md and docs/benchmarks.md from build/bench/*.csv
 
@@ -26,7 +29,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick test-protocol lint format schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-demo bench-docs clean
+.PHONY: help install demo test test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +61,10 @@ test-quick: install
 test-protocol: install
 	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
 
+# a hundred thousand hostile messages on every open port and socket
+test-hostile: install
+	FEDHASH_HOSTILE_MESSAGES=100000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 -k hostile tests
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -70,6 +77,10 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# the compiled files are committed
+proto: install
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. fedhash/search/wire/search.proto
 
 schemas: install
 	$(BIN)/python -m fedhash_sim.schemas
@@ -88,6 +99,9 @@ bench-secagg: install
 
 bench-privacy: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_privacy
+
+bench-router: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_router
 
 bench-demo: install
 	$(BIN)/python -m benchmarks.bench_demo

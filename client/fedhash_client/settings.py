@@ -14,6 +14,8 @@ from pydantic import Field
 from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
+from fedhash_client.daemon.settings import DaemonSettings, TrainingSettings
+from fedhash_client.network_settings import NetworkSettings
 
 __all__ = ["SitePrivacy", "SiteSettings"]
 
@@ -47,6 +49,10 @@ class SiteSettings(Settings):
         smallest_kappa: No answer reaches farther than the radius of this kappa, whatever a query
             asks; from -1 (broad) to 1 (the very same code alone). Null: no bound.
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
+        state: Folder of everything that the daemon keeps; null for a site that runs none.
+        network: Where the consortium is; without it the site works alone.
+        training: What the site trains, beside the agreement's limits.
+        daemon: What the daemon listens on.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -56,3 +62,7 @@ class SiteSettings(Settings):
     handle_key: Path
     smallest_kappa: float | None = Field(default=None, ge=-1, le=1)
     privacy: SitePrivacy | None = None
+    state: Path | None = None
+    network: NetworkSettings | None = None
+    training: TrainingSettings = TrainingSettings()
+    daemon: DaemonSettings = DaemonSettings()

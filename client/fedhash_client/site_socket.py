@@ -2,7 +2,8 @@
 
 A frame is its length (8 bytes, big-endian) and that many bytes: 47 MB there and back take 94 ms,
 where gRPC over the same socket takes 429 ms. One connection carries one request and one answer.
-The socket file's permissions say who may ask; the daemon trusts nobody who does.
+The socket file's permissions say who may ask; the daemon trusts nobody who does. Whoever reads a
+frame keeps room for at most twice what has arrived of it: an announced length reserves nothing.
 
     >>> SiteSocket("hospital-a", "/run/fedhash/site.sock").answer(request, timeout_s=600)
 """
@@ -10,6 +11,7 @@ The socket file's permissions say who may ask; the daemon trusts nobody who does
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass
 
 from fedhash.errors import ProtocolError
@@ -17,6 +19,7 @@ from fedhash.errors import ProtocolError
 __all__ = ["SiteSocket", "read_frame", "write_frame"]
 
 _LENGTH_BYTES = 8
+_FIRST_BYTES = 1 << 20  # room for the start of a frame; it doubles as the frame fills it
 LARGEST_FRAME_BYTES = 1 << 31  # Flower was seen to carry 360 MB; this guards against a wrong peer
 
 
@@ -57,28 +60,52 @@ def write_frame(connection: socket.socket, content: bytes) -> None:
     connection.sendall(content)
 
 
-def read_frame(connection: socket.socket) -> bytes:
+def read_frame(
+    connection: socket.socket,
+    *,
+    largest_bytes: int = LARGEST_FRAME_BYTES,
+    timeout_s: float | None = None,
+) -> bytes:
     """Receive one frame.
 
+    Args:
+        connection: From a peer that nobody trusts.
+        largest_bytes: A longer frame is refused unread.
+        timeout_s: The whole frame has to arrive in this time, however steadily it trickles; None
+            leaves the connection's own timeout of each receipt.
+
     Raises:
-        ProtocolError: The peer announced more than LARGEST_FRAME_BYTES.
+        ProtocolError: The peer announced more than `largest_bytes`.
         ConnectionError: The peer hung up before the end of the frame.
+        TimeoutError: The time is up.
     """
-    length = int.from_bytes(_read_exactly(connection, _LENGTH_BYTES), "big")
-    if length > LARGEST_FRAME_BYTES:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    length = int.from_bytes(_read_exactly(connection, _LENGTH_BYTES, deadline), "big")
+    if length > largest_bytes:
         raise ProtocolError(
-            f"a frame of {length} bytes was announced, at most {LARGEST_FRAME_BYTES} are allowed; "
+            f"a frame of {length} bytes was announced, at most {largest_bytes} are allowed; "
             f"the peer at this socket is not fedhash"
         )
-    return bytes(_read_exactly(connection, length))
+    return bytes(_read_exactly(connection, length, deadline))
 
 
-def _read_exactly(connection: socket.socket, length: int) -> bytearray:
-    content = bytearray(length)
-    view = memoryview(content)
-    while view:
-        received = connection.recv_into(view)
-        if received == 0:
-            raise ConnectionError(f"the peer hung up {len(view)} bytes before the end of a frame")
-        view = view[received:]
+def _read_exactly(connection: socket.socket, length: int, deadline: float | None) -> bytearray:
+    content = bytearray()
+    while len(content) < length:
+        start = len(content)
+        content += bytes(min(length - start, max(start, _FIRST_BYTES)))
+        with memoryview(content) as view:
+            while start < len(view):
+                if deadline is not None:
+                    left_s = deadline - time.monotonic()
+                    if left_s <= 0:
+                        raise TimeoutError(f"{len(view)} bytes of a frame did not arrive in time")
+                    connection.settimeout(left_s)
+                received = connection.recv_into(view[start:])
+                if received == 0:
+                    missing = length - start
+                    raise ConnectionError(
+                        f"the peer hung up {missing} bytes before the end of a frame"
+                    )
+                start += received
     return content

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedhash.errors import ArchiveError
+from fedhash.search.hit import HANDLE_BYTES
 
 __all__ = ["HANDLE_BYTES", "Entry", "site_handle"]
 
-HANDLE_BYTES = 16  # 2^64 studies before two are likely to share a handle
 _SECRET_BYTES = (16, 64)  # 64 is the longest key of BLAKE2b (RFC 7693)
 
 

@@ -41,7 +41,7 @@ Shape suffixes: d model parameters, K findings.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Protocol, runtime_checkable
 
@@ -60,7 +60,7 @@ from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, largest_message_bytes
 from fedhash.secagg.floors import SecureCohort
 
-__all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer"]
+__all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer", "answer_or_refuse"]
 
 MARGIN_WEIGHT_RANGE = (0.5, 2.0)  # w_k of the loss; its gradient bound holds up to w_max = 2
 _MARGIN = "margin"  # kept beside what is carried
@@ -130,18 +130,22 @@ class SiteAgent:
 
     def handle(self, message: Message) -> Message:
         """Answer a message; whatever a peer sends, the answer is a message too."""
-        try:
-            with self._one_at_a_time:
-                return self._aggregation.answer(message, self._contribute)
-        except RefusedError as error:
-            return Refusal(error.reason, str(error)).to_message()
-        except ProtocolError as error:
-            return Refusal("bad_message", str(error)).to_message()
-        except (FedhashError, OSError, ArithmeticError, RuntimeError):  # torch raises RuntimeError
-            _log.exception("site %s could not train", self.site)
-            return Refusal("training_failed", "see the site's own log").to_message()
+        with self._one_at_a_time:
+            return answer_or_refuse(
+                self.site, lambda: self._aggregation.answer(message, self.contribute)
+            )
 
-    def _contribute(self, request: TrainRequest, cohort: SecureCohort | None) -> Contribution:
+    def contribute(self, request: TrainRequest, cohort: SecureCohort | None) -> Contribution:
+        """Check a request against all rules, train, and store what the next round needs.
+
+        Args:
+            request: Well-formed, and nothing more.
+            cohort: See `SiteAggregation.answer`.
+
+        Raises:
+            RefusedError: A rule forbids it.
+            FedhashError: The training failed.
+        """
         self._check_plan(request)
         self._check_round(request)
         self._check_margins(request)
@@ -309,6 +313,19 @@ class SiteAgent:
                 "under another plan; start a new run, under another name",
             )
         return {name: array for name, array in carried.items() if name not in {_MARGIN, _PLAN}}
+
+
+def answer_or_refuse(site: str, answer: Callable[[], Message]) -> Message:
+    """What `answer` gives, or the refusal that stands for its error; only the log has details."""
+    try:
+        return answer()
+    except RefusedError as error:
+        return Refusal(error.reason, str(error)).to_message()
+    except ProtocolError as error:
+        return Refusal("bad_message", str(error)).to_message()
+    except (FedhashError, OSError, ArithmeticError, RuntimeError, MemoryError):
+        _log.exception("site %s could not train", site)  # torch raises RuntimeError
+        return Refusal("training_failed", "see the site's own log").to_message()
 
 
 def _digest(plan: RunPlan) -> UInt8[np.ndarray, " 32"]:

@@ -18,7 +18,9 @@ from itertools import chain
 
 from fedhash.errors import QueryError
 
-__all__ = ["Hit", "merge"]
+__all__ = ["HANDLE_BYTES", "Hit", "merge"]
+
+HANDLE_BYTES = 16  # 2^64 studies before two are likely to share a handle
 
 
 @dataclass(frozen=True, slots=True)

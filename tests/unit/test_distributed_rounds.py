@@ -92,7 +92,7 @@ def train_request(settings: RoundSettings = SETTINGS) -> TrainRequest:
 
 
 def contribution(agent: SiteAgent, asked: TrainRequest | None = None) -> Contribution:
-    return agent._contribute(asked or train_request(), secure_cohort(3, SECURE_AGREEMENT))
+    return agent.contribute(asked or train_request(), secure_cohort(3, SECURE_AGREEMENT))
 
 
 def encoding_of(settings: RoundSettings = SETTINGS) -> FixedPoint:
@@ -269,7 +269,7 @@ def test_a_site_takes_part_in_the_modes_that_it_allows() -> None:
 def test_a_step_without_a_secure_sum_is_refused() -> None:
     agent = distributed_site("site-0")
     with pytest.raises(RefusedError, match="needs a secure sum") as refused:
-        agent._contribute(train_request(), None)
+        agent.contribute(train_request(), None)
     assert refused.value.reason == "unsound_privacy"
     agent._aggregation = PlainSiteAggregation()
     answer = agent.handle(train_request().to_message())
@@ -281,7 +281,7 @@ def test_a_cohort_that_guarantees_nothing_is_refused_before_it_costs() -> None:
     agent = distributed_site("site-0", reserve=lambda *s: reserved.append(s))
     nobody = SecureCohort(sites=3, colluding=3, fewest_honest=0)
     with pytest.raises(RefusedError, match="of 3 sites 3 may collude") as refused:
-        agent._contribute(train_request(), nobody)
+        agent.contribute(train_request(), nobody)
     assert refused.value.reason == "unsound_privacy"
     assert reserved == []
 
