@@ -48,7 +48,8 @@ def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 def _check_key(key: str) -> str:
     if fault := key_fault(bytes.fromhex(key)):
         raise ValueError(
-            f"{key} {fault}; ask the site for what 'fedhash-site identity' prints there"
+            f"{key} {fault}; ask its holder for the public key again (a site's is what "
+            "'fedhash-site identity' prints there)"
         )
     return key
 
@@ -89,11 +90,10 @@ class Agreement(Settings):
             digits, each site another. Secure aggregation takes no keys but those signed by an
             identity of this list.
         secure_aggregation: The terms of secure aggregation.
+        release_key: The coordinator's Ed25519 public key, 64 hex digits: sites take a release from
+            the network only if it has signed it. Null where none is released so.
         privacy: A cap on epsilon for every site, beside its own; both bind. Private rounds need it,
             for its delta and its modes as well; null where there are none.
-        release_key: Ed25519 public key of the coordinator, 64 hex digits, that signs which release
-            is current (`fedhash.registry.statement`); without it a site takes no release from the
-            network.
     """
 
     name: str = Field(min_length=1)
@@ -111,8 +111,8 @@ class Agreement(Settings):
     largest_local_steps: int = Field(default=1000, ge=1)
     sites: dict[SiteName, _PublicKey] = Field(default={}, max_length=1000)
     secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
-    privacy: AgreedPrivacy | None = None
     release_key: _PublicKey | None = None
+    privacy: AgreedPrivacy | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""

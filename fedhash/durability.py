@@ -2,7 +2,7 @@
 
 >>> unfinished.replace(path)
 >>> sync_folder(path.parent)
->>> write_whole(Path("current.json"), content)
+>>> replace_file(path, b"whole, or as it was before")
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_whole"]
+__all__ = ["replace_file", "sync_folder"]
 
 
 def sync_folder(folder: Path) -> None:
@@ -26,8 +26,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, or replace it: whenever the process dies, it is the whole old or new one.
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is whole or as it was before, even if the power fails.
 
     Raises:
         OSError: The operating system refuses; an earlier file stays as it is.

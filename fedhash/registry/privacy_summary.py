@@ -96,6 +96,10 @@ class PrivacySummary(Settings):
     delta: float | None = Field(default=None, gt=0, lt=1)
     epsilon: float | None = Field(default=None, ge=0)
 
+    def adds_up(self) -> bool:
+        """Whether epsilon is what the trainings come to, computed anew."""
+        return self == _summary(self.trainings, self.delta)
+
     def in_words(self) -> str:
         """One sentence for people."""
         if self.epsilon is None:
@@ -149,10 +153,14 @@ def summarised(
             statistics_noise_multiplier=sigma or 0.0,
             statistics_releases=statistics,
         )
-    trainings = (*before, training)
-    if terms is None or any(each.mode in {"none", "unstated"} for each in trainings):
+    return _summary((*before, training), None if terms is None else terms.delta)
+
+
+def _summary(trainings: tuple[TrainingPrivacy, ...], delta: float | None) -> PrivacySummary:
+    if delta is None or any(each.mode in {"none", "unstated"} for each in trainings):
         return PrivacySummary(trainings=trainings)
     events = [event for each in trainings for event in each.events()]
+    # cut, so that another machine's last bits do not make another statement
     return PrivacySummary(
-        trainings=trainings, delta=terms.delta, epsilon=epsilon(events, terms.delta)
+        trainings=trainings, delta=delta, epsilon=float(f"{epsilon(events, delta):.6g}")
     )

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from fedhash.agreement import Agreement
 from fedhash.audit_log import AuditLog, read_audit_log
-from fedhash.durability import write_whole
+from fedhash.durability import replace_file
 from fedhash.errors import ReleaseError, StorageError
 from fedhash.registry.release import Release, load_release
 from fedhash.registry.statement import (
@@ -175,7 +175,7 @@ class Registry:
             )
             log.append({"statement": statement.model_dump_json()})
             try:
-                write_whole(self.folder / CURRENT_FILE, signed(statement, self._key))
+                replace_file(self.folder / CURRENT_FILE, signed(statement, self._key))
             except OSError as error:
                 raise StorageError(error, self.folder / CURRENT_FILE) from error
         return statement

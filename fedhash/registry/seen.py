@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from fedhash.configuration import Settings
-from fedhash.durability import write_whole
+from fedhash.durability import replace_file
 from fedhash.errors import ReleaseError, StorageError
 from fedhash.registry.statement import Statement
 from fedhash.regular_file import read_regular_file
@@ -93,7 +93,7 @@ class NewestSeen:
         seen = _Seen(number=statement.number, digest=digest)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, seen.model_dump_json().encode())
+            replace_file(self._path, seen.model_dump_json().encode())
         except OSError as error:
             raise StorageError(error, self._path) from error
         self._seen = seen

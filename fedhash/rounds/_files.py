@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fedhash.durability import write_whole
+from fedhash.durability import replace_file
 from fedhash.errors import CheckpointError, MessageError
 from fedhash.rounds.messages import Message
 
@@ -31,7 +31,7 @@ def write_stored(path: Path, message: Message) -> None:
     data = message.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, hashlib.sha256(data).digest() + data)
+        replace_file(path, hashlib.sha256(data).digest() + data)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror or error}); free disk space or correct "

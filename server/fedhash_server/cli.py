@@ -19,6 +19,7 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
 from fedhash.offline import FLOWER_SWITCHES
+from fedhash_server.release_commands import release, rollback
 
 if TYPE_CHECKING:
     from fedhash.models.layout import Layout
@@ -35,6 +36,8 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+app.add_typer(release, name="release")
+app.command()(rollback)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -150,20 +153,6 @@ def bundle(
     flwr = "flwr" if shutil.which("flwr") else str(Path(sys.executable).with_name("flwr"))
     start = [flwr, "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
     _show({"app": str(out), "start": shlex.join([*switches, *start])}, warnings, as_json=as_json)
-
-
-@app.command()
-def release(
-    folder: Annotated[Path, typer.Argument(help="The release's folder.")], as_json: AsJson = False
-) -> None:
-    """Verify a release, byte by byte, and print what it says of itself."""
-    from fedhash.registry.release import load_release
-
-    try:
-        loaded = load_release(folder)
-    except (FedhashError, OSError) as error:
-        _fail(error)
-    _show(loaded.describe(), None, as_json=as_json)
 
 
 @audit.command()

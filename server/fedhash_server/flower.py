@@ -20,10 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedhash
 from fedhash.agreement import Agreement
-from fedhash.configuration import gathered, problem_at, read_settings
+from fedhash.configuration import gathered, problem_at, read_settings, resolved
 from fedhash.errors import ConfigurationError, Problem, StorageError
-from fedhash.models.anchors import Anchors
-from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
@@ -32,7 +30,9 @@ from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.outlook import sum_outlook
+from fedhash_server.first_model import first_model
 from fedhash_server.flower_engine import FlowerEngine
+from fedhash_server.run_release import keep_inputs
 from fedhash_server.settings import RunSettings
 
 __all__ = ["BUNDLE_NAMES", "app", "train_run", "write_app_folder"]
@@ -85,16 +85,18 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
     Raises:
         ConfigurationError: A file is wrong, they do not fit each other, or the folder holds
             anything else than an app.
-        ModelError: The model cannot be built.
+        ModelError: The first model cannot be made.
+        ReleaseError: The release that the run starts from does not verify.
         StorageError: The folder cannot be written.
     """
     terms, settings, roster = _read_run(agreement, rounds, run)
-    anchors = Anchors.build(terms)
-    model = build_model(settings.model, terms.code_bits, roster.seed, anchors=anchors)  # or fails
+    layout = first_model(terms, settings, roster).layout  # or it fails here
     try:
         _check_folder(folder)
         sources = {_AGREEMENT: agreement, _ROUND: rounds, _RUN: run}
         contents = {name: source.read_bytes() for name, source in sources.items()}
+        if roster.parent or roster.frozen:  # read elsewhere, a relative path would lead nowhere
+            contents[_RUN] = resolved(roster).encode()
         (folder / "configs").mkdir(parents=True, exist_ok=True)
         (folder / _METADATA).write_text(_PYPROJECT, encoding="utf-8")
         for name, content in contents.items():
@@ -103,7 +105,6 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
         raise StorageError(error, folder) from error
     if settings.aggregation == "plain":
         return ()
-    layout = Layout.of(model)
     return sum_outlook(_plan(terms, settings, roster, layout), layout.size, terms).warnings
 
 
@@ -170,6 +171,8 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
 
     Raises:
         ConfigurationError: A file of the bundle is wrong, or they do not fit each other.
+        ModelError: What the first model is made of is missing, or of another model.
+        ReleaseError: The release that the run starts from does not verify.
         CheckpointError: The folder holds another run of this name.
         ProtocolError: Three rounds in a row failed.
         AuditError: The margin schedule's log was altered.
@@ -177,13 +180,11 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
             checkpoint when it is started again.
     """
     agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
-    model = build_model(
-        settings.model, agreement.code_bits, run.seed, anchors=Anchors.build(agreement)
-    )
-    layout = Layout.of(model)
-    plan = _plan(agreement, settings, run, layout)
+    first = first_model(agreement, settings, run)
+    plan = _plan(agreement, settings, run, first.layout)
+    keep_inputs(folder / run.run_id, agreement, first)
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
-    state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
+    state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, first.vector)
     run_rounds(coordinator_of(plan, agreement, state), engine, checkpoints, _log_round)
     return folder / run.run_id / "checkpoints"
 

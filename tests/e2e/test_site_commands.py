@@ -120,7 +120,7 @@ def test_a_damaged_release_or_another_agreement_is_refused(site: Path, release: 
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert "altered" in call(site_app, "index", site, "--release", release, code=1)
-    assert "altered" in call(coordinator_app, "release", release, code=1)
+    assert "altered" in call(coordinator_app, "release", "verify", release, code=1)
     model.write_bytes(whole)
     agreement = site.parent / "study" / "agreement.yaml"
     agreement.write_text(agreement.read_text().replace("smallest_cohort: 3", "smallest_cohort: 4"))
@@ -256,7 +256,7 @@ def test_the_coordinator_checks_agreement_round_and_release(release: Path) -> No
     facts = json.loads(call(coordinator_app, "check", agreement, "--round", round_file, "--json"))
     assert facts["anchors apart (bits)"] == "32 to 32"
     assert facts["model parameters"] > 0
-    shown = json.loads(call(coordinator_app, "release", release, "--json"))
+    shown = json.loads(call(coordinator_app, "release", "verify", release, "--json"))
     assert shown["towers"] == {"report": "report_ngrams"}
     assert set(shown["metrics"]) == {"map report -> report"}
 

@@ -1,0 +1,1 @@
+"""Commands of `fedhash-site` that have a file of their own."""
