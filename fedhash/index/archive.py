@@ -99,6 +99,13 @@ class Archive:
         shelves = self._contents.shelves
         return sum(len(shelves[name]) for name in shelves if modality in (None, name))
 
+    def handles(self, modality: str) -> set[str]:
+        """Handles of the studies that have an entry in a modality."""
+        shelf = self._contents.shelves.get(modality)
+        if shelf is None:
+            return set()
+        return {shelf.handle(position) for position in range(len(shelf))}
+
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the attributes that any entry has, sorted."""

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from fedhash.configuration import Settings
 from fedhash.durability import replace_file
 from fedhash.errors import ReleaseError, StorageError
-from fedhash.registry.statement import Statement
+from fedhash.registry.statement import ReleaseId, Statement
 from fedhash.regular_file import read_regular_file
 
 __all__ = ["NewestSeen"]
@@ -33,6 +33,7 @@ _LARGEST_BYTES = 1 << 12
 class _Seen(Settings):
     number: int = Field(ge=1)
     digest: str = Field(pattern="^[0-9a-f]{64}$")
+    release_id: ReleaseId
 
 
 class NewestSeen:
@@ -69,6 +70,11 @@ class NewestSeen:
         """Of the newest statement; 0 before the first."""
         return 0 if self._seen is None else self._seen.number
 
+    @property
+    def release_id(self) -> str | None:
+        """That the newest statement names; None before the first."""
+        return None if self._seen is None else self._seen.release_id
+
     def accept(self, statement: Statement) -> None:
         """Note a verified statement, or refuse it.
 
@@ -90,7 +96,7 @@ class NewestSeen:
                     "coordinator's key is used in two places: ask the coordinator"
                 )
             return
-        seen = _Seen(number=statement.number, digest=digest)
+        seen = _Seen(number=statement.number, digest=digest, release_id=statement.release_id)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self._path, seen.model_dump_json().encode())

@@ -24,7 +24,14 @@ from fedhash.errors import MessageError, RefusedError, ReleaseError
 from fedhash.rounds.messages import canonical_json
 from fedhash.secagg.identity import SiteIdentity, verify_signature
 
-__all__ = ["LARGEST_STATEMENT_BYTES", "ReleaseId", "Statement", "read_statement", "signed"]
+__all__ = [
+    "LARGEST_STATEMENT_BYTES",
+    "ReleaseId",
+    "Statement",
+    "claimed_release_id",
+    "read_statement",
+    "signed",
+]
 
 LARGEST_STATEMENT_BYTES = 1 << 14
 _DOMAIN = b"fedhash release statement 1\n"
@@ -66,6 +73,15 @@ def signed(statement: Statement, key: SiteIdentity) -> bytes:
     ).to_bytes()
 
 
+def claimed_release_id(data: bytes) -> str:
+    """The release that a statement names, unverified: for whoever only hands it on.
+
+    Raises:
+        ReleaseError: It is no statement.
+    """
+    return _parsed(data).statement.release_id
+
+
 def read_statement(data: bytes, release_key: str, consortium: str) -> Statement:
     """Read and verify a statement; `data` may come from anyone.
 
@@ -77,18 +93,7 @@ def read_statement(data: bytes, release_key: str, consortium: str) -> Statement:
     Raises:
         ReleaseError: It is no statement, not signed with this key, or of another consortium.
     """
-    try:
-        if len(data) > LARGEST_STATEMENT_BYTES:
-            raise ReleaseError(
-                f"a statement of {len(data):,} bytes was sent, at most "
-                f"{LARGEST_STATEMENT_BYTES:,} are read; this is no release service of fedhash"
-            )
-        content = _Signed.model_validate_json(data)
-        if content.to_bytes() != data:
-            raise ReleaseError("a release statement is not in its canonical form; ask for it again")
-    except (ValidationError, MessageError, ValueError, RecursionError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ReleaseError(f"this is no release statement ({first}); ask for it again") from error
+    content = _parsed(data)
     statement = content.statement
     try:
         verify_signature(release_key, bytes.fromhex(content.signature), _signed_text(statement))
@@ -104,6 +109,22 @@ def read_statement(data: bytes, release_key: str, consortium: str) -> Statement:
             f"{consortium!r}"
         )
     return statement
+
+
+def _parsed(data: bytes) -> _Signed:
+    try:
+        if len(data) > LARGEST_STATEMENT_BYTES:
+            raise ReleaseError(
+                f"a statement of {len(data):,} bytes was sent, at most "
+                f"{LARGEST_STATEMENT_BYTES:,} are read; this is no release service of fedhash"
+            )
+        content = _Signed.model_validate_json(data)
+        if content.to_bytes() != data:
+            raise ReleaseError("a release statement is not in its canonical form; ask for it again")
+    except (ValidationError, MessageError, ValueError, RecursionError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ReleaseError(f"this is no release statement ({first}); ask for it again") from error
+    return content
 
 
 def _signed_text(statement: Statement) -> bytes:
