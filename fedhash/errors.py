@@ -19,6 +19,7 @@ A message says what was found, what was expected and what to do.
     ├── PrivacyError           parameters of privacy that guarantee nothing
     ├── LedgerError            a privacy ledger that was altered, or cannot be used
     ├── AuditError             an audit log that was altered, or cannot be written
+    ├── CertificateError       a certificate or a request that names nobody, or not whom it should
     ├── QueryError             a search request that cannot be answered
     └── StorageError           a file that the operating system refuses
 """
@@ -35,6 +36,7 @@ __all__ = [
     "ArchiveError",
     "AuditError",
     "BudgetError",
+    "CertificateError",
     "CheckpointError",
     "CohortError",
     "ConfigurationError",
@@ -160,6 +162,10 @@ class LedgerError(FedhashError):
 
 class AuditError(FedhashError):
     """An audit log was altered, cut short or damaged, or cannot be written."""
+
+
+class CertificateError(FedhashError):
+    """A certificate, or the request for one, does not prove what it should."""
 
 
 class QueryError(FedhashError):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +15,10 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, Problem, QueryError, StorageError
+from fedhash.errors import FedhashError, Problem, QueryError
+from fedhash_client.commands.init import init
+from fedhash_client.printing import fail as _fail
+from fedhash_client.printing import print_json as _print_json
 from fedhash_client.settings import SiteSettings
 
 if TYPE_CHECKING:
@@ -26,12 +28,13 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="Keep one site's part of a consortium: its data, its index, its answers.\n\n"
-    "Start with: fedhash-site check SITE.yaml",
+    "Start with: fedhash-site init FOLDER --name NAME",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 _out = Console()
 _err = Console(stderr=True)
+app.command()(init)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]
@@ -324,14 +327,3 @@ def _print_budget(found: Budget) -> None:
 def _read(site: Path) -> tuple[SiteSettings, Agreement]:
     settings = read_settings(site, SiteSettings)
     return settings, read_settings(settings.agreement, Agreement)
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _fail(error: FedhashError | OSError) -> NoReturn:
-    if isinstance(error, OSError):
-        error = StorageError(error)
-    _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error

@@ -11,9 +11,6 @@ that only its owner may read. A file is whole or absent, and a key is never over
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fedhash.errors import ConfigurationError, Problem, RefusedError, StorageError
+from fedhash.errors import ConfigurationError, Problem, RefusedError
+from fedhash.private_file import read_private_file, write_private_file
 
 __all__ = ["SiteIdentity", "verify_signature"]
 
@@ -58,18 +56,7 @@ class SiteIdentity:
             ConfigurationError: Others may read the file, or it holds no Ed25519 key.
             StorageError: The operating system refuses to read it.
         """
-        try:
-            with path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-                content = file.read()
-        except OSError as error:
-            raise StorageError(error, path) from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise _wrong(
-                path,
-                f"others may use this private key (mode {stat.S_IMODE(mode):04o}, expected 0600); "
-                f"run chmod 600 on it, and enrol a new key if anyone else had access",
-            )
+        content = read_private_file(path)
         try:
             key = load_pem_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -92,27 +79,7 @@ class SiteIdentity:
             StorageError: The operating system refuses to write.
         """
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        try:
-            descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            try:  # mkstemp makes mode 0600
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(pem)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.link(unfinished, path)  # unlike a rename, fails where there is a file
-            finally:
-                Path(unfinished).unlink()
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # without it a power cut may forget the file's name
-            finally:
-                os.close(folder)
-        except FileExistsError as error:
-            raise _wrong(
-                path, "there is a file already, and a key is never overwritten; name another file"
-            ) from error
-        except OSError as error:
-            raise StorageError(error, path) from error
+        write_private_file(path, pem)
 
     @property
     def public_hex(self) -> str:

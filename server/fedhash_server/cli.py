@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,11 @@ from rich.markup import escape
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
-from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
+from fedhash.errors import ConfigurationError, FedhashError, Problem
 from fedhash.offline import FLOWER_SWITCHES
-from fedhash_server.release_commands import release, rollback
+from fedhash_server.commands.enrolment import enrol, init, strike
+from fedhash_server.commands.releases import release, rollback
+from fedhash_server.printing import fail as _fail
 
 if TYPE_CHECKING:
     from fedhash.models.layout import Layout
@@ -29,15 +31,16 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Check what a consortium agrees upon and what it releases.\n\n"
-    "Start with: fedhash-coordinator check AGREEMENT.yaml --round ROUND.yaml",
+    help="Bring sites together: enrol them, train with them, release what they learnt.\n\n"
+    "Start with: fedhash-coordinator init FOLDER --name CONSORTIUM --host HOST",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 app.add_typer(release, name="release")
-app.command()(rollback)
+for _command in (init, enrol, strike, rollback):
+    app.command()(_command)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -219,10 +222,3 @@ def _show(facts: dict[str, object], warnings: Sequence[str] | None, *, as_json: 
             _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False, soft_wrap=True)
     for warning in warnings or ():
         _err.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-
-
-def _fail(error: FedhashError | OSError) -> NoReturn:
-    if isinstance(error, OSError):
-        error = StorageError(error)
-    _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error

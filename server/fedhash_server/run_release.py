@@ -35,7 +35,7 @@ from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState
 from fedhash_server.first_model import FirstModel
 
-__all__ = ["keep_inputs", "release_run"]
+__all__ = ["keep_inputs", "release_run", "run_ids"]
 
 _INPUTS_FILE = "inputs.json"
 _LARGEST_INPUTS_BYTES = 1 << 24
@@ -76,6 +76,18 @@ def keep_inputs(run_folder: Path, agreement: Agreement, first: FirstModel) -> No
         replace_file(path, inputs.model_dump_json(indent=2).encode())  # last: then all is there
     except OSError as error:
         raise StorageError(error, run_folder) from error
+
+
+def run_ids(runs: Path) -> list[str]:
+    """Runs that have a folder, sorted.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    try:
+        return sorted(path.parent.name for path in runs.glob(f"*/{_INPUTS_FILE}"))
+    except OSError as error:
+        raise StorageError(error, runs) from error
 
 
 def release_run(run_folder: Path, releases: Path, *, unfinished_too: bool = False) -> Release:

@@ -14,6 +14,7 @@ from fedhash.configuration import Settings
 from fedhash.configuration.schemas import write_schemas
 from fedhash.rounds.settings import RoundSettings
 from fedhash_client.settings import SiteSettings
+from fedhash_server.coordinator_settings import CoordinatorSettings
 from fedhash_server.settings import RunSettings
 from fedhash_sim.settings import StudySettings
 
@@ -21,6 +22,7 @@ __all__ = ["CONFIGURATION_KINDS"]
 
 CONFIGURATION_KINDS: dict[str, type[Settings]] = {
     "agreement": Agreement,
+    "coordinator": CoordinatorSettings,
     "round": RoundSettings,
     "run": RunSettings,
     "site": SiteSettings,

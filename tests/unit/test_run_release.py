@@ -74,9 +74,8 @@ def coordinator(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_released_listed_and_rolled_back(coordinator: Path) -> None:
-    here = ("--coordinator", coordinator, "--json")
-    run = train(coordinator, "", round_settings())
-    made = json.loads(call("release", "make", run, *here))
+    train(coordinator, "", round_settings())
+    made = json.loads(call("release", "make", coordinator, "run-1", "--json"))
     assert made["statement"] == 1
     release = load_release(Path(made["folder"]))
     assert release.release_id == made["release_id"] == Path(made["folder"]).name
@@ -85,16 +84,22 @@ def test_a_run_is_released_listed_and_rolled_back(coordinator: Path) -> None:
     assert json.loads(call("release", "verify", made["folder"], "--json"))["privacy"] == (
         "no bound: it was trained without noise and may remember patients"
     )
-    assert "is current already" in call("release", "make", run, *here, code=1)
-    longer = train(coordinator, f"parent: releases/{release.release_id}", round_settings(), "run-2")
-    second = json.loads(call("release", "make", longer, *here))
+    assert "is current already" in call("release", "make", coordinator, "run-1", code=1)
+    assert "has no run 'run-9'; it has run-1" in call(
+        "release", "make", coordinator, "run-9", code=1
+    )
+    train(coordinator, f"parent: releases/{release.release_id}", round_settings(), "run-2")
+    second = json.loads(call("release", "make", coordinator, "run-2", "--json"))
     assert second["parent"] == release.release_id
-    assert json.loads(call("rollback", release.release_id, *here))["kind"] == "rollback"
-    listed = json.loads(call("release", "list", *here))
+    assert (
+        json.loads(call("rollback", coordinator, release.release_id, "--json"))["kind"]
+        == "rollback"
+    )
+    listed = json.loads(call("release", "list", coordinator, "--json"))
     assert listed["current"]["number"] == 3
     assert listed["current"]["release_id"] == release.release_id
     assert [each["kind"] for each in listed["statements"]] == ["release", "release", "rollback"]
-    assert "current" in call("release", "list", "--coordinator", coordinator)
+    assert "current" in call("release", "list", coordinator)
 
 
 def test_the_next_run_starts_from_its_parent(coordinator: Path) -> None:

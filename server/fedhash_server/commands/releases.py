@@ -1,7 +1,4 @@
-"""`fedhash-coordinator release ...` and `rollback`: what becomes current at the sites.
-
-The coordinator's folder holds `agreement.yaml`, `secrets/release.key` and `releases/`.
-"""
+"""`fedhash-coordinator release ...` and `rollback`: what becomes current at the sites."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhash.agreement import Agreement
-from fedhash.configuration import read_settings
 from fedhash.errors import FedhashError, ReleaseError
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_server.printing import fail, print_facts, print_json
@@ -31,9 +26,7 @@ release = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-CoordinatorFolderOption = Annotated[
-    Path, typer.Option("--coordinator", help="The coordinator's folder.", metavar="FOLDER")
-]
+Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 After = Annotated[
     int,
     typer.Option(
@@ -46,8 +39,8 @@ After = Annotated[
 
 @release.command()
 def make(
-    run: Annotated[Path, typer.Argument(help="The run's folder, such as runs/RUN_ID.")],
-    coordinator: CoordinatorFolderOption = Path(),
+    folder: Folder,
+    run_id: Annotated[str, typer.Argument(help="The run; its folder is FOLDER/runs/RUN_ID.")],
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="Release a run that has rounds left.")
     ] = False,
@@ -55,10 +48,16 @@ def make(
     as_json: AsJson = False,
 ) -> None:
     """Make the release of a run, sign it and make it current: sites fetch it from then on."""
-    from fedhash_server.run_release import release_run
+    from fedhash_server.run_release import release_run, run_ids
 
     try:
-        registry = _registry(coordinator)
+        registry = _registry(folder)
+        if run_id not in run_ids(folder / "runs"):
+            raise ReleaseError(
+                f"{folder / 'runs'} has no run {run_id!r}; it has "
+                f"{', '.join(run_ids(folder / 'runs')) or 'none'}"
+            )
+        run = folder / "runs" / run_id
         made = release_run(run, registry.folder, unfinished_too=unfinished)
         statement = registry.publish(made.release_id, after)
     except (FedhashError, OSError) as error:
@@ -90,12 +89,12 @@ def verify(
 
 
 @release.command(name="list")
-def list_releases(coordinator: CoordinatorFolderOption = Path(), as_json: AsJson = False) -> None:
+def list_releases(folder: Folder, as_json: AsJson = False) -> None:
     """List the releases of the folder and every statement that was signed."""
     from fedhash.registry.registry import release_ids
 
     try:
-        registry = _registry(coordinator)
+        registry = _registry(folder)
         ids = release_ids(registry.folder)
         statements = registry.statements()
         current = registry.current()
@@ -120,16 +119,16 @@ def list_releases(coordinator: CoordinatorFolderOption = Path(), as_json: AsJson
 
 
 def rollback(
+    folder: Folder,
     release_id: Annotated[
         str, typer.Argument(help="A release that was current, as 'release list' prints it.")
     ],
-    coordinator: CoordinatorFolderOption = Path(),
     after: After = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make an older release current again, by a new signed statement."""
     try:
-        statement = _registry(coordinator).roll_back(release_id, after)
+        statement = _registry(folder).roll_back(release_id, after)
     except (FedhashError, OSError) as error:
         fail(error)
     print_facts(_told(statement), as_json=as_json)
@@ -144,9 +143,9 @@ def _told(statement: Statement) -> dict[str, object]:
     }
 
 
-def _registry(coordinator: Path) -> Registry:
+def _registry(folder: Path) -> Registry:
     from fedhash.registry.registry import Registry
+    from fedhash_server.coordinator_folder import CoordinatorFolder
 
-    agreement = read_settings(coordinator / "agreement.yaml", Agreement)
-    key = SiteIdentity.load(coordinator / "secrets" / "release.key")
-    return Registry(coordinator / "releases", agreement, key)
+    place = CoordinatorFolder(folder)
+    return Registry(folder / "releases", place.agreement(), SiteIdentity.load(place.key("release")))

@@ -1,0 +1,1 @@
+"""Commands of `fedhash-coordinator` that have a file of their own."""
