@@ -118,19 +118,19 @@ def identity(
 def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
     """Encode the archive with a released model; the old index answers until the new is whole."""
     from fedhash.registry.release import load_release
-    from fedhash_client.archive_index import build_archive
+    from fedhash_client.releases.download import install_release
+    from fedhash_client.releases.served import ServedReleases, check_release
 
     try:
         settings, agreement = _read(site)
-        loaded = load_release(release)
-        with Progress(console=_err) as bars:
+        check_release(load_release(release), agreement)
+        with Progress(console=_err) as bars, ServedReleases(settings, agreement) as served:
             task = bars.add_task("encoding", total=None)
-            counts = build_archive(
-                settings,
-                agreement,
-                loaded,
+            now = served.adopt(
+                install_release(release, served.releases),
                 lambda done, total: bars.update(task, completed=done, total=total),
             )
+            counts = {name: now.archive.count(name) for name in now.model.modalities}
     except (FedhashError, OSError) as error:
         _fail(error)
     if as_json:
@@ -196,7 +196,7 @@ def search(
     from fedhash.registry.release import load_release
     from fedhash.search import make_query, radius_from_kappa
     from fedhash.search.filters import parse_filters
-    from fedhash_client.archive_index import check_release
+    from fedhash_client.releases.served import check_release
 
     try:
         if (report is None) == (image is None):

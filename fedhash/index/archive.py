@@ -72,6 +72,7 @@ class Archive:
     """
 
     def __init__(self, path: Path, release_id: str, code_bits: int) -> None:
+        self.path = path
         self.release_id = release_id
         self.code_bits = code_bits
         self._writing = Lock()

@@ -1,10 +1,10 @@
 """The release service: sites ask what is current and fetch its files, in chunks of 1 MB.
 
-1. Who may ask is decided by `admit`, before anything else, for each call.
+1. Who may ask is decided by `admit` from what TLS proved, before anything else, for each call.
 2. Only files of the release that `current.json` names are given, by the names that a release has.
    Nothing of a request becomes a path before it has the form of an id or of such a name.
 3. At most `LARGEST_DOWNLOADS` run at a time; another one is told to come again. A site that reads
-   slowly holds a place until its deadline, which a call must have and which is at most an hour away.
+   slowly holds a place until its deadline, which a call must have, at most an hour away.
 
     >>> server.add_generic_rpc_handlers([release_handler(Path("releases"), admit)])
 """
@@ -12,9 +12,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -22,8 +22,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from fedhash.errors import FedhashError
-from fedhash.models.frozen_features import LARGEST_FILE_BYTES
+from fedhash.errors import CertificateError, FedhashError
 from fedhash.registry.registry import CURRENT_FILE, read_current
 from fedhash.registry.statement import claimed_release_id
 from fedhash.registry.wire import (
@@ -37,7 +36,7 @@ from fedhash.registry.wire.releases_pb2 import Chunk, CurrentReply, FetchRequest
 
 __all__ = ["LARGEST_DOWNLOADS", "release_handler"]
 
-LARGEST_DOWNLOADS = 8
+LARGEST_DOWNLOADS = 6  # the router has eight threads for calls like these
 _LONGEST_CALL_S = 3600.0
 _FILE = re.compile(r"manifest\.json|model\.safetensors|frozen-[a-z][a-z0-9_]{0,63}\.safetensors")
 
@@ -45,18 +44,25 @@ _log = logging.getLogger(__name__)
 
 
 def release_handler(
-    folder: Path, admit: Callable[[grpc.ServicerContext], object]
+    folder: Path, admit: Callable[[Mapping[str, Iterable[bytes]]], object]
 ) -> grpc.GenericRpcHandler:
     """The service's methods for a server of grpcio.
 
     Args:
         folder: The registry's (`fedhash.registry.registry`).
-        admit: Ends a call (`context.abort`) whose peer may not fetch releases.
+        admit: Raises CertificateError for a connection (`context.auth_context()`) whose peer may
+            not fetch releases.
     """
     places = BoundedSemaphore(LARGEST_DOWNLOADS)
 
+    def check(context: Any) -> None:
+        try:
+            admit(context.auth_context())
+        except CertificateError as error:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+
     def current(request: bytes, context: grpc.ServicerContext) -> bytes:
-        admit(context)
+        check(context)
         if len(request) > LARGEST_REQUEST_BYTES:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is too long")
         try:
@@ -67,7 +73,7 @@ def release_handler(
         return CurrentReply(statement=statement).SerializeToString()
 
     def fetch(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        admit(context)
+        check(context)
         path, offset = _asked(request, folder, context)
         if not 0 < (context.time_remaining() or 0) <= _LONGEST_CALL_S:
             context.abort(
@@ -83,7 +89,7 @@ def release_handler(
         finally:
             places.release()
 
-    methods = {
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         CURRENT_METHOD: grpc.unary_unary_rpc_method_handler(current),
         FETCH_METHOD: grpc.unary_stream_rpc_method_handler(fetch),
     }
@@ -93,9 +99,9 @@ def release_handler(
 
 def _asked(request: bytes, folder: Path, context: Any) -> tuple[Path, int]:
     """The file of the current release that a request names, and where to begin."""
+    if len(request) > LARGEST_REQUEST_BYTES:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is too long")
     try:
-        if len(request) > LARGEST_REQUEST_BYTES:
-            raise DecodeError("too long")
         asked = FetchRequest.FromString(request)
     except DecodeError as error:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"this is no request: {error}")
@@ -114,22 +120,16 @@ def _asked(request: bytes, folder: Path, context: Any) -> tuple[Path, int]:
 
 def _chunks(path: Path, offset: int, context: Any) -> Iterator[bytes]:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            context.abort(grpc.StatusCode.NOT_FOUND, "that release has no such file")
         with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE_BYTES:
-                raise OSError(f"{path} is no file of a release")
-            if offset > status.st_size:
-                context.abort(grpc.StatusCode.OUT_OF_RANGE, "the file ends before that offset")
-            file.seek(offset)
-            left = status.st_size - offset
+            total = os.fstat(file.fileno()).st_size
+            file.seek(min(offset, total))  # beyond it, the size alone tells what is wrong
             while True:
-                content = file.read(min(CHUNK_BYTES, left))
-                left -= len(content)
-                yield Chunk(total_bytes=status.st_size, content=content).SerializeToString()
-                if left == 0 or not content:
+                content = file.read(CHUNK_BYTES)
+                yield Chunk(total_bytes=total, content=content).SerializeToString()
+                if file.tell() >= total or not content:
                     return
-    except FileNotFoundError:
-        context.abort(grpc.StatusCode.NOT_FOUND, "that release has no such file")
     except OSError:
         _log.exception("%s cannot be read", path)
         context.abort(grpc.StatusCode.INTERNAL, "the coordinator cannot read that file")
