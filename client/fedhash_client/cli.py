@@ -16,6 +16,7 @@ from rich.table import Table
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.errors import FedhashError, Problem, QueryError
+from fedhash_client.commands.daemon import run, status
 from fedhash_client.commands.init import init
 from fedhash_client.printing import fail as _fail
 from fedhash_client.printing import print_json as _print_json
@@ -35,6 +36,8 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 app.command()(init)
+app.command()(run)
+app.command()(status)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]

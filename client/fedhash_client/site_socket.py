@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fedhash.errors import ProtocolError
 
-__all__ = ["SiteSocket", "read_frame", "write_frame"]
+__all__ = ["FrameTooLongError", "SiteSocket", "read_frame", "write_frame"]
 
 _LENGTH_BYTES = 8
 _FIRST_BYTES = 1 << 20  # room for the start of a frame; it doubles as the frame fills it
 LARGEST_FRAME_BYTES = 1 << 31  # Flower was seen to carry 360 MB; this guards against a wrong peer
+
+
+class FrameTooLongError(ProtocolError):
+    """A frame was announced that is longer than its reader takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class SiteSocket:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.settimeout(timeout_s)
                 connection.connect(self.path)
-                write_frame(connection, request)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    write_frame(connection, request)  # a daemon may refuse before the end of it
                 return read_frame(connection)
         except OSError as error:
             raise ProtocolError(
@@ -65,6 +72,7 @@ def read_frame(
     *,
     largest_bytes: int = LARGEST_FRAME_BYTES,
     timeout_s: float | None = None,
+    reserve: Callable[[int], None] = lambda _: None,
 ) -> bytes:
     """Receive one frame.
 
@@ -73,27 +81,35 @@ def read_frame(
         largest_bytes: A longer frame is refused unread.
         timeout_s: The whole frame has to arrive in this time, however steadily it trickles; None
             leaves the connection's own timeout of each receipt.
+        reserve: Called with a number of bytes before memory is taken for them; may raise.
 
     Raises:
-        ProtocolError: The peer announced more than `largest_bytes`.
+        FrameTooLongError: The peer announced more than `largest_bytes`.
         ConnectionError: The peer hung up before the end of the frame.
         TimeoutError: The time is up.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    length = int.from_bytes(_read_exactly(connection, _LENGTH_BYTES, deadline), "big")
+    length = int.from_bytes(_read_exactly(connection, _LENGTH_BYTES, deadline, reserve), "big")
     if length > largest_bytes:
-        raise ProtocolError(
+        raise FrameTooLongError(
             f"a frame of {length} bytes was announced, at most {largest_bytes} are allowed; "
             f"the peer at this socket is not fedhash"
         )
-    return bytes(_read_exactly(connection, length, deadline))
+    return bytes(_read_exactly(connection, length, deadline, reserve))
 
 
-def _read_exactly(connection: socket.socket, length: int, deadline: float | None) -> bytearray:
+def _read_exactly(
+    connection: socket.socket,
+    length: int,
+    deadline: float | None,
+    reserve: Callable[[int], None],
+) -> bytearray:
     content = bytearray()
     while len(content) < length:
         start = len(content)
-        content += bytes(min(length - start, max(start, _FIRST_BYTES)))
+        more = min(length - start, max(start, _FIRST_BYTES))
+        reserve(more)
+        content += bytes(more)
         with memoryview(content) as view:
             while start < len(view):
                 if deadline is not None:

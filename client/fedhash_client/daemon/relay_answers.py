@@ -17,17 +17,16 @@ No socket is seen here. Rules:
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import problem_at
 from fedhash.errors import ConfigurationError, MessageError, Problem, RefusedError, StorageError
+from fedhash.private_file import write_private_file
 from fedhash.rounds.aggregation import Contribution, PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent, answer_or_refuse
@@ -189,14 +188,9 @@ def training_seed(path: Path) -> int:
         ConfigurationError: The file holds no number.
         StorageError: The operating system refuses it.
     """
+    if not path.exists():
+        write_private_file(path, f"{secrets.randbits(63)}\n".encode())
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{secrets.randbits(63)}\n")
-                file.flush()
-                os.fsync(file.fileno())
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
         raise StorageError(error, path) from error
