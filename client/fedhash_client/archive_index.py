@@ -10,19 +10,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fedhash.agreement import Agreement
 from fedhash.data.manifest import Manifest, read_manifest
+from fedhash.data.study import Study
 from fedhash.errors import ArchiveError, StorageError
+from fedhash.index.entry import site_handle
+from fedhash.rounds.messages import canonical_json
+from fedhash_client.daemon.prepared_cache import file_marks
 from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawn import Withdrawn
 
-__all__ = ["read_handle_key", "read_site_manifest", "state_folder"]
+__all__ = ["data_fingerprint", "read_handle_key", "read_site_manifest", "state_folder"]
 
 _KEY_BYTES = 32
 
@@ -47,6 +53,26 @@ def read_site_manifest(settings: SiteSettings, agreement: Agreement) -> Manifest
 def state_folder(settings: SiteSettings) -> Path:
     """Where the site keeps what must outlast everything else; beside the archive by default."""
     return settings.state or settings.archive.parent
+
+
+def data_fingerprint(manifest: Path, studies: Sequence[Study], handle_key: bytes) -> str:
+    """Stands for all that an index of the studies is made of, beside a release: 64 hex digits.
+
+    It changes with the manifest's bytes, with size or time of change of a file that a study's
+    content is read from, and with the handle key.
+
+    Raises:
+        DataError: A file of a study is gone.
+        StorageError: The manifest cannot be read.
+    """
+    try:
+        hashed = hashlib.sha256(manifest.read_bytes())
+    except OSError as error:
+        raise StorageError(error, manifest) from error
+    marks = {path: list(mark) for path, mark in file_marks(studies).items()}
+    hashed.update(canonical_json(marks).encode())
+    hashed.update(site_handle(handle_key, "").encode())  # it tells another key, and not the key
+    return hashed.hexdigest()
 
 
 def read_handle_key(path: Path) -> bytes:

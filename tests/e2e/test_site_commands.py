@@ -174,7 +174,8 @@ def test_filtering_by_an_attribute_that_no_study_has_is_told(site: Path, release
     call(site_app, "index", site, "--release", release)
     wanted = ("search", site, "--release", release, "--report", "Effusion.")
     found = json.loads(call(site_app, *wanted, "--where", "sex=nobody", "--json"))
-    assert found == {"cut_to_bits": None, "hits": []}
+    assert found["source"] == "release"
+    assert (found["cut_to_bits"], found["hits"]) == (None, [])
     message = call(site_app, *wanted, "--where", "gender=female", code=1)
     assert re.search("no study .* attribute 'gender'; it knows: .*scanner.*, sex, ", message)
 
@@ -190,7 +191,7 @@ def test_a_site_bounds_the_radius_of_its_answers_in_its_own_file(site: Path, rel
     near = [hit for hit in broad["hits"] if hit["distance"] <= 8]
     for kappa in ([], ["--kappa", -1]):
         found = json.loads(call(site_app, *wanted, *kappa, "--json"))
-        assert found == {"cut_to_bits": 8, "hits": near}
+        assert (found["cut_to_bits"], found["hits"]) == (8, near)
     shown = call(site_app, *wanted)
     assert "cut by the site's smallest_kappa (0.5): hits up to distance 8 only" in shown
     assert "cut by" not in call(site_app, *wanted, "--kappa", 0.5)

@@ -31,13 +31,9 @@ from fedhash.registry.release import (
     named_files,
 )
 from fedhash.regular_file import read_regular_file
-from fedhash_client.releases.source import ReleaseSource
+from fedhash_client.releases.source import ReleaseSource, untold
 
 __all__ = ["fetch_release", "install_release"]
-
-
-def _nowhere(done_bytes: int, total_bytes: int) -> None:
-    """Progress that nobody looks at."""
 
 
 def fetch_release(
@@ -45,7 +41,7 @@ def fetch_release(
     folder: Path,
     release_id: str,
     largest_bytes: int,
-    progress: Callable[[int, int], None] = _nowhere,
+    progress: Callable[[int, int], None] = untold,
 ) -> Release:
     """The release, downloaded if need be.
 

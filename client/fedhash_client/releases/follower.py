@@ -25,6 +25,7 @@ from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ReleaseError
 from fedhash.registry.seen import NewestSeen
 from fedhash.registry.statement import read_statement
+from fedhash_client.daemon.service import Status
 from fedhash_client.releases.download import fetch_release
 from fedhash_client.releases.served import ServedReleases
 from fedhash_client.releases.source import ReleaseSource
@@ -43,7 +44,7 @@ class _Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 
 class ReleaseFollower:
-    """A service of the daemon.
+    """The service `releases` of the daemon.
 
     Args:
         settings: The site's file.
@@ -56,6 +57,8 @@ class ReleaseFollower:
         ReleaseError: The agreement names no `release_key`, or the memory of numbers is damaged.
         StorageError: The operating system refuses that memory.
     """
+
+    name = "releases"
 
     def __init__(
         self,
@@ -94,15 +97,14 @@ class ReleaseFollower:
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT_S)
 
-    def status(self) -> dict[str, Any]:
-        """For `fedhash-site status`, JSON-able."""
+    def status(self) -> Status:
+        """See :class:`fedhash_client.daemon.service.Service`; a share, and no number of studies."""
         served = self._served.current()
         return {
+            "healthy": self._error is None,
             "phase": self._phase,
-            "done": self._done,
-            "total": self._total,
+            "percent": 100 * self._done // self._total if self._total else 0,
             "release": None if served is None else served.release.release_id,
-            "entries": 0 if served is None else served.archive.count(),
             "wanted": self._seen.release_id,
             "statement": self._seen.number,
             "error": self._error,

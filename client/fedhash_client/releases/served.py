@@ -25,7 +25,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -42,9 +41,13 @@ from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import HashModel
 from fedhash.models.prepared import prepare_studies
 from fedhash.registry.release import Release, load_release
-from fedhash.rounds.messages import canonical_json
-from fedhash_client.archive_index import read_handle_key, read_site_manifest, state_folder
-from fedhash_client.daemon.prepared_cache import file_marks
+from fedhash_client.archive_index import (
+    data_fingerprint,
+    read_handle_key,
+    read_site_manifest,
+    state_folder,
+)
+from fedhash_client.releases.source import untold
 from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawn import Withdrawn
 
@@ -101,9 +104,10 @@ class ServedReleases:
         self._served: ServedRelease | None = None
         self._filling: Archive | None = None
         try:
-            for each in (self._folder, self.releases):
+            for each in (self._link.parent, self.releases.parent, self._folder, self.releases):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder = self._folder.resolve()
+            _remove(self._link.with_name(self._link.name + ".new"))  # of earlier versions
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,8 +137,11 @@ class ServedReleases:
         """What answers now; None where the site has no archive yet, or `open` was not called."""
         return self._served
 
-    def open(self) -> ServedRelease | None:
+    def open(self, release: Release | None = None) -> ServedRelease | None:
         """Open what the link names, if anything.
+
+        Args:
+            release: To be used in the place of the site's own copy; it must be that of the archive.
 
         Raises:
             ArchiveError: The archive is damaged or in use.
@@ -143,21 +150,26 @@ class ServedReleases:
         path = self._linked()
         if path is None:
             return None
-        release_id, _ = archive_release(path)
-        folder = self.releases / release_id
-        if not folder.is_dir():
-            raise ReleaseError(
-                f"{self._link} holds codes of release {release_id[:12]}, and {folder} is not "
-                "there; copy the release there, or let the site fetch it again"
-            )
-        release = load_release(folder)
+        if release is None:
+            release_id, _ = archive_release(path)
+            folder = self.releases / release_id
+            if not folder.is_dir():
+                raise ReleaseError(
+                    f"{self._link} holds codes of release {release_id[:12]}, and {folder} is not "
+                    "there; copy the release there, or let the site fetch it again"
+                )
+            release = load_release(folder)
         check_release(release, self._agreement)
         archive = Archive(path, release.release_id, self._agreement.code_bits)
         self._served = ServedRelease(release, release.build_model(), archive)
         return self._served
 
     def adopt(
-        self, release: Release, progress: Callable[[int, int], None], *, anew: bool = False
+        self,
+        release: Release,
+        progress: Callable[[int, int], None] = untold,
+        *,
+        anew: bool = False,
     ) -> ServedRelease:
         """Fill the archive of a release and switch to it.
 
@@ -183,15 +195,19 @@ class ServedReleases:
             )
         key = read_handle_key(self._settings.handle_key)
         before = self._linked()
-        name = f"{release.release_id[:16]}-{self._data(studies, key)}"
+        data = data_fingerprint(self._settings.manifest, studies, key)[:16]
+        name = f"{release.release_id[:16]}-{data}"
         path, again = self._folder / f"{name}.sqlite", self._folder / f"{name}-again.sqlite"
         if (path if anew else again) == before:
-            path = again
+            path, again = again, path
+        if path == before and not anew:
+            served = self._reopened(release)
+            if served is not None:
+                progress(len(studies), len(studies))
+                return served
+            path, anew = again, True  # what answered is damaged
         if anew:
             _remove(path)
-        elif path == before and (served := self._served or self.open()) is not None:
-            progress(len(studies), len(studies))
-            return served
         model = release.build_model()
         archive = self._opened(path, release)
         try:
@@ -267,6 +283,14 @@ class ServedReleases:
                 archive.add([entry for entry in entries if entry.patient_id not in gone])
             progress(done + start + len(block), len(studies))
 
+    def _reopened(self, release: Release) -> ServedRelease | None:
+        """The archive that the link names, which is of this release; None if it is damaged."""
+        try:
+            return self._served or self.open(release)
+        except ArchiveError:
+            _log.warning("%s cannot be used; it is encoded anew", self._link, exc_info=True)
+            return None
+
     def _opened(self, path: Path, release: Release) -> Archive:
         """The archive to fill; one that a crash damaged is thrown away."""
         with self._withdrawn.locked():
@@ -280,16 +304,6 @@ class ServedReleases:
                 archive = Archive(path, release.release_id, self._agreement.code_bits)
             self._filling = archive
         return archive
-
-    def _data(self, studies: Sequence[Study], key: bytes) -> str:
-        """Stands for everything that the entries are made of, beside the release."""
-        try:
-            hashed = hashlib.sha256(self._settings.manifest.read_bytes())
-        except OSError as error:
-            raise StorageError(error, self._settings.manifest) from error
-        hashed.update(canonical_json({k: list(v) for k, v in file_marks(studies).items()}).encode())
-        hashed.update(site_handle(key, "").encode())  # another key makes other handles
-        return hashed.hexdigest()[:16]
 
     def _linked(self) -> Path | None:
         """The archive that answers; a plain file is moved below the folder first."""
@@ -325,9 +339,12 @@ class ServedReleases:
         for archive in self._folder.glob("*.sqlite"):
             if archive not in {path, before}:
                 _remove(archive)
-        kept = {release.release_id} | (
-            {archive_release(before)[0]} if before is not None else set()
-        )
+        kept = {release.release_id}
+        if before is not None:
+            try:
+                kept.add(archive_release(before)[0])
+            except ArchiveError:
+                _remove(before)
         for folder in self.releases.iterdir():
             if folder.is_dir() and folder.name.partition(".")[0] not in kept:
                 shutil.rmtree(folder)
