@@ -23,7 +23,7 @@ KEY = SiteIdentity.from_seed(b"the coordinator's release key...")
 AGREEMENT = Agreement(
     name="small consortium",
     findings=("no_finding", "edema", "effusion"),
-    code_bits=16,
+    code_bits=64,
     modalities=("report",),
     release_key=KEY.public_hex,
 )
@@ -31,7 +31,7 @@ MODEL = ModelSettings(
     towers={
         "report": TowerSettings(
             name="report_ngrams",
-            options={"word_features": 32, "character_features": 32, "hidden": 4},
+            options={"word_features": 256, "character_features": 32, "hidden": 8},
         )
     }
 )

@@ -57,6 +57,11 @@ class Site:
             now = served.open()
             assert now is not None
             self.entries = now.archive.count()
+            shelf = now.archive._contents.shelves["report"]
+            code_of = {shelf.handle(i): shelf.codes[i].tobytes() for i in range(len(shelf))}
+        others = {code for handle, code in code_of.items() if handle not in self.handles}
+        self.codes = {code_of[handle] for handle in self.handles} - others
+        assert self.codes, "the patient has a code that nobody shares"
 
     def withdraw(self, **options: Any) -> Any:
         with (
@@ -72,7 +77,7 @@ class Site:
         """Files of the state folder that hold anything of the patient."""
         marks = [PATIENT.encode(), word_of(7).encode(), *map(bytes.fromhex, self.handles)]
         marks += [handle.encode() for handle in self.handles]
-        marks += [b"study-7-0", b"study-7-1"]
+        marks += [b"study-7-0", b"study-7-1", *self.codes]
         return sorted(
             f"{path.relative_to(self.state)}: {mark!r}"
             for path in self.state.rglob("*")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from fedhash_client.printing import fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash.agreement import Agreement
-    from fedhash.audit_log import AuditLog
     from fedhash_client.releases.served import ServedReleases
     from fedhash_client.settings import SiteSettings
 
@@ -41,9 +40,9 @@ def withdraw(
         settings, agreement = read_site(site)
         receipt = ask_running_daemon(settings, "withdraw", patient=patient)
         if receipt is None:
-            with _opened(settings, agreement) as (served, log):
+            with _opened(settings, agreement) as (served, note):
                 receipt = asdict(
-                    withdraw_patient(settings, agreement, patient, served=served, note=log.append)
+                    withdraw_patient(settings, agreement, patient, served=served, note=note)
                 )
     except (FedhashError, OSError) as error:
         fail(error)
@@ -114,12 +113,17 @@ def audit(
 @contextmanager
 def _opened(
     settings: SiteSettings, agreement: Agreement
-) -> Iterator[tuple[ServedReleases, AuditLog]]:
-    """The archives and the audit log of a site without a daemon; cut-off withdrawals complete."""
+) -> Iterator[tuple[ServedReleases, Callable[[dict[str, Any]], object]]]:
+    """The archives of a site without a daemon, and its audit log; cut-off withdrawals complete."""
     from fedhash.audit_log import AuditLog
     from fedhash_client.releases.served import ServedReleases
     from fedhash_client.withdrawal import audit_file, complete_withdrawals
 
-    with ServedReleases(settings, agreement) as served, AuditLog(audit_file(settings)) as log:
-        complete_withdrawals(settings, agreement, served=served, note=log.append)
-        yield served, log
+    def note(content: dict[str, Any]) -> None:
+        # opened no earlier: a log that was altered must not keep a patient's data in the index
+        with AuditLog(audit_file(settings)) as log:
+            log.append(content)
+
+    with ServedReleases(settings, agreement) as served:
+        complete_withdrawals(settings, agreement, served=served, note=note)
+        yield served, note

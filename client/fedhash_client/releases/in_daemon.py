@@ -37,14 +37,13 @@ def add_releases(
     Args:
         daemon: Not running yet.
         note: Writes an entry of the site's audit log; called from several threads.
-        source: Of releases; default: the router of the site's file. Without a network, none is
-            followed.
+        source: Of releases; default: the router of the site's file. Without a network, or under an
+            agreement without `release_key`, none is followed.
 
     Returns:
         What searches answer with; to be closed after the daemon has run.
 
     Raises:
-        ReleaseError: The agreement names no `release_key`.
         ArchiveError: Another process has the archives open.
         FedhashError: A withdrawal that was cut short cannot be completed: nothing may run before.
     """
@@ -56,7 +55,9 @@ def add_releases(
         network = settings.network
         if source is None and network is not None:
             source = GrpcReleases(lambda: site_channel(network))
-        if source is not None:
+        if agreement.release_key is None:
+            _log.warning("the agreement names no release_key, so no release is followed")
+        elif source is not None:
             follower = ReleaseFollower(settings, agreement, served, source, note)
             daemon.add(follower)
         try:
@@ -69,7 +70,7 @@ def add_releases(
 
     def rebuild(_: Mapping[str, Any]) -> dict[str, Any]:
         if follower is None:
-            raise ReleaseError("this site has no network; use: fedhash-site index --release")
+            raise ReleaseError("this site follows no releases; use: fedhash-site index --release")
         follower.rebuild()
         return follower.status()
 
