@@ -11,6 +11,7 @@ A message says what was found, what was expected and what to do.
     │   ├── MessageError       bytes that are not a message of this protocol
     │   ├── RefusedError       the site's own rules forbid the request
     │   │   └── BudgetError    it would exceed the cap on what patients' data may leak
+    │   ├── BundleError        a Flower app bundle that is no configuration of fedhash
     │   ├── CohortError        too few sites answered
     │   └── AggregationError   a masked sum that cannot be opened
     ├── CheckpointError        a stored state that cannot be resumed, or not be stored
@@ -36,6 +37,7 @@ __all__ = [
     "ArchiveError",
     "AuditError",
     "BudgetError",
+    "BundleError",
     "CertificateError",
     "CheckpointError",
     "CohortError",
@@ -130,6 +132,10 @@ class BudgetError(RefusedError):
 
     def __init__(self, message: str) -> None:
         super().__init__("epsilon_cap", message)
+
+
+class BundleError(ProtocolError):
+    """A Flower app bundle holds anything else than configuration of fedhash."""
 
 
 class CohortError(ProtocolError):

@@ -5,11 +5,14 @@ Face libraries under flwr-datasets would report usage or look for files. A hospi
 see no such connection, so each command's package sets these before it imports anything of them.
 
     >>> os.environ.update(OFFLINE_SWITCHES)
+    >>> exempt_loopback(os.environ)    # or a proxy would carry what stays on this machine
 """
 
 from __future__ import annotations
 
-__all__ = ["FLOWER_SWITCHES", "OFFLINE_SWITCHES"]
+from collections.abc import MutableMapping
+
+__all__ = ["FLOWER_SWITCHES", "OFFLINE_SWITCHES", "exempt_loopback"]
 
 FLOWER_SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -21,3 +24,15 @@ OFFLINE_SWITCHES = FLOWER_SWITCHES | {
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+def exempt_loopback(environment: MutableMapping[str, str]) -> None:
+    """Keep connections to this machine away from a proxy that the environment names.
+
+    A hospital's proxy is for the way out. Flower's programs talk to each other over loopback by an
+    HTTP library that would send that to the proxy as well.
+    """
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in environment.get(name, "").split(",") if host]
+        hosts += [host for host in ("127.0.0.1", "localhost") if host not in hosts]
+        environment[name] = ",".join(hosts)

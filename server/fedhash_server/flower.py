@@ -20,6 +20,14 @@ from flwr.serverapp import Grid, ServerApp
 
 import fedhash
 from fedhash.agreement import Agreement
+from fedhash.bundle import (
+    AGREEMENT_NAME,
+    METADATA_NAME,
+    ROUND_NAME,
+    RUN_NAME,
+    SERVER_COMPONENT,
+    SITE_COMPONENT,
+)
 from fedhash.configuration import gathered, problem_at, read_settings, resolved
 from fedhash.errors import ConfigurationError, Problem, StorageError
 from fedhash.models.layout import Layout
@@ -35,17 +43,9 @@ from fedhash_server.flower_engine import FlowerEngine
 from fedhash_server.run_release import keep_inputs
 from fedhash_server.settings import RunSettings
 
-__all__ = ["BUNDLE_NAMES", "app", "train_run", "write_app_folder"]
+__all__ = ["app", "train_run", "write_app_folder"]
 
 logger = logging.getLogger(__name__)
-
-_METADATA = "pyproject.toml"
-_AGREEMENT = "configs/agreement.yaml"
-_ROUND = "configs/round.yaml"
-_RUN = "configs/run.yaml"
-
-# All that a bundle may hold; Flower adds the first two.
-BUNDLE_NAMES = frozenset({_METADATA, ".info/CONTENT", _AGREEMENT, _ROUND, _RUN})
 
 _NAME = b'name = "fedhash-app"'  # tells an app that was written here
 _PYPROJECT = f"""\
@@ -58,11 +58,11 @@ dependencies = []
 
 [tool.flwr.app]
 publisher = "fedhash"
-fab-include = ["{_AGREEMENT}", "{_ROUND}", "{_RUN}"]
+fab-include = ["{AGREEMENT_NAME}", "{ROUND_NAME}", "{RUN_NAME}"]
 
 [tool.flwr.app.components]
-serverapp = "fedhash_server.flower:app"
-clientapp = "fedhash_client.flower:app"
+serverapp = "{SERVER_COMPONENT}"
+clientapp = "{SITE_COMPONENT}"
 
 [tool.flwr.app.config]
 folder = "runs"
@@ -93,12 +93,12 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
     layout = first_model(terms, settings, roster).layout  # or it fails here
     try:
         _check_folder(folder)
-        sources = {_AGREEMENT: agreement, _ROUND: rounds, _RUN: run}
+        sources = {AGREEMENT_NAME: agreement, ROUND_NAME: rounds, RUN_NAME: run}
         contents = {name: source.read_bytes() for name, source in sources.items()}
         if roster.parent or roster.frozen:  # read elsewhere, a relative path would lead nowhere
-            contents[_RUN] = resolved(roster).encode()
+            contents[RUN_NAME] = resolved(roster).encode()
         (folder / "configs").mkdir(parents=True, exist_ok=True)
-        (folder / _METADATA).write_text(_PYPROJECT, encoding="utf-8")
+        (folder / METADATA_NAME).write_text(_PYPROJECT, encoding="utf-8")
         for name, content in contents.items():
             (folder / name).write_bytes(content)
     except OSError as error:
@@ -151,8 +151,8 @@ def _plan(
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything else than an app of this module."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    app = {_METADATA, "configs", _AGREEMENT, _ROUND, _RUN}
-    named = _METADATA in found and _NAME in (folder / _METADATA).read_bytes()
+    app = {METADATA_NAME, "configs", AGREEMENT_NAME, ROUND_NAME, RUN_NAME}
+    named = METADATA_NAME in found and _NAME in (folder / METADATA_NAME).read_bytes()
     if found and not (named and found <= app):
         message = "is neither empty nor an app that was written here; name a new or empty folder"
         raise ConfigurationError([Problem(folder, None, message)])
@@ -179,7 +179,9 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
         StorageError: The operating system refuses that log; the run goes on from its last
             checkpoint when it is started again.
     """
-    agreement, settings, run = _read_run(bundle / _AGREEMENT, bundle / _ROUND, bundle / _RUN)
+    agreement, settings, run = _read_run(
+        bundle / AGREEMENT_NAME, bundle / ROUND_NAME, bundle / RUN_NAME
+    )
     first = first_model(agreement, settings, run)
     plan = _plan(agreement, settings, run, first.layout)
     keep_inputs(folder / run.run_id, agreement, first)
@@ -207,5 +209,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train the run of the bundle that Flower has unpacked."""
     bundle = get_project_dir(grid.run.fab_id, grid.run.fab_version, grid.run.fab_hash)
-    run = read_settings(bundle / _RUN, RunSettings)
+    run = read_settings(bundle / RUN_NAME, RunSettings)
     train_run(FlowerEngine(grid, run.sites), bundle, Path(str(context.run_config["folder"])))

@@ -21,11 +21,12 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from small_federation import outcomes
 
+from fedhash.bundle import BUNDLE_NAMES, check_bundle
 from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash_client.flower import relay_app
-from fedhash_server.flower import BUNDLE_NAMES, write_app_folder
+from fedhash_server.flower import write_app_folder
 from fedhash_server.flower_engine import FlowerEngine
 
 Node = Callable[[FlowerMessage], FlowerMessage | None]
@@ -359,6 +360,7 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
         assert set(archive.namelist()) == BUNDLE_NAMES
         assert archive.read("configs/run.yaml").decode() == RUN
     assert len(bundle) < 4000
+    check_bundle(bundle)  # a site takes it
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Site:
 
     def start(self) -> None:
         self.served = ServedReleases(self.settings, AGREEMENT)
+        self.served.acquire()
         self.follower = ReleaseFollower(
             self.settings, AGREEMENT, self.served, self.source, self.notes.append
         )

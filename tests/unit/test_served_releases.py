@@ -110,7 +110,7 @@ def test_one_process_at_a_time_and_one_agreement(settings: SiteSettings) -> None
     other = AGREEMENT.model_copy(update={"version": 2})
     with ServedReleases(settings, AGREEMENT) as served:
         with pytest.raises(ArchiveError, match="in use by another process"):
-            ServedReleases(settings, AGREEMENT)
+            ServedReleases(settings, AGREEMENT).acquire()
         served.adopt(release)
     with ServedReleases(settings, other) as served, pytest.raises(ReleaseError, match="signed"):
         served.open()
@@ -166,6 +166,7 @@ def test_a_power_cut_never_mixes_two_releases(
     with ServedReleases(settings, AGREEMENT) as served:
         served.adopt(first)
     served = ServedReleases(settings, AGREEMENT)
+    served.acquire()
     served.open()
     for _ in cut_power_at(monkeypatch, operation):
         try:

@@ -11,8 +11,8 @@ from small_releases import make_site, registry_in, release_into, word_of
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
 
-from fedhash.audit_log import AuditLog
 from fedhash_client.cli import app
+from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.releases.in_daemon import add_releases
 from fedhash_client.withdrawal import audit_file
@@ -113,16 +113,17 @@ def daemon(site: Path, tmp_path: Path) -> Iterator[SiteDaemon]:
     made = SiteDaemon(site)
     registry = registry_in(tmp_path / "releases")
     registry.publish(release_into(tmp_path / "releases", 1).release_id)
-    with AuditLog(audit_file(made.settings)) as log:
-        served = add_releases(made, log.append, FolderSource(tmp_path / "releases"))
-        (follower,) = [each for each in made._services if each.name == "releases"]
-        made.control.start()
-        follower.start()
-        until(lambda: served.current() is not None)
-        yield made
-        follower.stop()
-        made.control.stop()
-        served.close()
+    audit = SiteAudit(audit_file(made.settings))
+    made.add(audit)
+    served = add_releases(made, audit, FolderSource(tmp_path / "releases"))
+    services = [each for each in made._services if each.name not in {"relay", "health"}]
+    for service in (*services[1:], services[0]):  # the control socket answers last
+        service.start()
+    until(lambda: served.current() is not None)
+    yield made
+    assert all(service.status()["healthy"] for service in services)
+    for service in services:
+        service.stop()
 
 
 def test_a_running_daemon_searches_withdraws_and_rebuilds(daemon: SiteDaemon) -> None:

@@ -27,10 +27,10 @@ def run(site: _SiteFile) -> None:
     Logs JSON to standard error, tells systemd when it is ready, and answers /health and /metrics on
     loopback.
     """
-    from fedhash_client.daemon.site_daemon import SiteDaemon  # torch takes seconds
+    from fedhash_client.daemon.assembly import site_daemon  # torch takes seconds
 
     try:
-        SiteDaemon(site).run()
+        site_daemon(site).run()
     except (FedhashError, OSError) as error:
         fail(error)
     if threading.active_count() > 1:  # a training that goes on; its files are safe against this

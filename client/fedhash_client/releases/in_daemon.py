@@ -1,20 +1,24 @@
-"""Releases and withdrawals as parts of the daemon: one function that adds them.
+"""Releases, searches of the site's own users, and withdrawals as parts of the daemon.
 
-Commands of the control socket that it registers: `withdraw` (patient), `rebuild-index` and `search`
-(`modality`, `example`, `target`, `k`, `kappa`, `filters`), for the site's own users.
+Commands of the control socket: `withdraw` (`patient`), `rebuild-index`, and `search` (`modality`,
+`example`, `target`, `k`, `kappa`, `filters`).
 
-    >>> served = add_releases(daemon, log.append)
-    >>> served.current()
+    >>> audit = SiteAudit(audit_file(settings))
+    >>> daemon.add(audit)
+    >>> served = add_releases(daemon, audit)
+    >>> served.current()            # once the daemon runs
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fedhash.errors import ArchiveError, QueryError, ReleaseError
+from fedhash_client.daemon.audit import SiteAudit
+from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.own_search import OwnQuery, search_own, search_words
 from fedhash_client.releases.follower import ReleaseFollower
@@ -28,60 +32,43 @@ _log = logging.getLogger(__name__)
 
 
 def add_releases(
-    daemon: SiteDaemon,
-    note: Callable[[dict[str, Any]], object],
-    source: ReleaseSource | None = None,
+    daemon: SiteDaemon, audit: SiteAudit, source: ReleaseSource | None = None
 ) -> ServedReleases:
-    """Open the site's archives, complete withdrawals, and follow the consortium's releases.
+    """Add the services `archives` and `releases` and three commands.
 
     Args:
         daemon: Not running yet.
-        note: Writes an entry of the site's audit log; called from several threads.
+        audit: Added to it already.
         source: Of releases; default: the router of the site's file. Without a network, or under an
             agreement without `release_key`, none is followed.
 
     Returns:
-        What searches answer with; to be closed after the daemon has run.
+        What searches answer with, once the daemon runs.
 
     Raises:
-        ArchiveError: Another process has the archives open.
-        FedhashError: A withdrawal that was cut short cannot be completed: nothing may run before.
+        ReleaseError: The site's memory of release numbers is damaged.
+        StorageError: The operating system refuses it.
     """
     settings, agreement = daemon.settings, daemon.agreement
     served = ServedReleases(settings, agreement)
-    try:
-        complete_withdrawals(settings, agreement, served=served, note=note)
-        follower = None
-        network = settings.network
-        if source is None and network is not None:
-            source = GrpcReleases(lambda: site_channel(network))
-        if agreement.release_key is None:
-            _log.warning("the agreement names no release_key, so no release is followed")
-        elif source is not None:
-            follower = ReleaseFollower(settings, agreement, served, source, note)
-            daemon.add(follower)
-        try:
-            served.open()
-        except (ArchiveError, ReleaseError) as error:
-            _log.warning("searches go by words until a release is there: %s", error)
-    except BaseException:
-        served.close()
-        raise
+    daemon.add(_Archives(daemon, served, audit))
+    follower: ReleaseFollower | None = None
+    network = settings.network
+    if source is None and network is not None:
+        source = GrpcReleases(lambda: site_channel(network))
+    if source is not None and agreement.release_key is None:
+        _log.warning("the agreement names no release_key, so no release is followed")
+    elif source is not None:
+        follower = ReleaseFollower(settings, agreement, served, source, audit.append)
+        daemon.add(follower)
 
     def rebuild(_: Mapping[str, Any]) -> dict[str, Any]:
         if follower is None:
-            raise ReleaseError("this site follows no releases; use: fedhash-site index --release")
+            raise ReleaseError(
+                "this site follows no releases; stop the daemon and use: fedhash-site index"
+            )
         follower.rebuild()
-        return follower.status()
-
-    def withdrawn(arguments: Mapping[str, Any]) -> dict[str, Any]:
-        patient_id = arguments.get("patient")
-        if not isinstance(patient_id, str):
-            raise QueryError("withdraw needs the patient's id as text, under 'patient'")
-        forget = [daemon.answers.forget_data]
-        return asdict(
-            withdraw(settings, agreement, patient_id, served=served, note=note, forget=forget)
-        )
+        return dict(follower.status())
 
     def search(arguments: Mapping[str, Any]) -> dict[str, Any]:
         query = OwnQuery.of(arguments)
@@ -90,7 +77,52 @@ def add_releases(
             return search_words(settings, agreement, query, "this site has no release yet")
         return search_own(now, settings, agreement, query)
 
+    def withdrawn(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        patient_id = arguments.get("patient")
+        if not isinstance(patient_id, str):
+            raise QueryError("withdraw needs the patient's id as text, under 'patient'")
+        forget = [daemon.answers.forget_data]
+        return asdict(
+            withdraw(
+                settings, agreement, patient_id, served=served, note=audit.append, forget=forget
+            )
+        )
+
+    daemon.control.register("rebuild-index", rebuild)
     daemon.control.register("search", search)
     daemon.control.register("withdraw", withdrawn)
-    daemon.control.register("rebuild-index", rebuild)
     return served
+
+
+class _Archives:
+    """The service `archives`: holds the site's archives while the daemon runs."""
+
+    name = "archives"
+
+    def __init__(self, daemon: SiteDaemon, served: ServedReleases, audit: SiteAudit) -> None:
+        self._daemon = daemon
+        self._served = served
+        self._audit = audit
+
+    def start(self) -> None:
+        """Complete withdrawals that were cut short, then open what answered last.
+
+        Raises:
+            FedhashError: A withdrawal cannot be completed, or another process has the archives.
+        """
+        settings, agreement = self._daemon.settings, self._daemon.agreement
+        self._served.acquire()
+        complete_withdrawals(settings, agreement, served=self._served, note=self._audit.append)
+        try:
+            self._served.open()
+        except (ArchiveError, ReleaseError) as error:
+            _log.warning("searches go by words until a release is there: %s", error)
+
+    def stop(self) -> None:
+        """Close them; services that use them have stopped."""
+        self._served.close()
+
+    def status(self) -> Status:
+        """See :class:`fedhash_client.daemon.service.Service`; a site without a release is well."""
+        now = self._served.current()
+        return {"healthy": True, "release": None if now is None else now.release.release_id}

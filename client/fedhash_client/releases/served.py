@@ -84,14 +84,10 @@ def check_release(release: Release, agreement: Agreement) -> None:
 
 
 class ServedReleases:
-    """The site's archives, open.
+    """The site's archives; inert until they are acquired.
 
     Attributes:
         releases: Folder of the releases that the site holds.
-
-    Raises:
-        ArchiveError: Another process has them open.
-        StorageError: The operating system refuses a folder.
     """
 
     def __init__(self, settings: SiteSettings, agreement: Agreement) -> None:
@@ -103,16 +99,25 @@ class ServedReleases:
         self.releases = state_folder(settings) / "releases"
         self._served: ServedRelease | None = None
         self._filling: Archive | None = None
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Lock the folder for this process; nothing else may be called before.
+
+        Raises:
+            ArchiveError: Another process has it.
+            StorageError: The operating system refuses a folder.
+        """
         try:
             for each in (self._link.parent, self.releases.parent, self._folder, self.releases):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder = self._folder.resolve()
             _remove(self._link.with_name(self._link.name + ".new"))  # of earlier versions
-            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                os.close(self._lock)
+                os.close(lock)
                 raise ArchiveError(
                     f"{self._folder} is in use by another process, perhaps by 'fedhash-site run'; "
                     "stop that one"
@@ -120,7 +125,10 @@ class ServedReleases:
         except OSError as error:
             raise StorageError(error, self._folder) from error
 
+        self._lock = lock
+
     def __enter__(self) -> ServedReleases:
+        self.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,7 +139,9 @@ class ServedReleases:
         if self._served is not None:
             self._served.archive.close()
         self._served = None
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def current(self) -> ServedRelease | None:
         """What answers now; None where the site has no archive yet, or `open` was not called."""

@@ -1,0 +1,58 @@
+"""The site's SuperNode as a service of the daemon.
+
+>>> if daemon.settings.network is not None:
+...     daemon.add(supernode_service(daemon.settings, daemon.settings.network, state_folder))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedhash.flower_version import check_flower_version
+from fedhash_client.daemon.paths import RELAY_SOCKET
+from fedhash_client.daemon.programs import write_programs
+from fedhash_client.daemon.supervised import Supervised
+from fedhash_client.network_settings import NetworkSettings
+from fedhash_client.settings import SiteSettings
+
+__all__ = ["supernode_service"]
+
+
+def supernode_service(
+    settings: SiteSettings, network: NetworkSettings, state_folder: Path
+) -> Supervised:
+    """The service `supernode`, which connects to the coordinator's gateway.
+
+    Raises:
+        ProtocolError: Another Flower is installed than the one that was tried.
+        StorageError: Its programs cannot be written.
+    """
+    check_flower_version()
+    programs = write_programs(state_folder)
+    command = [
+        *programs.python("fedhash_client.supernode"),
+        *("--site-certificate", str(network.certificate), "--site-key", str(network.key)),
+        *("--root-certificates", str(network.ca), "--superlink", network.superlink),
+        *("--auth-supernode-private-key", str(network.supernode_key)),
+        *("--host", "127.0.0.1", "--port", str(settings.daemon.supernode_port)),
+        *("--node-config", _node_config(settings.name, state_folder / RELAY_SOCKET)),
+    ]
+    return Supervised(
+        "supernode",
+        command,
+        programs.environment,
+        state_folder / "flower",
+        port=settings.daemon.supernode_port,
+    )
+
+
+def _node_config(site: str, path: Path) -> str:
+    return f"site={_toml_text(site)} site-socket={_toml_text(str(path))}"
+
+
+def _toml_text(text: str) -> str:
+    """A TOML string; Flower splits the whole at blanks and equality signs outside of quotes."""
+    escaped = "".join(
+        f"\\u{ord(each):04x}" if ord(each) < 32 or each in "\"'\\" else each for each in text
+    )
+    return f'"{escaped}"'
