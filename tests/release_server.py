@@ -31,7 +31,8 @@ def release_server(
 
     async def serve() -> None:
         nonlocal port
-        server = aio.server(migration_thread_pool=ThreadPoolExecutor(8))
+        options = [("grpc.max_send_message_length", 1 << 20)]  # as the router's
+        server = aio.server(migration_thread_pool=ThreadPoolExecutor(8), options=options)
         server.add_generic_rpc_handlers([release_handler(folder, admit)])
         if credentials is None:
             port = server.add_insecure_port("127.0.0.1:0")

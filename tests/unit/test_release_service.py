@@ -115,6 +115,18 @@ def test_a_fetch_without_a_deadline_is_refused(address: str, releases: Path) -> 
             list(call(request.SerializeToString()))
 
 
+def test_large_files_come_in_pieces_that_the_router_lets_through(tmp_path: Path) -> None:
+    release = release_into(tmp_path, 1)
+    registry_in(tmp_path).publish(release.release_id)
+    content = bytes(range(256)) * 10_000
+    (tmp_path / release.release_id / "model.safetensors").write_bytes(content)
+    with release_server(tmp_path) as address:
+        source = GrpcReleases(lambda: grpc.insecure_channel(address))
+        pieces = list(source.fetch(release.release_id, "model.safetensors", 7))
+    assert [total for total, _ in pieces] == [len(content)] * 3
+    assert b"".join(piece for _, piece in pieces) == content[7:]
+
+
 def test_before_the_first_release_there_is_nothing(tmp_path: Path) -> None:
     with release_server(tmp_path) as address:
         assert GrpcReleases(lambda: grpc.insecure_channel(address)).current() == b""

@@ -17,5 +17,5 @@ __all__ = [
 SERVICE = "fedhash.registry.Releases"
 CURRENT_METHOD = "Current"
 FETCH_METHOD = "Fetch"
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1_000_000  # with its envelope below the 1 MiB that the router lets a message have
 LARGEST_REQUEST_BYTES = 1 << 10
