@@ -61,9 +61,10 @@ test-quick: install
 test-protocol: install
 	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
 
-# a hundred thousand hostile messages on every open port and socket
+# a hundred thousand hostile messages to the daemon's sockets, the router's port and its core
+HOSTILE := tests/unit/test_site_daemon.py tests/unit/test_search_routing.py tests/contract/test_query_router.py
 test-hostile: install
-	FEDHASH_HOSTILE_MESSAGES=100000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 -k hostile tests
+	FEDHASH_HOSTILE_MESSAGES=100000 $(BIN)/pytest -n 0 -o timeout=0 -k hostile $(HOSTILE)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -36,6 +36,7 @@ __all__ = [
     "privacy_throughput_rows",
     "quality_rows",
     "radius_rows",
+    "router_rows",
     "search_rows",
     "secagg_client_rows",
     "secagg_goal_rows",
@@ -157,6 +158,35 @@ def search_rows(figures: Sequence[Figure]) -> Rows:
             found = [by_name.get((case, name, contender)) for contender in contenders]
             cells.append(" / ".join(three_digits(each.value) if each else "" for each in found))
         rows.append((case, *cells))
+    return rows
+
+
+def router_rows(figures: Sequence[Figure]) -> Rows:
+    """What the router adds, how many queries it takes, and their bytes."""
+    by_name = _by_name(figures)
+    rows: Rows = [("codes", "figure", "p50", "p99", "queries/s")]
+    for case in dict.fromkeys(each.case for each in figures):
+
+        def both(name: str, contender: str, case: str = case) -> tuple[str, str]:
+            p50, p99 = (by_name[case, f"{name}, p{share}", contender] for share in (50, 99))
+            return f"{three_digits(p50.value)} ms", f"{three_digits(p99.value)} ms"
+
+        for part, text in (
+            ("search", "the slowest site's search"),
+            ("whole answer", "its whole answer: signature, policy, search, log"),
+        ):
+            rows.append((case, text, *both("slowest site", part), ""))
+            rows.append((case, "... added to it by the round trip", *both("added", part), ""))
+        for each in figures:
+            if (each.case, each.figure) == (case, "load"):
+                times = both("round trip", each.contender)
+                rows.append((case, each.contender, *times, three_digits(each.value)))
+        same = by_name[case, "identical to one index", "router"]
+        rows.append((case, f"identical to one index: {same.value:.0f} queries", "", "", ""))
+        for each in figures:
+            if (each.case, each.figure) == (case, "messages of a query"):
+                name = f"bytes of a query, {each.contender}: {each.value:,.0f}"
+                rows.append((case, name, "", "", ""))
     return rows
 
 

@@ -29,6 +29,7 @@ from benchmarks.rows import (
     privacy_throughput_rows,
     quality_rows,
     radius_rows,
+    router_rows,
     search_rows,
     secagg_client_rows,
     secagg_goal_rows,
@@ -44,7 +45,7 @@ DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
 QUALITY_RADIUS = BENCH / "quality-radius.csv"
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
-MARGINS = BENCH / "margins.csv"
+MARGINS, ROUTER = BENCH / "margins.csv", BENCH / "router.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
 AUDITS, THROUGHPUT = BENCH / "privacy-audits.csv", BENCH / "privacy-throughput.csv"
@@ -57,6 +58,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         lambda: radius_rows(read_figures(QUALITY_RADIUS, SeededFigure)),
     ),
     "search": (SEARCH, lambda: search_rows(read_figures(SEARCH, Figure))),
+    "router": (ROUTER, lambda: router_rows(read_figures(ROUTER, Figure))),
     "secagg": (SECAGG, lambda: secagg_rows(read_figures(SECAGG, Figure))),
     "secagg-goals": (SECAGG, lambda: secagg_goal_rows(read_figures(SECAGG, Figure))),
     "secagg-client": (

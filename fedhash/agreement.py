@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, field_validator
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.configuration import Settings, did_you_mean
 from fedhash.privacy.terms import AgreedPrivacy
+from fedhash.search.terms import COORDINATOR, SearchTerms
 from fedhash.secagg.ed25519 import key_fault
 from fedhash.secagg.terms import SecureAggregationTerms
 
@@ -94,6 +95,7 @@ class Agreement(Settings):
             the network only if it has signed it. Null where none is released so.
         privacy: A cap on epsilon for every site, beside its own; both bind. Private rounds need it,
             for its delta and its modes as well; null where there are none.
+        search: Who may search the sites' archives for what; null: nobody but each site its own.
     """
 
     name: str = Field(min_length=1)
@@ -113,6 +115,7 @@ class Agreement(Settings):
     secure_aggregation: SecureAggregationTerms = SecureAggregationTerms()
     release_key: _PublicKey | None = None
     privacy: AgreedPrivacy | None = None
+    search: SearchTerms | None = None
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""
@@ -129,6 +132,15 @@ class Agreement(Settings):
             raise ValueError(
                 f"one public key for {'; one for '.join(shared)}; each site makes a key of its own "
                 "with 'fedhash-site identity'"
+            )
+        return sites
+
+    @field_validator("sites")
+    @classmethod
+    def _check_reserved_name(cls, sites: dict[str, str]) -> dict[str, str]:
+        if COORDINATOR in sites:
+            raise ValueError(
+                f"a site is called {COORDINATOR!r}, by which name the coordinator asks; rename it"
             )
         return sites
 

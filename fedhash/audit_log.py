@@ -12,8 +12,8 @@ A line is canonical JSON (sorted keys, no white space) of one object, and ends w
    so a line without one was never acknowledged: whoever opens the log for writing removes it and
    says so, whoever reads it refuses the file. A line that the system refuses, as a full disk does,
    is taken back, and the log is closed: whoever goes on opens it again, and so reads it again.
-3. One process writes at a time, its threads one after the other; the system takes its lock back
-   when it dies.
+3. One process writes at a time; the system takes its lock back when it dies. In that process any
+   thread may write.
 4. A changed, inserted, deleted or moved line is found by reading alone. **A log that was cut short
    at the end of a line, or written anew as a whole, is found only with a hash that was noted
    elsewhere** (`noted`): the chain has no key.
@@ -79,7 +79,7 @@ class AuditLog:
 
     def __init__(self, path: Path, noted: str = START) -> None:
         self._path = path
-        self._appending = Lock()
+        self._writing = Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: what could not be written must not wait for a later write
@@ -124,7 +124,7 @@ class AuditLog:
             StorageError: The operating system refuses; the log is closed. Where it could not even
                 be cut back, it may have got the entry or a part of it.
         """
-        with self._appending:
+        with self._writing:
             return self._append(content)
 
     def _append(self, content: dict[str, Json]) -> AuditEntry:

@@ -24,12 +24,14 @@ from fedhash.data.modalities import MODALITIES
 from fedhash.errors import QueryError
 from fedhash.index import SiteSearcher, check_limits
 from fedhash.index.encoding import check_example, encode_example
-from fedhash.search import make_query, radius_from_kappa
+from fedhash.models.hash_model import HashModel
+from fedhash.registry.release import Release
+from fedhash.search import Query, make_query, radius_from_kappa
 from fedhash_client.keyword_index import open_keywords
 from fedhash_client.releases.served import ServedRelease
 from fedhash_client.settings import SiteSettings
 
-__all__ = ["OwnQuery", "search_own", "search_words"]
+__all__ = ["OwnQuery", "encoded", "search_own", "search_words"]
 
 
 class OwnQuery(Settings):
@@ -85,28 +87,13 @@ def search_own(
         QueryError: The query breaks a limit, or names what the archive does not know.
         DataError: The example cannot be read.
     """
-    target = query.target or query.modality
-    radius = query.check(agreement)
-    content = MODALITIES[query.modality].read(query.example, Path.cwd()).load()
-    if target not in served.model.modalities:
-        raise QueryError(
-            f"there is no modality {target!r} to search in; "
-            f"the release has {', '.join(served.model.modalities)}"
-        )
+    asked = encoded(query, served.release, served.model, agreement)
     for name in query.filters:
         if name not in served.archive.attributes:
             raise QueryError(
                 f"no study of the archive has the attribute {name!r}; "
                 f"it knows: {', '.join(served.archive.attributes) or 'none'}"
             )
-    asked = make_query(
-        encode_example(served.model, query.modality, content),
-        release_id=served.release.release_id,
-        modality=target,
-        k=query.k,
-        radius=radius,
-        filters=query.filters,
-    )
     searcher = SiteSearcher(settings.name, served.archive, agreement, settings.smallest_kappa)
     answer = searcher.answer(asked)
     return {
@@ -118,6 +105,31 @@ def search_own(
             for hit in answer.hits
         ],
     }
+
+
+def encoded(query: OwnQuery, release: Release, model: HashModel, agreement: Agreement) -> Query:
+    """The query by code, for this site's archive or for others.
+
+    Raises:
+        QueryError: It breaks a limit, or the release has no such modality.
+        DataError: The example cannot be read.
+    """
+    radius = query.check(agreement)
+    target = query.target or query.modality
+    content = MODALITIES[query.modality].read(query.example, Path.cwd()).load()
+    if target not in model.modalities:
+        raise QueryError(
+            f"there is no modality {target!r} to search in; "
+            f"the release has {', '.join(model.modalities)}"
+        )
+    return make_query(
+        encode_example(model, query.modality, content),
+        release_id=release.release_id,
+        modality=target,
+        k=query.k,
+        radius=radius,
+        filters=query.filters,
+    )
 
 
 def search_words(

@@ -14,6 +14,7 @@ from pydantic import Field
 from fedhash.configuration import Settings
 from fedhash.privacy.settings import PrivateMode
 from fedhash.privacy.terms import PrivacyTerms
+from fedhash.search.terms import QueryLimits
 from fedhash_client.daemon.settings import DaemonSettings, TrainingSettings
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.releases.settings import ReleaseSettings
@@ -50,6 +51,7 @@ class SiteSettings(Settings):
         smallest_kappa: No answer reaches farther than the radius of this kappa, whatever a query
             asks; from -1 (broad) to 1 (the very same code alone). Null: no bound.
         privacy: The cap on what may leak of one patient; without it nothing private is trained.
+        queries: What the site answers to other members; without it nothing.
         state: Folder of everything that the daemon keeps; null for a site that runs none.
         network: Where the consortium is; without it the site works alone.
         training: What the site trains, beside the agreement's limits.
@@ -64,6 +66,7 @@ class SiteSettings(Settings):
     handle_key: Path
     smallest_kappa: float | None = Field(default=None, ge=-1, le=1)
     privacy: SitePrivacy | None = None
+    queries: QueryLimits | None = None
     state: Path | None = None
     network: NetworkSettings | None = None
     training: TrainingSettings = TrainingSettings()

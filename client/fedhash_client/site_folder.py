@@ -64,6 +64,14 @@ privacy:
   ledger: state/privacy.sqlite
   modes: [site] # add distributed to take part in rounds whose noise the sites share
 
+# What other members may ask, for the purposes of the agreement's section search. Without this
+# section the site answers nobody.
+queries:
+  purposes: [care]
+  largest_k: 50
+  smallest_bucket: 3 # an answer that rests on fewer patients is empty
+  queries_per_hour: 600 # of one requester
+
 # Connections go outwards only. Without this section the site works alone.
 network:
   superlink: {superlink}

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fedhash.errors import ArchiveError, QueryError
+from fedhash.index._bucket import rests_on_enough
 from fedhash.index._shelf import Shelf
 from fedhash.index._store import Description, Store
 from fedhash.index.entry import HANDLE_BYTES, Entry
@@ -161,8 +162,13 @@ class Archive:
             self._store.scrub()
             return len(gone)
 
-    def search(self, query: Query) -> list[Match]:
+    def search(self, query: Query, smallest_bucket: int = 1) -> list[Match]:
         """The best entries under the total order, best first.
+
+        Args:
+            query: What is asked.
+            smallest_bucket: Nothing is found where the entries within radius and filters, or what a
+                filter takes away from them, are of fewer patients (see `fedhash.search.policy`).
 
         Raises:
             QueryError: The query is of another release or code length.
@@ -180,14 +186,21 @@ class Archive:
         shelf = contents.shelves.get(query.modality)
         if shelf is None:
             return []
-        allowed = None
-        if query.filters:
-            wanted = query.filters.items()
-            allowed = _described(
-                shelf, contents.descriptions, lambda d: wanted <= d.attributes.items()
+        matching = {
+            name: _described(
+                shelf,
+                contents.descriptions,
+                lambda d, name=name, value=value: d.attributes.get(name) == value,  # type: ignore[misc]
             )
+            for name, value in query.filters.items()
+        }
+        allowed = np.logical_and.reduce(list(matching.values())) if matching else None
         radius = self.code_bits if query.radius is None else query.radius
         found = shelf.nearest(query.code, query.weights, query.k, radius, allowed)
+        if smallest_bucket > 1 and not rests_on_enough(
+            shelf, query, radius, smallest_bucket, matching, found[0]
+        ):
+            return []
         return [
             Match(shelf.handle(position), distance, score)
             for position, distance, score in zip(*(c.tolist() for c in found), strict=True)

@@ -78,6 +78,8 @@ class SiteSearcher:
         archive: The site's archive.
         agreement: What the consortium agreed upon.
         smallest_kappa: Bounds the radius of every answer, see `radius_from_kappa`; None: no bound.
+        smallest_bucket: An answer that rests on fewer patients is empty, see
+            `fedhash.search.policy`; the site's own users have no such bound.
 
     Raises:
         QueryError: The smallest kappa is outside -1..1.
@@ -87,6 +89,7 @@ class SiteSearcher:
     archive: Archive
     agreement: Agreement
     smallest_kappa: float | None = None
+    smallest_bucket: int = 1
 
     def __post_init__(self) -> None:
         if self.smallest_kappa is not None:  # fail now, not at the first query
@@ -105,6 +108,6 @@ class SiteSearcher:
             if query.radius is None or query.radius > largest:
                 cut_to_bits = largest
                 query = replace(query, radius=largest)
-        matches = self.archive.search(query)
+        matches = self.archive.search(query, self.smallest_bucket)
         hits = tuple(Hit(self.site, m.handle, m.distance, m.score) for m in matches)
         return SiteAnswer(hits, cut_to_bits)

@@ -31,8 +31,9 @@ from fedhash.search.wire.queries import (
 )
 from fedhash.secagg.identity import SiteIdentity, verify_signature
 
-__all__ = ["open_query", "query_digest", "sign_query"]
+__all__ = ["CLOCK_TOLERANCE_MS", "check_times", "open_query", "query_digest", "sign_query"]
 
+CLOCK_TOLERANCE_MS = 5_000  # so far may two clocks be apart
 _PREFIX = b"fedhash query 1\0"
 
 
@@ -102,6 +103,26 @@ def open_query(signed: SignedQuery, agreement: str, keys: Mapping[str, str]) -> 
         )
     verify_signature(key, signed.signature, _PREFIX + signed.content)
     return asked
+
+
+def check_times(asked: AskedQuery, now_ms: int) -> None:
+    """Refuse what is over, and what comes from another time.
+
+    Raises:
+        RefusedError: "late" or "clock".
+    """
+    if now_ms >= asked.deadline_ms:
+        raise RefusedError(
+            "late",
+            f"the query ended {now_ms - asked.deadline_ms} ms ago; ask again, and if it stays so "
+            "compare the clocks",
+        )
+    if asked.asked_at_ms > now_ms + CLOCK_TOLERANCE_MS:
+        raise RefusedError(
+            "clock",
+            f"the query was asked {asked.asked_at_ms - now_ms} ms from now, at most "
+            f"{CLOCK_TOLERANCE_MS} are tolerated; set the asker's clock",
+        )
 
 
 def query_digest(signed: SignedQuery) -> str:

@@ -68,6 +68,8 @@ privacy: # of everything that leaves a site, for each patient; sites have caps o
   epsilon_cap: 8.0
   delta: 1.0e-5
   modes: [site]
+search: # who may ask for what; each site's own file has limits of its own as well
+  purposes: {{care: all}}
 """
 
 

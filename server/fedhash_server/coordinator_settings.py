@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from fedhash.configuration import Settings
+from fedhash.search.terms import RouterLimits
 
 __all__ = ["CoordinatorSettings", "GatewaySettings", "RouterSettings", "SuperLinkSettings"]
 
@@ -51,11 +52,13 @@ class RouterSettings(Settings):
         listen: IP address of the interface.
         port: Sites name it under `network.router`.
         health_port: Of `/health` and `/metrics`, on loopback.
+        limits: What it takes on.
     """
 
     listen: _ListenAddress = "0.0.0.0"  # noqa: S104 - sites reach it from outside
     port: _Port = 9444
     health_port: _Port = 9446
+    limits: RouterLimits = RouterLimits()
 
 
 class SuperLinkSettings(Settings):

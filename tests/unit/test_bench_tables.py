@@ -11,7 +11,7 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows, margin_rows, radius_rows, secagg_training_rows
+from benchmarks.rows import goal_rows, margin_rows, radius_rows, router_rows, secagg_training_rows
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -275,3 +275,28 @@ def test_the_committed_documents_hold_every_table(
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "--check")
     assert "the documents hold the figures that are there" in capsys.readouterr().out
+
+
+def test_a_row_for_each_figure_of_the_router() -> None:
+    case = "10 sites with 10 codes each"
+    figures = [Figure(case, "router", "identical to one index", "queries", 32)]
+    for part in ("search", "whole answer"):
+        for share in (50, 99):
+            figures += [
+                Figure(case, part, f"slowest site, p{share}", "ms", share),
+                Figure(case, part, f"added, p{share}", "ms", 2 * share),
+            ]
+    figures += [
+        Figure(case, "10 askers", "load", "queries/s", 200.4),
+        Figure(case, "10 askers", "round trip, p50", "ms", 5),
+        Figure(case, "10 askers", "round trip, p99", "ms", 9),
+        Figure(case, "router to asker", "messages of a query", "bytes", 442),
+    ]
+    rows = [row[1:] for row in router_rows(figures)[1:]]
+    assert rows[0] == ("the slowest site's search", "50 ms", "99 ms", "")
+    assert rows[3] == ("... added to it by the round trip", "100 ms", "198 ms", "")
+    assert rows[4:] == [
+        ("10 askers", "5 ms", "9 ms", "200"),
+        ("identical to one index: 32 queries", "", "", ""),
+        ("bytes of a query, router to asker: 442", "", "", ""),
+    ]

@@ -21,7 +21,8 @@ from fedhash.registry.registry import read_current
 from fedhash.registry.wire import SERVICE
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.releases.download import fetch_release, install_release
-from fedhash_client.releases.source import GrpcReleases, site_channel
+from fedhash_client.releases.source import GrpcReleases
+from fedhash_client.router_channel import open_channel
 from fedhash_server.release_service import release_handler
 
 BOUND = 1 << 30
@@ -160,7 +161,7 @@ def test_mutual_tls_and_who_may_ask(releases: Path, tmp_path: Path) -> None:
             identity=shown.key,
             supernode_key=shown.key,
         )
-        return GrpcReleases(lambda: site_channel(network))
+        return GrpcReleases(lambda: open_channel(network))
 
     with release_server(releases, admit, credentials) as address:
         site = source_of(ours.site("hospital-a"), address)

@@ -43,26 +43,59 @@ def search(
     keywords: Annotated[
         bool, typer.Option("--keywords", help="Search the words of reports, not codes.")
     ] = False,
+    federated: Annotated[
+        bool, typer.Option("--federated", help="Ask all sites of the consortium, not only this.")
+    ] = False,
+    purpose: Annotated[
+        str | None, typer.Option(help="What a federated search is for, as the agreement names it.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout-s", min=0.1, max=60, help="How long other sites may take.")
+    ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Search the site's own archive for studies like an example.
+    """Search the site's own archive for studies like an example; with --federated all sites'.
 
     Without a release that can be used, reports are searched by their words, and the answer says so.
     """
+    from fedhash.registry.release import load_release
     from fedhash.search.filters import parse_filters
     from fedhash_client.commands.site_files import ask_running_daemon, read_site
-    from fedhash_client.own_search import OwnQuery, search_words
+    from fedhash_client.federated_search import federated_search
+    from fedhash_client.merged_table import print_merged
+    from fedhash_client.own_search import OwnQuery, encoded, search_words
+    from fedhash_client.releases.served import check_release
 
     try:
         if (report is None) == (image is None):
             raise QueryError("give exactly one of --report and --image")
+        if federated != (purpose is not None):
+            raise QueryError(
+                "--federated and --purpose go together: other sites ask what it is for"
+            )
+        if federated and keywords:
+            raise QueryError("other sites are asked by code; leave out --keywords")
         modality, example = ("image", str(image)) if report is None else ("report", report)
-        asked = {"modality": modality, "example": example, "target": target, "k": k}
-        query = OwnQuery.of(asked | {"filters": parse_filters(where or [])})
+        given: dict[str, object] = {
+            "modality": modality,
+            "example": example,
+            "target": target,
+            "k": k,
+        }
+        query = OwnQuery.of(given | {"filters": parse_filters(where or [])})
         settings, agreement = read_site(site)
         if kappa is not None:
             query = query.model_copy(update={"kappa": kappa})  # NaN is no JSON
         query.check(agreement)
+        if purpose is not None:
+            used = load_release(release or _release_here(settings))
+            check_release(used, agreement)
+            asked = encoded(query, used, used.build_model(), agreement)
+            merged = federated_search(
+                settings, asked, purpose=purpose, timeout_s=timeout_s, site_file=site
+            )
+            print_merged(merged, as_json=as_json)
+            return
         if keywords:
             answer = search_words(settings, agreement, query, "--keywords was given")
         else:
@@ -106,6 +139,22 @@ def _direct(
         if now is None:
             return search_words(settings, agreement, query, "this site has no release yet")
         return search_own(now, settings, agreement, query)
+
+
+def _release_here(settings: SiteSettings) -> Path:
+    """The folder of the release that this site answers with."""
+    from fedhash.index import archive_release
+    from fedhash_client.archive_index import state_folder
+    from fedhash_client.commands.site_files import ask_running_daemon
+
+    status = ask_running_daemon(settings, "status")
+    if status is not None:
+        release_id = status["services"]["archives"]["release"]
+    else:
+        release_id = archive_release(settings.archive)[0] if settings.archive.exists() else None
+    if release_id is None:
+        raise QueryError("this site has no release yet, and other sites are asked by code")
+    return state_folder(settings) / "releases" / str(release_id)
 
 
 def _print(answer: dict[str, Any], smallest_kappa: float | None) -> None:

@@ -23,7 +23,8 @@ from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.own_search import OwnQuery, search_own, search_words
 from fedhash_client.releases.follower import ReleaseFollower
 from fedhash_client.releases.served import ServedReleases
-from fedhash_client.releases.source import GrpcReleases, ReleaseSource, site_channel
+from fedhash_client.releases.source import GrpcReleases, ReleaseSource
+from fedhash_client.router_channel import open_channel
 from fedhash_client.withdrawal import complete_withdrawals, withdraw
 
 __all__ = ["add_releases"]
@@ -55,7 +56,7 @@ def add_releases(
     follower: ReleaseFollower | None = None
     network = settings.network
     if source is None and network is not None:
-        source = GrpcReleases(lambda: site_channel(network))
+        source = GrpcReleases(lambda: open_channel(network))
     if source is not None and agreement.release_key is None:
         _log.warning("the agreement names no release_key, so no release is followed")
     elif source is not None:

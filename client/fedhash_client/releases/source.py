@@ -2,7 +2,7 @@
 
 Nothing that comes from there is trusted here; `download` and `follower` verify it.
 
-    >>> source = GrpcReleases(lambda: grpc.secure_channel(address, credentials))
+    >>> source = GrpcReleases(lambda: open_channel(settings.network))
     >>> source.current()
     b'{"signature": ...'
 """
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from fedhash.errors import MessageError, ProtocolError, StorageError
+from fedhash.errors import MessageError, ProtocolError
 from fedhash.registry.wire import CHUNK_BYTES, CURRENT_METHOD, FETCH_METHOD, SERVICE
 from fedhash.registry.wire.releases_pb2 import Chunk, CurrentReply, CurrentRequest, FetchRequest
-from fedhash_client.network_settings import NetworkSettings
 
-__all__ = ["GrpcReleases", "ReleaseSource", "site_channel", "untold"]
+__all__ = ["GrpcReleases", "ReleaseSource", "untold"]
 
 _CURRENT_TIMEOUT_S = 30.0
 _FETCH_TIMEOUT_S = 3000.0  # then it goes on where it was
@@ -80,21 +78,6 @@ class GrpcReleases:
                 if len(chunk.content) > CHUNK_BYTES:
                     raise MessageError(f"a piece of {len(chunk.content):,} bytes was sent")
                 yield chunk.total_bytes, chunk.content
-
-
-def site_channel(network: NetworkSettings) -> grpc.Channel:
-    """A channel to the router, as the site that the certificate names.
-
-    Raises:
-        StorageError: A file of the certificates cannot be read.
-    """
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            *(Path(each).read_bytes() for each in (network.ca, network.key, network.certificate))
-        )
-    except OSError as error:
-        raise StorageError(error) from error
-    return grpc.secure_channel(network.router, credentials)
 
 
 @contextmanager

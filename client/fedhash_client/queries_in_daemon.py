@@ -1,0 +1,48 @@
+"""The answering of other members' queries as a part of the daemon.
+
+>>> add_queries(daemon, log, lambda: served.current().archive)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fedhash.audit_log import AuditLog
+from fedhash.index import Archive, SiteSearcher
+from fedhash.index.answering import QueryDesk
+from fedhash.search.policy import QueryPolicy
+from fedhash_client.daemon.site_daemon import SiteDaemon
+from fedhash_client.query_stream import QueryStream
+
+__all__ = ["add_queries"]
+
+
+def add_queries(
+    daemon: SiteDaemon, log: AuditLog, current: Callable[[], Archive | None]
+) -> QueryStream | None:
+    """Attach the site to the query router; None where its file has no `queries` or no `network`.
+
+    Args:
+        daemon: Not running yet.
+        log: The site's audit log, open as long as the daemon runs.
+        current: The archive that answers now, if any.
+
+    Raises:
+        RefusedError: The agreement has no section `search`.
+        QueryError: `smallest_kappa` is out of range.
+    """
+    settings, agreement = daemon.settings, daemon.agreement
+    if settings.queries is None or settings.network is None:
+        return None
+    policy = QueryPolicy(agreement, settings.queries, started_ms=time.time_ns() // 1_000_000)
+
+    def searcher() -> SiteSearcher | None:
+        archive = current()
+        if archive is None:
+            return None
+        return SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
+
+    stream = QueryStream(settings.network, QueryDesk(policy, log).answer, searcher)
+    daemon.add(stream)
+    return stream
