@@ -13,7 +13,7 @@
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
 #   make bench-router    queries over the router, with ten sites
-#   make proto           compile the schema of queries and answers
+#   make proto           compile the schemas of queries and of the release service
 #   make bench-demo      seconds and peak memory of the demo
 #   make bench-docs      write the tables of README.md and docs/benchmarks.md from build/bench/*.csv
 
@@ -87,7 +87,7 @@ format: install
 
 # the compiled files are committed
 proto: install
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. fedhash/search/wire/search.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. fedhash/search/wire/search.proto fedhash/registry/wire/releases.proto
 
 schemas: install
 	$(BIN)/python -m fedhash_sim.schemas

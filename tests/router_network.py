@@ -67,7 +67,6 @@ class RouterThread:
         self,
         folder: CoordinatorFolder,
         port: int = 0,
-        prepare: Callable[[RouterServer], None] = lambda _: None,
         **limits: int,
     ) -> None:
         settings = RouterSettings.model_construct(
@@ -76,7 +75,7 @@ class RouterThread:
             health_port=0,
             limits=RouterSettings().limits.model_copy(update=limits),
         )
-        self._folder, self._settings, self._prepare = folder, settings, prepare
+        self._folder, self._settings = folder, settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -89,7 +88,6 @@ class RouterThread:
 
         async def start() -> RouterServer:
             server = RouterServer(self._folder, self._settings)
-            self._prepare(server)
             await server.start()
             return server
 

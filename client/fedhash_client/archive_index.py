@@ -1,111 +1,78 @@
-"""Reading a site's manifest and filling its archive with a release's codes.
+"""What a site reads of its patients: the manifest without those who withdrew, and the handle key.
 
-1. Only studies of patients who consent are encoded.
-2. The new archive is built beside the old one and takes its place when it is whole; until then, and
-   after any failure, the old one answers.
-3. Handles are keyed by a secret of the site's own, made from the operating system's randomness and
+1. Whoever has withdrawn is in no manifest that is read here, whatever the file says
+   (`fedhash_client.withdrawn`).
+2. Handles are keyed by a secret of the site's own, made from the operating system's randomness and
    readable by its owner alone; without it a handle leads back to nobody.
 
-    >>> counts = build_archive(settings, agreement, load_release(folder), progress=print)
+    >>> studies = [each for each in read_site_manifest(settings, agreement).studies if each.consent]
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fedhash.agreement import Agreement
 from fedhash.data.manifest import Manifest, read_manifest
-from fedhash.errors import ArchiveError, DataError, ReleaseError, StorageError
-from fedhash.index import Archive, replace_archive, site_handle
-from fedhash.index.encoding import encode_entries
-from fedhash.models.prepared import prepare_studies
-from fedhash.registry.release import Release
+from fedhash.data.study import Study
+from fedhash.errors import ArchiveError, StorageError
+from fedhash.index.entry import site_handle
+from fedhash.rounds.messages import canonical_json
+from fedhash_client.daemon.prepared_cache import file_marks
 from fedhash_client.settings import SiteSettings
+from fedhash_client.withdrawn import Withdrawn
 
-__all__ = ["build_archive", "check_release", "read_handle_key", "read_site_manifest"]
+__all__ = ["data_fingerprint", "read_handle_key", "read_site_manifest", "state_folder"]
 
 _KEY_BYTES = 32
-_BLOCK_STUDIES = 512  # encoded and stored at once
 
 
 def read_site_manifest(settings: SiteSettings, agreement: Agreement) -> Manifest:
-    """The site's manifest.
+    """The site's manifest, without patients who have withdrawn.
 
     Raises:
         ManifestError: It cannot be read as a whole.
+        DataError: The list of those who withdrew is damaged.
     """
-    return read_manifest(settings.manifest, agreement.findings, agreement.modalities)
+    manifest = read_manifest(settings.manifest, agreement.findings, agreement.modalities)
+    gone = Withdrawn(state_folder(settings)).among([each.patient_id for each in manifest.studies])
+    if not gone:
+        return manifest
+    return replace(
+        manifest,
+        studies=tuple(each for each in manifest.studies if each.patient_id not in gone),
+    )
 
 
-def check_release(release: Release, agreement: Agreement) -> None:
-    """Refuse a release that was trained under another agreement.
+def state_folder(settings: SiteSettings) -> Path:
+    """Where the site keeps what must outlast everything else; beside the archive by default."""
+    return settings.state or settings.archive.parent
+
+
+def data_fingerprint(manifest: Path, studies: Sequence[Study], handle_key: bytes) -> str:
+    """Stands for all that an index of the studies is made of, beside a release: 64 hex digits.
+
+    It changes with the manifest's bytes, with size or time of change of a file that a study's
+    content is read from, and with the handle key.
 
     Raises:
-        ReleaseError: The agreements differ.
+        DataError: A file of a study is gone.
+        StorageError: The manifest cannot be read.
     """
-    theirs, ours = release.agreement.digest(), agreement.digest()
-    if theirs != ours:
-        raise ReleaseError(
-            f"release {release.release_id[:12]} was trained under the agreement {theirs[:12]} "
-            f"({release.agreement.name!r}), this site signed {ours[:12]} ({agreement.name!r}); "
-            "use a release of your own consortium"
-        )
-
-
-def build_archive(
-    settings: SiteSettings,
-    agreement: Agreement,
-    release: Release,
-    progress: Callable[[int, int], None],
-) -> dict[str, int]:
-    """Encode all consenting studies and put the new archive in place.
-
-    Args:
-        settings: The site.
-        agreement: What the site signed.
-        release: The verified release.
-        progress: Called with studies done and studies in all.
-
-    Returns:
-        Entries of each modality.
-
-    Raises:
-        ManifestError: The manifest cannot be read.
-        DataError: No study can be used.
-        ReleaseError: The release belongs to another agreement.
-        ArchiveError: The archive cannot be written.
-        StorageError: Its folder or the handle key cannot be written.
-    """
-    check_release(release, agreement)
-    studies = [each for each in read_site_manifest(settings, agreement).studies if each.consent]
-    if not studies:
-        raise DataError(
-            f"{settings.manifest} holds no usable study with consent; "
-            "fedhash-site check names the reason of each row"
-        )
-    key = read_handle_key(settings.handle_key)
-    model = release.build_model()
-    unfinished = settings.archive.with_name(f"{settings.archive.name}.new")
     try:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in ("", "-journal", "-wal", "-shm"):  # what a killed SQLite leaves
-            unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+        hashed = hashlib.sha256(manifest.read_bytes())
     except OSError as error:
-        raise StorageError(error) from error
-    with Archive(unfinished, release.release_id, agreement.code_bits) as archive:
-        for start in range(0, len(studies), _BLOCK_STUDIES):
-            block = studies[start : start + _BLOCK_STUDIES]
-            prepared = prepare_studies(model, block, agreement.findings)
-            handles = [site_handle(key, study_id) for study_id in prepared.study_ids]
-            archive.add(encode_entries(model, prepared, handles))
-            progress(start + len(block), len(studies))
-        counts = {modality: archive.count(modality) for modality in model.modalities}
-    replace_archive(unfinished, settings.archive)
-    return counts
+        raise StorageError(error, manifest) from error
+    marks = {path: list(mark) for path, mark in file_marks(studies).items()}
+    hashed.update(canonical_json(marks).encode())
+    hashed.update(site_handle(handle_key, "").encode())  # it tells another key, and not the key
+    return hashed.hexdigest()
 
 
 def read_handle_key(path: Path) -> bytes:

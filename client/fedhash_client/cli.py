@@ -15,9 +15,11 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, Problem, QueryError
+from fedhash.errors import FedhashError, Problem
 from fedhash_client.commands.daemon import run, status
 from fedhash_client.commands.init import init, unit
+from fedhash_client.commands.search import search
+from fedhash_client.commands.withdrawal import audit, rebuild_index, withdraw
 from fedhash_client.printing import fail as _fail
 from fedhash_client.printing import print_json as _print_json
 from fedhash_client.settings import SiteSettings
@@ -35,7 +37,7 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
-for _command in (init, unit, run, status):
+for _command in (init, unit, run, status, search, withdraw, rebuild_index, audit):
     app.command()(_command)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
@@ -120,19 +122,19 @@ def identity(
 def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
     """Encode the archive with a released model; the old index answers until the new is whole."""
     from fedhash.registry.release import load_release
-    from fedhash_client.archive_index import build_archive
+    from fedhash_client.releases.download import install_release
+    from fedhash_client.releases.served import ServedReleases, check_release
 
     try:
         settings, agreement = _read(site)
-        loaded = load_release(release)
-        with Progress(console=_err) as bars:
+        check_release(load_release(release), agreement)
+        with Progress(console=_err) as bars, ServedReleases(settings, agreement) as served:
             task = bars.add_task("encoding", total=None)
-            counts = build_archive(
-                settings,
-                agreement,
-                loaded,
+            now = served.adopt(
+                install_release(release, served.releases),
                 lambda done, total: bars.update(task, completed=done, total=total),
             )
+            counts = {name: now.archive.count(name) for name in now.model.modalities}
     except (FedhashError, OSError) as error:
         _fail(error)
     if as_json:
@@ -169,114 +171,6 @@ def budget(
         _print_budget(found)
     if found.next_round is not None and not found.next_round.fits:
         raise typer.Exit(1)
-
-
-@app.command()
-def search(
-    site: SiteFile,
-    release: ReleaseFolder,
-    report: Annotated[str | None, typer.Option(help="Search for studies like this text.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Search for studies like this image.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The modality to search in; default: the query's own.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Hits wanted.")] = 10,
-    kappa: Annotated[
-        float | None,
-        typer.Option(min=-1, max=1, help="Bound the radius: towards 1 precise, towards -1 broad."),
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Only hits with this attribute. May be repeated."),
-    ] = None,
-    federated: Annotated[
-        bool, typer.Option("--federated", help="Ask all sites of the consortium, not only this.")
-    ] = False,
-    purpose: Annotated[
-        str | None, typer.Option(help="What a federated search is for, as the agreement names it.")
-    ] = None,
-    timeout_s: Annotated[
-        float, typer.Option("--timeout-s", min=0.1, max=60, help="How long other sites may take.")
-    ] = 10.0,
-    as_json: AsJson = False,
-) -> None:
-    """Search the site's own archive for studies like an example; with --federated all sites'."""
-    from fedhash.data.modalities import MODALITIES
-    from fedhash.index import Archive, SiteSearcher, check_limits
-    from fedhash.index.encoding import check_example, encode_example
-    from fedhash.registry.release import load_release
-    from fedhash.search import make_query, radius_from_kappa
-    from fedhash.search.filters import parse_filters
-    from fedhash_client.archive_index import check_release
-    from fedhash_client.federated_search import federated_search
-    from fedhash_client.merged_table import print_merged
-
-    try:
-        if (report is None) == (image is None):
-            raise QueryError("give exactly one of --report and --image")
-        modality, value = ("image", str(image)) if report is None else ("report", report)
-        if federated != (purpose is not None):
-            raise QueryError(
-                "--federated and --purpose go together: other sites ask what it is for"
-            )
-        check_example(value)
-        filters = parse_filters(where or [])
-        settings, agreement = _read(site)
-        check_limits(agreement, k=k, modality=target or modality)
-        radius = None if kappa is None else radius_from_kappa(kappa, agreement.code_bits)
-        content = MODALITIES[modality].read(value, Path.cwd()).load()
-        loaded = load_release(release)
-        check_release(loaded, agreement)
-        if not federated and not settings.archive.is_file():
-            raise QueryError(
-                f"{settings.archive} is not there; make it first: "
-                f"fedhash-site index {site} --release {release}"
-            )
-        model = loaded.build_model()
-        if target is not None and target not in model.modalities:
-            raise QueryError(
-                f"there is no modality {target!r} to search in; "
-                f"the release has {', '.join(model.modalities)}"
-            )
-        query = make_query(
-            encode_example(model, modality, content),
-            release_id=loaded.release_id,
-            modality=target or modality,
-            k=k,
-            radius=radius,
-            filters=filters,
-        )
-        if purpose is not None:
-            merged = federated_search(
-                settings, query, purpose=purpose, timeout_s=timeout_s, site_file=site
-            )
-            print_merged(merged, as_json=as_json)
-            return
-        with Archive(settings.archive, loaded.release_id, agreement.code_bits) as archive:
-            for name in filters:
-                if name not in archive.attributes:
-                    raise QueryError(
-                        f"no study of the archive has the attribute {name!r}; "
-                        f"it knows: {', '.join(archive.attributes) or 'none'}"
-                    )
-            searcher = SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
-            answer = searcher.answer(query)
-    except (FedhashError, OSError) as error:
-        _fail(error)
-    if as_json:
-        hits = [{"handle": h.handle, "distance": h.distance, "score": h.score} for h in answer.hits]
-        _print_json({"cut_to_bits": answer.cut_to_bits, "hits": hits})
-        return
-    table = Table("", "distance", "handle", box=None, header_style="dim")
-    for rank, hit in enumerate(answer.hits, 1):
-        table.add_row(str(rank), str(hit.distance), hit.handle)
-    _out.print(table if answer.hits else "no study within the radius and the filters")
-    if answer.cut_to_bits is not None:
-        _out.print(
-            f"cut by the site's smallest_kappa ({settings.smallest_kappa:g}): "
-            f"hits up to distance {answer.cut_to_bits} only",
-            highlight=False,
-        )
 
 
 def _print_budget(found: Budget) -> None:

@@ -17,6 +17,7 @@ from fedhash.privacy.terms import PrivacyTerms
 from fedhash.search.terms import QueryLimits
 from fedhash_client.daemon.settings import DaemonSettings, TrainingSettings
 from fedhash_client.network_settings import NetworkSettings
+from fedhash_client.releases.settings import ReleaseSettings
 
 __all__ = ["SitePrivacy", "SiteSettings"]
 
@@ -55,6 +56,7 @@ class SiteSettings(Settings):
         network: Where the consortium is; without it the site works alone.
         training: What the site trains, beside the agreement's limits.
         daemon: What the daemon listens on.
+        releases: How the site follows the consortium's releases.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -69,3 +71,4 @@ class SiteSettings(Settings):
     network: NetworkSettings | None = None
     training: TrainingSettings = TrainingSettings()
     daemon: DaemonSettings = DaemonSettings()
+    releases: ReleaseSettings = ReleaseSettings()

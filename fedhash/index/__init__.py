@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedhash.index._store import replace_archive
+from fedhash.index._store import archive_release, replace_archive
 from fedhash.index.archive import Archive, Match
 from fedhash.index.entry import Entry, site_handle
 from fedhash.index.searcher import SiteAnswer, SiteSearcher, check_limits
@@ -13,6 +13,7 @@ __all__ = [
     "Match",
     "SiteAnswer",
     "SiteSearcher",
+    "archive_release",
     "check_limits",
     "replace_archive",
     "site_handle",

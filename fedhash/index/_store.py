@@ -23,7 +23,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from fedhash.errors import ArchiveError
 from fedhash.index._checksum import checksum_of_entries, checksum_of_values
 from fedhash.index._shelf import Shelf
 
-__all__ = ["Description", "Store", "replace_archive"]
+__all__ = ["Description", "Store", "archive_release", "replace_archive"]
 
 _FORMAT = 1  # raised whenever the tables or the checksum change
 _APPLICATION_ID = 0x66644861  # "fdHa", where SQLite keeps the type of a file
@@ -227,6 +227,19 @@ def replace_archive(successor: Path, path: Path) -> None:
     with _explained(path):
         successor.replace(path)
         sync_folder(path.parent)
+
+
+def archive_release(path: Path) -> tuple[str, int]:
+    """The release that the archive at `path` is of, and its code length in bits.
+
+    Raises:
+        ArchiveError: It is no archive, damaged or in use.
+    """
+    with closing(_connect(path)) as database, _explained(path):
+        ((release_id, code_bits),) = database.execute("SELECT release_id, code_bits FROM archive")
+        if not (isinstance(release_id, str) and isinstance(code_bits, int)):
+            raise _damaged(path, "its header is no release and no code length")
+    return release_id, code_bits
 
 
 def _create(path: Path, release_id: str, code_bits: int) -> None:

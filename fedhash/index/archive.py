@@ -73,6 +73,7 @@ class Archive:
     """
 
     def __init__(self, path: Path, release_id: str, code_bits: int) -> None:
+        self.path = path
         self.release_id = release_id
         self.code_bits = code_bits
         self._writing = Lock()
@@ -99,6 +100,13 @@ class Archive:
         """Entries of one modality or of all."""
         shelves = self._contents.shelves
         return sum(len(shelves[name]) for name in shelves if modality in (None, name))
+
+    def handles(self, modality: str) -> set[str]:
+        """Handles of the studies that have an entry in a modality."""
+        shelf = self._contents.shelves.get(modality)
+        if shelf is None:
+            return set()
+        return {shelf.handle(position) for position in range(len(shelf))}
 
     @property
     def attributes(self) -> tuple[str, ...]:

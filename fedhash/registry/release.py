@@ -2,7 +2,7 @@
 
     release/
       model.safetensors     the parameters by name
-      manifest.json         agreement, model settings, margins, metrics, digests, parent, release_id
+      manifest.json         agreement, model settings, margins, metrics, privacy, parent, digests
       frozen-image.safetensors    what the frozen tower of a modality reads, where there is one
 
 1. The release id is the SHA-256 of the manifest without it, and the manifest holds the SHA-256 of
@@ -14,6 +14,7 @@
    settings name by their SHA-256, before anything is read of them. No file is opened by a name that
    the manifest made up, none that is a pipe, and none larger than a release's can be.
 3. A release never changes. It is written beside and renamed; saving the same one again is allowed.
+4. What it says of privacy is stated by whoever made it (`fedhash.registry.privacy_summary`).
 
 Shape suffixes: K findings, d parameters.
 
@@ -51,22 +52,31 @@ from fedhash.models.hash_model import HashModel, build_model, check_towers, froz
 from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings
 from fedhash.printable import printable
+from fedhash.registry.privacy_summary import PrivacySummary
 from fedhash.regular_file import read_regular_file
 
-__all__ = ["Release", "load_release", "save_release"]
+__all__ = [
+    "LARGEST_MANIFEST_BYTES",
+    "MANIFEST_FILE",
+    "Release",
+    "load_release",
+    "named_files",
+    "save_release",
+]
 
+MANIFEST_FILE = "manifest.json"
+LARGEST_MANIFEST_BYTES = 1 << 24
 _MODEL_FILE = "model.safetensors"
-_MANIFEST_FILE = "manifest.json"
-_LARGEST_MANIFEST_BYTES = 1 << 24
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Manifest(Settings):
     """The content of manifest.json, apart from the release id that is made of it."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     run_id: str
     parent: _Digest | None
+    privacy: PrivacySummary | None
     agreement: Agreement
     model: ModelSettings
     margins: tuple[float, ...]
@@ -99,6 +109,7 @@ class Release:
         parent: The release that training started from, if any.
         run_id: The run that made it.
         frozen: Modality to the features of its frozen tower.
+        privacy: What its maker states of the patients' privacy; None: nothing.
     """
 
     release_id: str
@@ -110,6 +121,7 @@ class Release:
     parent: str | None
     run_id: str
     frozen: Mapping[str, FrozenFeatures]
+    privacy: PrivacySummary | None = None
 
     def build_model(self) -> HashModel:
         """A new model with the released parameters, ready to encode."""
@@ -130,6 +142,7 @@ class Release:
             "towers": {name: tower.name for name, tower in self.model_settings.towers.items()},
             "parameters": len(self.vector),
             "metrics": dict(self.metrics),
+            "privacy": "nothing is stated" if self.privacy is None else self.privacy.in_words(),
         }
 
 
@@ -144,6 +157,8 @@ def save_release(
     run_id: str,
     parent: str | None = None,
     frozen: Mapping[str, FrozenFeatures] = MappingProxyType({}),
+    privacy: PrivacySummary | None = None,
+    named_by_id: bool = False,
 ) -> Release:
     """Write a release and read it back.
 
@@ -157,6 +172,8 @@ def save_release(
         run_id: The run that made the model.
         parent: The id of the release that training started from.
         frozen: Modality to the features of its frozen tower.
+        privacy: What is stated of the patients' privacy.
+        named_by_id: `folder` holds many releases, each in a folder that its id names.
 
     Raises:
         ReleaseError: The parts do not fit each other, or the folder holds something else.
@@ -172,6 +189,7 @@ def save_release(
         manifest = _Manifest(
             run_id=run_id,
             parent=parent,
+            privacy=privacy,
             agreement=agreement,
             model=model_settings,
             margins=tuple(margins.mu.tolist()),
@@ -183,6 +201,8 @@ def save_release(
         )
     except ValidationError as error:
         raise ReleaseError(f"no release can be made of this: {_first(error)}") from error
+    if named_by_id:
+        folder = folder / manifest.release_id()
     if folder.exists():
         if load_release(folder).release_id == manifest.release_id():
             return load_release(folder)
@@ -190,7 +210,7 @@ def save_release(
     frozen_bytes = {frozen_file(name): each.to_bytes() for name, each in frozen.items()}
     # what could not be loaded is not written
     _release_of(manifest, model_bytes, frozen_bytes, folder)
-    files = {_MODEL_FILE: model_bytes, _MANIFEST_FILE: manifest.to_bytes()}
+    files = {_MODEL_FILE: model_bytes, MANIFEST_FILE: manifest.to_bytes()}
     _write_folder(folder, files | frozen_bytes)
     return load_release(folder)
 
@@ -202,29 +222,16 @@ def load_release(folder: Path) -> Release:
         ReleaseError: A file is missing, altered, or does not fit this version of fedhash.
     """
     try:
-        manifest_bytes = read_regular_file(folder / _MANIFEST_FILE, _LARGEST_MANIFEST_BYTES)
+        manifest_bytes = read_regular_file(folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
         model_bytes = read_regular_file(folder / _MODEL_FILE, LARGEST_FILE_BYTES)
     except OSError as error:
         raise ReleaseError(
-            f"{folder} is no complete release ({error}); a release has {_MANIFEST_FILE} and "
+            f"{folder} is no complete release ({error}); a release has {MANIFEST_FILE} and "
             f"{_MODEL_FILE}: copy it again"
         ) from error
-    try:
-        content = json.loads(manifest_bytes)
-        release_id = content.pop("release_id")
-        manifest = _Manifest.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise _altered(folder / _MANIFEST_FILE, _first(error)) from error
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise _altered(folder / _MANIFEST_FILE, f"not a manifest: {error}") from error
-    if manifest.release_id() != release_id:
-        raise _altered(folder / _MANIFEST_FILE, f"its content has the id {manifest.release_id()}")
-    if manifest.to_bytes() != manifest_bytes:
-        raise _altered(folder / _MANIFEST_FILE, "it is not in its canonical form")
+    manifest = _parsed(manifest_bytes, folder)
     if hashlib.sha256(model_bytes).hexdigest() != manifest.model_digest:
         raise _altered(folder / _MODEL_FILE, "its SHA-256 is not the manifest's")
-    if problems := check_towers(manifest.model):  # before a modality becomes a file's name
-        raise ReleaseError(f"{folder} cannot be used with this fedhash: {problems[0][1]}")
     frozen_bytes = {}
     for modality in frozen_modalities(manifest.model):
         path = folder / frozen_file(modality)
@@ -239,6 +246,51 @@ def load_release(folder: Path) -> Release:
         if hashlib.sha256(frozen_bytes[path.name]).hexdigest() != wanted:
             raise _altered(path, "its SHA-256 is not the one that the model settings name")
     return _release_of(manifest, model_bytes, frozen_bytes, folder)
+
+
+def named_files(manifest_bytes: bytes, release_id: str) -> dict[str, str]:
+    """The other files of a release, each with the SHA-256 that its manifest demands of it.
+
+    Args:
+        manifest_bytes: From anyone.
+        release_id: What its id has to be.
+
+    Raises:
+        ReleaseError: It is no manifest, of another release, or does not fit this version.
+    """
+    manifest = _parsed(manifest_bytes, Path(f"release {release_id[:12]}"))
+    if manifest.release_id() != release_id:
+        raise ReleaseError(
+            f"the manifest that was sent for release {release_id[:12]} is that of "
+            f"{manifest.release_id()[:12]}; whoever sent it is not the coordinator, or its folder "
+            "is damaged"
+        )
+    digests = {_MODEL_FILE: manifest.model_digest}
+    for modality in frozen_modalities(manifest.model):
+        digest = str(manifest.model.towers[modality].options.get("sha256"))
+        digests[frozen_file(modality)] = digest
+    return digests
+
+
+def _parsed(manifest_bytes: bytes, folder: Path) -> _Manifest:
+    """A manifest whose id, form and towers are right."""
+    try:
+        content = json.loads(manifest_bytes)
+        release_id = content.pop("release_id")
+        if content.get("format") == 1:
+            raise ReleaseError(f"{folder} was made by an earlier fedhash; release its run anew")
+        manifest = _Manifest.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise _altered(folder / MANIFEST_FILE, _first(error)) from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise _altered(folder / MANIFEST_FILE, f"not a manifest: {error}") from error
+    if manifest.release_id() != release_id:
+        raise _altered(folder / MANIFEST_FILE, f"its content has the id {manifest.release_id()}")
+    if manifest.to_bytes() != manifest_bytes:
+        raise _altered(folder / MANIFEST_FILE, "it is not in its canonical form")
+    if problems := check_towers(manifest.model):  # before a modality becomes a file's name
+        raise ReleaseError(f"{folder} cannot be used with this fedhash: {problems[0][1]}")
+    return manifest
 
 
 def _release_of(
@@ -297,6 +349,7 @@ def _release_of(
         manifest.parent,
         manifest.run_id,
         frozen,
+        manifest.privacy,
     )
 
 
@@ -324,7 +377,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         sync_folder(unfinished)
-        unfinished.rename(folder)
+        unfinished.replace(folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise ReleaseError(

@@ -20,6 +20,7 @@ from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem
 from fedhash.offline import FLOWER_SWITCHES
 from fedhash_server.commands.enrolment import enrol, init, strike
+from fedhash_server.commands.releases import release, rollback
 from fedhash_server.commands.search import search
 from fedhash_server.commands.servers import run, status, train, unit
 from fedhash_server.printing import fail as _fail
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
-for _command in (init, enrol, strike, run, status, train, search, unit):
+app.add_typer(release, name="release")
+for _command in (init, enrol, strike, run, status, train, rollback, search, unit):
     app.command()(_command)
 _out = Console()
 _err = Console(stderr=True)
@@ -156,20 +158,6 @@ def bundle(
     flwr = "flwr" if shutil.which("flwr") else str(Path(sys.executable).with_name("flwr"))
     start = [flwr, "run", str(out.resolve()), "CONNECTION", "--run-config", 'folder="RUNS"']
     _show({"app": str(out), "start": shlex.join([*switches, *start])}, warnings, as_json=as_json)
-
-
-@app.command()
-def release(
-    folder: Annotated[Path, typer.Argument(help="The release's folder.")], as_json: AsJson = False
-) -> None:
-    """Verify a release, byte by byte, and print what it says of itself."""
-    from fedhash.registry.release import load_release
-
-    try:
-        loaded = load_release(folder)
-    except (FedhashError, OSError) as error:
-        _fail(error)
-    _show(loaded.describe(), None, as_json=as_json)
 
 
 @audit.command()

@@ -29,10 +29,8 @@ from fedhash.bundle import (
     SERVER_COMPONENT,
     SITE_COMPONENT,
 )
-from fedhash.configuration import gathered, problem_at, read_settings
+from fedhash.configuration import gathered, problem_at, read_settings, resolved
 from fedhash.errors import ConfigurationError, Problem, StorageError
-from fedhash.models.anchors import Anchors
-from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
@@ -41,8 +39,10 @@ from fedhash.rounds.run import coordinator_of, run_rounds
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.outlook import sum_outlook
+from fedhash_server.first_model import first_model
 from fedhash_server.flower_engine import FlowerEngine
 from fedhash_server.run_lock import training
+from fedhash_server.run_release import keep_inputs
 from fedhash_server.settings import RunSettings
 
 __all__ = ["app", "train_run", "write_app_folder"]
@@ -89,16 +89,18 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
     Raises:
         ConfigurationError: A file is wrong, they do not fit each other, or the folder holds
             anything else than an app.
-        ModelError: The model cannot be built.
+        ModelError: The first model cannot be made.
+        ReleaseError: The release that the run starts from does not verify.
         StorageError: The folder cannot be written.
     """
     terms, settings, roster = _read_run(agreement, rounds, run)
-    anchors = Anchors.build(terms)
-    model = build_model(settings.model, terms.code_bits, roster.seed, anchors=anchors)  # or fails
+    layout = first_model(terms, settings, roster).layout  # or it fails here
     try:
         _check_folder(folder)
         sources = {AGREEMENT_NAME: agreement, ROUND_NAME: rounds, RUN_NAME: run}
         contents = {name: source.read_bytes() for name, source in sources.items()}
+        if roster.parent or roster.frozen:  # read elsewhere, a relative path would lead nowhere
+            contents[RUN_NAME] = resolved(roster).encode()
         (folder / "configs").mkdir(parents=True, exist_ok=True)
         (folder / METADATA_NAME).write_text(_PYPROJECT, encoding="utf-8")
         for name, content in contents.items():
@@ -107,7 +109,6 @@ def write_app_folder(folder: Path, agreement: Path, rounds: Path, run: Path) -> 
         raise StorageError(error, folder) from error
     if settings.aggregation == "plain":
         return ()
-    layout = Layout.of(model)
     return sum_outlook(_plan(terms, settings, roster, layout), layout.size, terms).warnings
 
 
@@ -175,6 +176,8 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
 
     Raises:
         ConfigurationError: A file of the bundle is wrong, or they do not fit each other.
+        ModelError: What the first model is made of is missing, or of another model.
+        ReleaseError: The release that the run starts from does not verify.
         CheckpointError: The folder holds another run of this name.
         ProtocolError: Three rounds in a row failed.
         AuditError: The margin schedule's log was altered.
@@ -184,13 +187,11 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
     agreement, settings, run = _read_run(
         bundle / AGREEMENT_NAME, bundle / ROUND_NAME, bundle / RUN_NAME
     )
-    model = build_model(
-        settings.model, agreement.code_bits, run.seed, anchors=Anchors.build(agreement)
-    )
-    layout = Layout.of(model)
-    plan = _plan(agreement, settings, run, layout)
+    first = first_model(agreement, settings, run)
+    plan = _plan(agreement, settings, run, first.layout)
+    keep_inputs(folder / run.run_id, agreement, first)
     checkpoints = Checkpoints(folder / run.run_id / "checkpoints")
-    state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, layout.flatten(model))
+    state = checkpoints.load(plan) or CoordinatorState.start(plan, agreement, first.vector)
     run_rounds(
         coordinator_of(plan, agreement, state),
         engine,

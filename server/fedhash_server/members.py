@@ -20,9 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from fedhash.agreement import Agreement
 from fedhash.enrolment import Peer, Role, peer_of
@@ -91,14 +88,6 @@ class Members:
         if len(certificates) != 1:
             raise CertificateError("the connection shows no certificate")
         return self.check(certificates[0], roles)
-
-    def admit_site(self, context: Any) -> Peer:
-        """The site behind a call that a thread serves; ends the call of anybody else."""
-        try:
-            return self.peer(context.auth_context(), frozenset({"site"}))
-        except CertificateError as error:
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-            raise  # abort has raised already
 
     def check(self, certificate_pem: bytes, roles: frozenset[Role]) -> Peer:
         """Whom a certificate names that TLS accepted some time ago, if it is still good.

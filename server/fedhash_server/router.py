@@ -7,7 +7,7 @@
    (`fedhash_server.members`).
 2. It keeps nothing on the disk. After a kill sites attach again by themselves and askers ask again;
    queries that were under way are lost to their askers, and nothing else is.
-3. Other services come in as gRPC handlers; those that are not coroutines run in a few threads.
+3. Releases are served on the same port, by a few threads.
 4. It ends at SIGTERM or SIGINT, after a second for the calls under way.
 """
 
@@ -35,6 +35,7 @@ from fedhash_server.coordinator_settings import RouterSettings
 from fedhash_server.health import HealthPage
 from fedhash_server.members import Members
 from fedhash_server.query_service import QueryService
+from fedhash_server.release_service import release_handler
 
 __all__ = ["RouterServer", "main"]
 
@@ -80,7 +81,11 @@ class RouterServer:
         self.members = Members(folder)
         self.queries = QueryService(self.members, settings.limits)
         self._settings = settings
-        self._handlers = [self.queries.handler()]
+        releases = release_handler(
+            folder.path / "releases",
+            lambda connection: self.members.peer(connection, frozenset({"site"})),
+        )
+        self._handlers = [self.queries.handler(), releases]
         registry = CollectorRegistry()
         registry.register(_Metrics(self.queries))
         self.health = HealthPage(settings.health_port, self._health, registry)
@@ -92,10 +97,6 @@ class RouterServer:
         )
         self._server: aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
-
-    def add(self, handler: grpc.GenericRpcHandler) -> None:
-        """Another service, before the start; it admits its callers by `members` itself."""
-        self._handlers.append(handler)
 
     async def start(self) -> None:
         """Listen.

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 
 from fedhash.agreement import SiteName
@@ -22,11 +24,15 @@ class RunSettings(Settings):
         run_id: Names the run, here and at the sites; also a folder.
         sites: Names of the sites that take part.
         seed: Of the first model.
+        parent: Folder of the release that training starts from; null: from the seed.
+        frozen: Modality to the file of its frozen tower, for those that `parent` does not hold.
     """
 
     run_id: RunId
     sites: tuple[SiteName, ...] = Field(min_length=1, max_length=1000)
     seed: int = Field(ge=0)
+    parent: Path | None = None
+    frozen: dict[str, Path] = Field(default={})
 
     @field_validator("sites")
     @classmethod

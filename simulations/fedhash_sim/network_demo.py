@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ class NetworkDemo:
         for site in SITES:
             self._start_site(site)
         for site in SITES:
-            self._wait(f"the daemon of {site}", lambda site=site: self._healthy(site))
+            self._wait(f"the daemon of {site}", partial(self._healthy, site))
         self._tell("gateway, SuperLink, router and three daemons run")
 
     def train(self) -> None:
@@ -221,7 +222,7 @@ class NetworkDemo:
         made = self._fedhash("coordinator", "release", "make", self._coordinator, "first", "--json")
         release = made["release_id"]
         for site in SITES:
-            self._wait(f"the index of {site}", lambda site=site: self._serves(site, release))
+            self._wait(f"the index of {site}", partial(self._serves, site, release))
         self.facts["release"] = release
         self.facts["seconds from release to index"] = round(time.monotonic() - started, 1)
         self._tell(f"release {release[:12]} is indexed at all sites")

@@ -41,7 +41,6 @@ from fedhash.search.wire.queries import SignedQuery, decode_signed
 from fedhash_client.federated_search import RouterClient
 from fedhash_client.query_stream import QueryStream
 from fedhash_client.router_channel import open_channel
-from fedhash_server.router import RouterServer
 from tests.attached_site import HELD, LIMITS
 from tests.consortium_certificates import Consortium
 from tests.router_network import Place, RouterThread
@@ -370,30 +369,6 @@ def test_hostile_messages_over_the_network(place: Place, caplog: pytest.LogCaptu
         assert len(honest.search(query(), purpose="care").sites) == 3
         until(lambda: router.server.queries.attached() == (), "no stream is left")
         assert router.server.queries.under_way == 0
-
-
-def test_another_service_of_threads_admits_sites_alone(place: Place) -> None:
-    def prepare(server: RouterServer) -> None:
-        def chunks(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            site = server.members.admit_site(context).name
-            assert 0 < context.time_remaining() <= 10
-            yield from (site.encode(), request)
-
-        methods = {"Fetch": grpc.unary_stream_rpc_method_handler(chunks)}
-        server.add(grpc.method_handlers_generic_handler("test.Other", methods))
-
-    with RouterThread(place.folder, prepare=prepare) as router:
-        with open_channel(place.network("hospital-a", router.port)) as channel:
-            fetched = list(channel.unary_stream("/test.Other/Fetch")(b"x", timeout=10))
-        assert fetched == [b"hospital-a", b"x"]
-        key, certificate = place.folder.authority().issue("coordinator", "c")
-        credentials = grpc.ssl_channel_credentials(place.folder.ca.read_bytes(), key, certificate)
-        with grpc.secure_channel(f"localhost:{router.port}", credentials) as channel:
-            call = channel.unary_stream("/test.Other/Fetch")(b"x", timeout=10)
-            with pytest.raises(grpc.RpcError) as refused:
-                list(call)
-        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-        until(lambda: not any("Other" in name for name in router.tasks()), "no call is left over")
 
 
 class HostileRouter(grpc.GenericRpcHandler):

@@ -233,7 +233,8 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=2), "format: Input should be 1"),
+        (lambda c: c.update(format=3), "format: Input should be 2"),
+        (lambda c: c.update(format=1), "earlier fedhash; release its run anew"),
         (lambda c: c.update(extra=1), "extra: Extra inputs"),
         (lambda c: c.update(anchors_digest="0" * 64), "other towers or anchors"),
         (lambda c: c.update(layout_digest="0" * 64), "other towers or anchors"),

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.daemon.supernode import supernode_service
+from fedhash_client.releases.in_daemon import add_releases
+from fedhash_client.withdrawal import audit_file
 
 __all__ = ["site_daemon"]
 
@@ -21,6 +24,9 @@ def site_daemon(site_file: Path) -> SiteDaemon:
     """
     daemon = SiteDaemon(site_file)
     settings = daemon.settings
+    audit = SiteAudit(audit_file(settings))
+    daemon.add(audit)
+    add_releases(daemon, audit)
     if settings.network is not None:
         daemon.add(supernode_service(settings, settings.network, daemon.state_folder))
     return daemon

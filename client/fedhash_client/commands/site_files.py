@@ -1,0 +1,46 @@
+"""What commands of a site begin with: its files, and the daemon if one runs."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from fedhash.agreement import Agreement
+from fedhash.configuration import read_settings
+from fedhash_client.daemon.control import ask_daemon
+from fedhash_client.daemon.paths import CONTROL_SOCKET
+from fedhash_client.settings import SiteSettings
+
+__all__ = ["ask_running_daemon", "read_site"]
+
+
+def read_site(site: Path) -> tuple[SiteSettings, Agreement]:
+    """The site's file and the agreement that it names.
+
+    Raises:
+        ConfigurationError: One of them is wrong.
+    """
+    settings = read_settings(site, SiteSettings)
+    return settings, read_settings(settings.agreement, Agreement)
+
+
+def ask_running_daemon(settings: SiteSettings, command: str, **arguments: Any) -> Any | None:
+    """The running daemon's answer, or None where no daemon runs.
+
+    Raises:
+        ProtocolError: A daemon runs, and cannot do it.
+    """
+    path = None if settings.state is None else settings.state / CONTROL_SOCKET
+    if path is None or not _listens(path):
+        return None
+    return ask_daemon(path, command, **arguments)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):  # none, or that of a killed daemon
+            return False
+    return True

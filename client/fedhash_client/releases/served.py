@@ -1,0 +1,369 @@
+"""What a site answers searches with: one release, its model and its archive, always of each other.
+
+    archive.sqlite            a link into archives/: the one that answers
+    archives/
+      RELEASE-DATA.sqlite     an archive each for a release and a state of the site's data
+    state/releases/RELEASE_ID/
+
+1. An archive says which release it is of, and releases are named by their content. So the link
+   alone is the switch: whenever the process dies, the archive behind it is whole, and its release
+   is the one that it names.
+2. A new archive is filled beside the old one, which answers meanwhile. A killed filling goes on
+   where it was: studies that have their entries are skipped, and a batch is stored whole or not.
+   Data that changed (the manifest, a file that it names) has another name, so it starts anew.
+3. After the switch the archive before stays, for a way back without encoding; older ones go.
+4. `ServedRelease` is a snapshot. A search that has taken one ends with it, whatever is switched.
+5. Whoever withdraws is removed from all of these archives, also from one that is being filled. What
+   is encoded already and not yet stored is left out when it is stored (`Withdrawn.locked`).
+6. One process at a time has them open.
+
+    >>> with ServedReleases(settings, agreement) as served:
+    ...     served.adopt(release, progress=print)
+    ...     served.current().archive.search(query)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedhash.agreement import Agreement
+from fedhash.data.study import Study
+from fedhash.durability import sync_folder
+from fedhash.errors import ArchiveError, DataError, ReleaseError, StorageError
+from fedhash.index import Archive, archive_release, site_handle
+from fedhash.index.encoding import encode_entries
+from fedhash.models.hash_model import HashModel
+from fedhash.models.prepared import prepare_studies
+from fedhash.registry.release import Release, load_release
+from fedhash_client.archive_index import (
+    data_fingerprint,
+    read_handle_key,
+    read_site_manifest,
+    state_folder,
+)
+from fedhash_client.releases.source import untold
+from fedhash_client.settings import SiteSettings
+from fedhash_client.withdrawn import Withdrawn
+
+__all__ = ["ServedRelease", "ServedReleases", "check_release"]
+
+_BLOCK_STUDIES = 512  # encoded and stored at once
+_LEFT_BY_SQLITE = ("", "-journal", "-wal", "-shm", ".creating")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedRelease:
+    """A consistent snapshot: codes of the archive are made by the model, which is the release's."""
+
+    release: Release
+    model: HashModel
+    archive: Archive
+
+
+def check_release(release: Release, agreement: Agreement) -> None:
+    """Refuse a release that was trained under another agreement.
+
+    Raises:
+        ReleaseError: The agreements differ.
+    """
+    theirs, ours = release.agreement.digest(), agreement.digest()
+    if theirs != ours:
+        raise ReleaseError(
+            f"release {release.release_id[:12]} was trained under the agreement {theirs[:12]} "
+            f"({release.agreement.name!r}), this site signed {ours[:12]} ({agreement.name!r}); "
+            "use a release of your own consortium"
+        )
+
+
+class ServedReleases:
+    """The site's archives; inert until they are acquired.
+
+    Attributes:
+        releases: Folder of the releases that the site holds.
+    """
+
+    def __init__(self, settings: SiteSettings, agreement: Agreement) -> None:
+        self._settings = settings
+        self._agreement = agreement
+        self._link = settings.archive
+        self._folder = settings.archive.parent / "archives"
+        self._withdrawn = Withdrawn(state_folder(settings))
+        self.releases = state_folder(settings) / "releases"
+        self._served: ServedRelease | None = None
+        self._filling: Archive | None = None
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Lock the folder for this process; nothing else may be called before.
+
+        Raises:
+            ArchiveError: Another process has it.
+            StorageError: The operating system refuses a folder.
+        """
+        try:
+            for each in (self._link.parent, self.releases.parent, self._folder, self.releases):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder = self._folder.resolve()
+            _remove(self._link.with_name(self._link.name + ".new"))  # of earlier versions
+            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(lock)
+                raise ArchiveError(
+                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run'; "
+                    "stop that one"
+                ) from error
+        except OSError as error:
+            raise StorageError(error, self._folder) from error
+
+        self._lock = lock
+
+    def __enter__(self) -> ServedReleases:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the archives."""
+        if self._served is not None:
+            self._served.archive.close()
+        self._served = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def current(self) -> ServedRelease | None:
+        """What answers now; None where the site has no archive yet, or `open` was not called."""
+        return self._served
+
+    def open(self, release: Release | None = None) -> ServedRelease | None:
+        """Open what the link names, if anything.
+
+        Args:
+            release: To be used in the place of the site's own copy; it must be that of the archive.
+
+        Raises:
+            ArchiveError: The archive is damaged or in use.
+            ReleaseError: The site does not hold its release, or it does not verify.
+        """
+        path = self._linked()
+        if path is None:
+            return None
+        if release is None:
+            release_id, _ = archive_release(path)
+            folder = self.releases / release_id
+            if not folder.is_dir():
+                raise ReleaseError(
+                    f"{self._link} holds codes of release {release_id[:12]}, and {folder} is not "
+                    "there; copy the release there, or let the site fetch it again"
+                )
+            release = load_release(folder)
+        check_release(release, self._agreement)
+        archive = Archive(path, release.release_id, self._agreement.code_bits)
+        self._served = ServedRelease(release, release.build_model(), archive)
+        return self._served
+
+    def adopt(
+        self,
+        release: Release,
+        progress: Callable[[int, int], None] = untold,
+        *,
+        anew: bool = False,
+    ) -> ServedRelease:
+        """Fill the archive of a release and switch to it.
+
+        Args:
+            release: Verified.
+            progress: Called with studies done and in all; may raise to stop.
+            anew: Encode everything, whatever is there.
+
+        Raises:
+            ReleaseError: The release belongs to another agreement.
+            ManifestError: The manifest cannot be read.
+            DataError: No study can be used.
+            ArchiveError: The archive cannot be written.
+            StorageError: The operating system refuses.
+        """
+        check_release(release, self._agreement)
+        manifest = read_site_manifest(self._settings, self._agreement)
+        studies = [each for each in manifest.studies if each.consent]
+        if not studies:
+            raise DataError(
+                f"{self._settings.manifest} holds no usable study with consent; "
+                "fedhash-site check names the reason of each row"
+            )
+        key = read_handle_key(self._settings.handle_key)
+        before = self._linked()
+        data = data_fingerprint(self._settings.manifest, studies, key)[:16]
+        name = f"{release.release_id[:16]}-{data}"
+        path, again = self._folder / f"{name}.sqlite", self._folder / f"{name}-again.sqlite"
+        if (path if anew else again) == before:
+            path, again = again, path
+        if path == before and not anew:
+            served = self._reopened(release)
+            if served is not None:
+                progress(len(studies), len(studies))
+                return served
+            path, anew = again, True  # what answered is damaged
+        if anew:
+            _remove(path)
+        model = release.build_model()
+        archive = self._opened(path, release)
+        try:
+            self._fill(archive, model, studies, key, progress)
+            served = ServedRelease(release, model, archive)
+            with self._withdrawn.locked():
+                self._point_to(path)
+                former, self._served, self._filling = self._served, served, None
+                if former is not None:
+                    former.archive.close()  # searches that hold it need its file no more
+        except BaseException:
+            with self._withdrawn.locked():
+                self._filling = None
+                archive.close()
+            raise
+        self._tidy(path, before, release)
+        return served
+
+    def remove_patient(self, patient_id: str) -> int:
+        """Remove a patient from every archive; called with `Withdrawn.locked` held.
+
+        Returns:
+            How many entries there were, in all archives together.
+
+        Raises:
+            ArchiveError: An archive that answers cannot be written.
+            StorageError: The operating system refuses.
+        """
+        removed = 0
+        opened = [self._filling, None if self._served is None else self._served.archive]
+        paths = {each.path for each in opened if each is not None}
+        for archive in opened:
+            if archive is not None:
+                removed += archive.remove_patient(patient_id)
+        linked = self._linked()
+        for path in sorted({*self._folder.glob("*.sqlite"), *([linked] if linked else [])} - paths):
+            try:
+                release_id, code_bits = archive_release(path)
+                with Archive(path, release_id, code_bits) as archive:
+                    removed += archive.remove_patient(patient_id)
+            except ArchiveError:
+                if path == linked:
+                    raise
+                _log.warning("%s cannot be read; it does not answer, so it is removed", path)
+                _remove(path)
+        return removed
+
+    def _fill(
+        self,
+        archive: Archive,
+        model: HashModel,
+        studies: Sequence[Study],
+        key: bytes,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        handles = [site_handle(key, study.study_id) for study in studies]
+        there = {modality: archive.handles(modality) for modality in model.modalities}
+        missing = [
+            place
+            for place, study in enumerate(studies)
+            if any(name in study.contents and handles[place] not in there[name] for name in there)
+        ]
+        done = len(studies) - len(missing)
+        progress(done, len(studies))
+        for start in range(0, len(missing), _BLOCK_STUDIES):
+            block = missing[start : start + _BLOCK_STUDIES]
+            prepared = prepare_studies(
+                model, [studies[place] for place in block], self._agreement.findings
+            )
+            entries = encode_entries(model, prepared, [handles[place] for place in block])
+            with self._withdrawn.locked():
+                gone = self._withdrawn.among([entry.patient_id for entry in entries])
+                archive.add([entry for entry in entries if entry.patient_id not in gone])
+            progress(done + start + len(block), len(studies))
+
+    def _reopened(self, release: Release) -> ServedRelease | None:
+        """The archive that the link names, which is of this release; None if it is damaged."""
+        try:
+            return self._served or self.open(release)
+        except ArchiveError:
+            _log.warning("%s cannot be used; it is encoded anew", self._link, exc_info=True)
+            return None
+
+    def _opened(self, path: Path, release: Release) -> Archive:
+        """The archive to fill; one that a crash damaged is thrown away."""
+        with self._withdrawn.locked():
+            try:
+                archive = Archive(path, release.release_id, self._agreement.code_bits)
+            except ArchiveError:
+                if not path.exists():
+                    raise
+                _log.warning("%s cannot be used; it is encoded anew", path, exc_info=True)
+                _remove(path)
+                archive = Archive(path, release.release_id, self._agreement.code_bits)
+            self._filling = archive
+        return archive
+
+    def _linked(self) -> Path | None:
+        """The archive that answers; a plain file is moved below the folder first."""
+        link = self._link
+        if link.is_symlink():
+            # what an archive that was a plain file left when the process died
+            _remove(link, besides=True)
+            return link.resolve() if link.exists() else None
+        if not link.exists():
+            return None
+        archive_release(link)  # an orderly close folds its log into it
+        path = self._folder / f"{link.stem}-before.sqlite"
+        try:
+            _remove(path)
+            os.link(link, path)
+            self._point_to(path)
+        except OSError as error:
+            raise StorageError(error, path) from error
+        return path.resolve()
+
+    def _point_to(self, path: Path) -> None:
+        unfinished = self._link.with_name(self._link.name + ".link")
+        try:
+            unfinished.unlink(missing_ok=True)
+            unfinished.symlink_to(Path(self._folder.name) / path.name)
+            unfinished.replace(self._link)
+            sync_folder(self._link.parent)
+        except OSError as error:
+            raise StorageError(error, self._link) from error
+
+    def _tidy(self, path: Path, before: Path | None, release: Release) -> None:
+        """Remove archives and releases that nobody goes back to."""
+        for archive in self._folder.glob("*.sqlite"):
+            if archive not in {path, before}:
+                _remove(archive)
+        kept = {release.release_id}
+        if before is not None:
+            try:
+                kept.add(archive_release(before)[0])
+            except ArchiveError:
+                _remove(before)
+        for folder in self.releases.iterdir():
+            if folder.is_dir() and folder.name.partition(".")[0] not in kept:
+                shutil.rmtree(folder)
+
+
+def _remove(path: Path, *, besides: bool = False) -> None:
+    """An archive with all that SQLite puts beside it, or only that."""
+    try:
+        for suffix in _LEFT_BY_SQLITE[besides:]:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(error, path) from error
