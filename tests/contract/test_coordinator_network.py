@@ -1,5 +1,5 @@
 """A run over the real network - gateway, SuperLink, SuperNodes with certificates - ends though its
-processes are killed on the way.
+processes are killed on the way, with the model that training in process gives.
 """
 
 from __future__ import annotations
@@ -8,33 +8,33 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_federation import AGREEMENT, IDENTITIES, MODEL, SITES, round_settings, site_studies
-from test_flower_network import daemon, free_port
+from small_federation import AGREEMENT, IDENTITIES, SITES, round_settings, site_agent
+from test_flower_network import free_port
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import resolved
-from fedhash.models.hash_model import build_model
-from fedhash.models.prepared import prepare_studies
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.site import SiteAgent
-from fedhash.rounds.site_state import MemorySiteState
-from fedhash.rounds.trainer import SiteTrainer
-from fedhash.secagg.opened_rounds import MemoryOpenedRounds
-from fedhash.secagg.site import SecureSiteAggregation
+from fedhash.rounds.messages import Message
 from fedhash_client.site_folder import make_site_folder
+from fedhash_client.site_socket import read_frame, write_frame
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.enrolment import enrol
+from fedhash_server.flower import train_run
+from fedhash_sim.engines.inprocess import InProcessEngine
 
 ROUNDS = 3
-SETTINGS = round_settings(rounds=ROUNDS, aggregation="secure")
+SETTINGS = round_settings(rounds=ROUNDS)  # plain: a secure round that was lost may fail once
 COORDINATOR = "from fedhash_server.cli import app; app()"
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None,
@@ -42,15 +42,32 @@ needs_nginx = pytest.mark.skipif(
 )
 
 
-def agent(site: str, agreement: Agreement) -> SiteAgent:
-    prepared = prepare_studies(
-        build_model(MODEL, agreement.code_bits, seed=0), site_studies(site), agreement.findings
-    )
-    trainer = SiteTrainer(site, agreement, MODEL, prepared, seed=7)
-    aggregation = SecureSiteAggregation(
-        site, agreement, IDENTITIES[site], MemoryOpenedRounds(), seed=7
-    )
-    return SiteAgent(site, agreement, trainer, MemorySiteState(), aggregation)
+@contextmanager
+def daemon(site: str, agreement: Agreement, path: Path) -> Iterator[None]:
+    """A site's long-lived half, which outlives relays that are killed in the middle of a frame."""
+    agent = site_agent(site, agreement=agreement)
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # shut down
+                    return
+                with connection, suppress(ConnectionError):
+                    frame = read_frame(connection)
+                    request = Message.decode(frame, max_bytes=agent.max_message_bytes)
+                    write_frame(connection, agent.handle(request).encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @pytest.fixture
@@ -58,9 +75,7 @@ def folder(tmp_path: Path) -> CoordinatorFolder:
     """A coordinator's folder with three enrolled sites beside it, on free ports."""
     place = CoordinatorFolder(tmp_path / "thorax")
     agreement = tmp_path / "agreement.yaml"
-    agreement.write_text(
-        resolved(AGREEMENT.model_copy(update={"name": "thorax", "smallest_cohort": 3}))
-    )
+    agreement.write_text(resolved(AGREEMENT.model_copy(update={"name": "thorax"})))
     make_coordinator_folder(place, "thorax", ["localhost"], agreement)
     gateway, router, health, superlink = (free_port() for _ in range(4))
     place.settings_file.write_text(
@@ -90,7 +105,7 @@ def test_a_run_over_the_gateway_survives_the_death_of_its_processes(
     with ExitStack() as network:
         network.enter_context(programs.runs("-c", COORDINATOR, "run", str(folder.path)))
         for site in SITES:
-            network.enter_context(daemon(agent(site, agreement), tmp_path / f"{site}.sock"))
+            network.enter_context(daemon(site, agreement, tmp_path / f"{site}.sock"))
             network.enter_context(supernode(programs, tmp_path, site, settings.gateway.port))
         train = ("-c", COORDINATOR, "train", str(folder.path), str(tmp_path / "round.yaml"))
         watched = network.enter_context(programs.runs(*train, "--json"))
@@ -112,11 +127,15 @@ def test_a_run_over_the_gateway_survives_the_death_of_its_processes(
     assert found["servers"]["gateway"] | {"pid": 0} == {"pid": 0, "well": True, "starts": 1}
     assert {each["node"] for each in found["sites"].values()} == {"online"}
     assert found["runs"]["round"]["rounds"] == ROUNDS
-    newest = Checkpoints(folder.runs / "round" / "checkpoints").newest()
-    assert newest is not None
-    # a round that a crash lost may fail when it is asked for again, and counts as one that ended
-    assert [record.round_number for record in newest[1].records] == list(range(1, ROUNDS + 1))
-    assert any(record.failure is None for record in newest[1].records[1:])
+    released = Checkpoints(folder.runs / "round" / "checkpoints").newest()
+    engine = InProcessEngine([site_agent(site, agreement=agreement) for site in SITES])
+    app = folder.runs / "round" / "app"
+    expected = Checkpoints(train_run(engine, app, tmp_path / "in-process")).newest()
+    assert released is not None
+    assert expected is not None
+    for record in released[1].records:
+        assert set(record.sites.values()) == {"ok"}, programs.log()
+    np.testing.assert_array_equal(released[1].model, expected[1].model)
 
 
 def rounds_done(folder: CoordinatorFolder) -> int:
