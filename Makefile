@@ -1,6 +1,7 @@
 # Every target makes the virtual environment it needs; a second call installs nothing.
 #
 #   make demo            train five phantom sites, search across them, write runs/demo/
+#   make network-demo    three sites and a coordinator in processes of their own; needs nginx
 #   make test            the whole test suite
 #   make coverage        the same with the coverage floor
 #   make test-protocol   the long profile of the secure sum's generated runs
@@ -31,7 +32,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test coverage test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +53,9 @@ demo: install
 	$(BIN)/fedhash-sim search $(DEMO) --target image --report \
 	  "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
 	$(BIN)/fedhash-sim search $(DEMO) --target report --example image
+
+network-demo: install
+	$(BIN)/fedhash-sim network-demo
 
 test: install
 	$(BIN)/pytest -n auto --dist loadgroup

@@ -158,7 +158,7 @@ def serve(folder: Path, site: str, port: int, count: int, agreement: Agreement, 
         limits = QueryLimits(
             purposes=(PURPOSE,), smallest_bucket=BUCKET, queries_per_hour=UNLIMITED
         )
-        desk = QueryDesk(QueryPolicy(agreement, limits, started_ms=0), log)
+        desk = QueryDesk(QueryPolicy(agreement, limits, started_ms=0), log.append)
         searcher = Timed(site, archive, agreement, None, BUCKET)
 
         def answer(signed: SignedQuery, current: Any, now_ms: int) -> Found | Refusal:

@@ -42,7 +42,7 @@ def main(folder: Path, site: str, port: int) -> None:
     )
     entries = [(f"p{n}", code, {}) for n, code in enumerate(HELD[site])]
     with archive(own, site, entries) as index, AuditLog(own / "audit.jsonl") as log:
-        desk = QueryDesk(QueryPolicy(agreement, LIMITS, started_ms=0), log)
+        desk = QueryDesk(QueryPolicy(agreement, LIMITS, started_ms=0), log.append)
         searcher = SiteSearcher(site, index, agreement)
         stream = QueryStream(network, desk.answer, lambda: searcher, first_pause_s=0.05)
         stream.start()

@@ -1,14 +1,15 @@
 """The answering of other members' queries as a part of the daemon.
 
->>> add_queries(daemon, log, lambda: served.current().archive)
+>>> add_queries(daemon, audit.append, served.archive)
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from fedhash.audit_log import AuditLog
+from fedhash.audit_log import AuditEntry
 from fedhash.index import Archive, SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search.policy import QueryPolicy
@@ -19,13 +20,15 @@ __all__ = ["add_queries"]
 
 
 def add_queries(
-    daemon: SiteDaemon, log: AuditLog, current: Callable[[], Archive | None]
+    daemon: SiteDaemon,
+    note: Callable[[dict[str, Any]], AuditEntry],
+    current: Callable[[], Archive | None],
 ) -> QueryStream | None:
     """Attach the site to the query router; None where its file has no `queries` or no `network`.
 
     Args:
         daemon: Not running yet.
-        log: The site's audit log, open as long as the daemon runs.
+        note: Writes an entry into the site's audit log.
         current: The archive that answers now, if any.
 
     Raises:
@@ -43,6 +46,6 @@ def add_queries(
             return None
         return SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
 
-    stream = QueryStream(settings.network, QueryDesk(policy, log).answer, searcher)
+    stream = QueryStream(settings.network, QueryDesk(policy, note).answer, searcher)
     daemon.add(stream)
     return stream

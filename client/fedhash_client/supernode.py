@@ -27,6 +27,7 @@ from fedhash.errors import CertificateError, FedhashError
 from fedhash.flower_version import check_flower_version
 from fedhash.offline import exempt_loopback
 from fedhash.private_file import read_private_file
+from fedhash_client.prompt_pulls import pull_promptly
 
 if TYPE_CHECKING:
     from flwr.supercore.protobuf.client import ProtobufClientInterceptor
@@ -112,6 +113,7 @@ def main(
     try:
         tls_context(ours.site_certificate, ours.site_key, ca)
         show_certificate(ours.site_certificate, ours.site_key, ca)
+        pull_promptly()
     except FedhashError as error:
         parser.exit(1, f"error: {error}\n")
     if start is None:

@@ -8,7 +8,7 @@
 4. Refusals are written down as well, but only so many an hour, for a router can cause any number;
    what was left out is counted in the next entry.
 
-    >>> desk = QueryDesk(policy, log)
+    >>> desk = QueryDesk(policy, log.append)
     >>> desk.answer(signed, searcher, now_ms)
     Found(hits=(Hit(...),), cut_to_bits=None)
 """
@@ -16,10 +16,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-from fedhash.audit_log import AuditLog
+from fedhash.audit_log import AuditEntry
 from fedhash.errors import AuditError, FedhashError, MessageError, RefusedError, StorageError
 from fedhash.index.searcher import SiteSearcher
 from fedhash.printable import printable
@@ -41,12 +42,12 @@ class QueryDesk:
 
     Args:
         policy: The site's gate.
-        log: The site's audit log, open.
+        note: Writes an entry into the site's audit log (`AuditLog.append`).
     """
 
-    def __init__(self, policy: QueryPolicy, log: AuditLog) -> None:
+    def __init__(self, policy: QueryPolicy, note: Callable[[dict[str, Json]], AuditEntry]) -> None:
         self._policy = policy
-        self._log = log
+        self._note = note
         self._deciding = Lock()
         self._outcomes: Counter[str] = Counter()
         self._refusals = Allowance(_REFUSALS_WRITTEN, _HOUR_MS)
@@ -128,4 +129,4 @@ class QueryDesk:
                 }
             if self._left_out:
                 entry["refusals_left_out"], self._left_out = self._left_out, 0
-        self._log.append(entry)
+        self._note(entry)

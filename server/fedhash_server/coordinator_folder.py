@@ -110,6 +110,11 @@ class CoordinatorFolder:
         return self.path / "runs"
 
     @property
+    def releases(self) -> Path:
+        """One folder for each release, and the statements of which is current."""
+        return self.path / "releases"
+
+    @property
     def state(self) -> Path:
         """What the servers keep."""
         return self.path / "state"
@@ -122,6 +127,11 @@ class CoordinatorFolder:
     def key(self, name: str) -> Path:
         """The private key of a server, the authority or the releases."""
         return self.path / "secrets" / f"{name}.key"
+
+    def release(self, name: str) -> Path:
+        """The folder of a release, by its id or as it is."""
+        path = self.releases / name
+        return path if path.is_dir() else Path(name)
 
     def certificate(self, name: str) -> Path:
         """The certificate of a server or the authority."""

@@ -82,7 +82,7 @@ class RouterServer:
         self.queries = QueryService(self.members, settings.limits)
         self._settings = settings
         releases = release_handler(
-            folder.path / "releases",
+            folder.releases,
             lambda connection: self.members.peer(connection, frozenset({"site"})),
         )
         self._handlers = [self.queries.handler(), releases]

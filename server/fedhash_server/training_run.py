@@ -23,9 +23,10 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -82,6 +83,8 @@ def prepare_run(
     run_id: str | None = None,
     sites: Sequence[str] = (),
     seed: int | None = None,
+    parent: Path | None = None,
+    frozen: Mapping[str, Path] = MappingProxyType({}),
     dry_run: bool = False,
 ) -> PreparedRun:
     """Check everything, and make the run's folder where there is none.
@@ -92,6 +95,8 @@ def prepare_run(
         run_id: The run's name; default: that of the round file.
         sites: Names of enrolled sites; default: all, or those that the run was begun with.
         seed: Of the first model; default: 0, or that of the run.
+        parent: Folder of the release that training starts from.
+        frozen: Modality to the file of its frozen tower.
         dry_run: Make nothing.
 
     Raises:
@@ -105,8 +110,13 @@ def prepare_run(
     settings = read_settings(round_file, RoundSettings)
     name = run_id or re.sub(r"[^a-z0-9_-]+", "-", round_file.stem.lower()).strip("-_")
     place = folder.runs / name
+    start: dict[str, Any] = {}
+    if parent is not None:
+        start["parent"] = str(parent.resolve())
+    if frozen:
+        start["frozen"] = {name: str(path.resolve()) for name, path in frozen.items()}
     if (place / "run.yaml").exists():
-        run = _begun(folder, place, round_file, settings, sites, seed)
+        run = _begun(folder, place, round_file, settings, sites, seed, start)
         app_warnings = write_app_folder(place / "app", *_files(place))
         done = _newest(place)
         return PreparedRun(
@@ -123,7 +133,7 @@ def prepare_run(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a crash left
         unfinished.mkdir(mode=0o700)
-        contents = {"run_id": name, "sites": list(names), "seed": seed or 0}
+        contents = {"run_id": name, "sites": list(names), "seed": seed or 0} | start
         replace_file(unfinished / "agreement.yaml", folder.agreement_file.read_bytes())
         replace_file(unfinished / "round.yaml", round_file.read_bytes())
         replace_file(
@@ -332,6 +342,7 @@ def _begun(
     settings: RoundSettings,
     sites: Sequence[str],
     seed: int | None,
+    start: Mapping[str, Any],
 ) -> RunSettings:
     """The settings that a run was begun with, if these are the same."""
     agreement, rounds, run_file = _files(place)
@@ -343,6 +354,7 @@ def _begun(
             ("agreement", read_settings(agreement, Agreement) != folder.agreement()),
             ("sites", bool(sites) and set(sites) != set(run.sites)),
             ("seed", seed is not None and seed != run.seed),
+            ("start", bool(start) and start != run.model_dump(mode="json", include=set(start))),
         )
         if differs
     ]

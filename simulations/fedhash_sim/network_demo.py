@@ -202,10 +202,13 @@ class NetworkDemo:
             options = {"dimensions": _DIMENSIONS, "sha256": made["sha256"]}
             towers[modality] = {"name": f"frozen_{modality}", "options": options}
         round_file = self._written("round.yaml", self._round(towers))
-        frozen = [f"{modality}={file}" for modality, file in self._frozen_files().items()]
         run = self._fedhash(
             *("coordinator", "train", self._coordinator, round_file, "--run", "first", "--json"),
-            *(argument for each in frozen for argument in ("--frozen", each)),
+            *(
+                argument
+                for each in self._frozen_files().values()
+                for argument in ("--frozen", each)
+            ),
         )
         self.facts["seconds of training"] = round(time.monotonic() - started, 1)
         self.facts["rounds"] = run["rounds"]

@@ -100,7 +100,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, P
             )
             daemon = SiteDaemon(path)
             log = stack.enter_context(AuditLog(daemon.state_folder / "audit.jsonl"))
-            stream = add_queries(daemon, log, lambda archive=archive: archive)
+            stream = add_queries(daemon, log.append, lambda archive=archive: archive)
             assert stream is not None
             stream.start()
             stack.callback(stream.stop)
@@ -173,7 +173,7 @@ def test_without_a_network_nobody_can_be_asked(network: tuple[Place, Path, Route
     assert "no section network" in message
     daemon = SiteDaemon(path)
     with AuditLog(place.path / "unused.jsonl") as log:
-        assert add_queries(daemon, log, lambda: None) is None
+        assert add_queries(daemon, log.append, lambda: None) is None
 
 
 def test_a_coordinator_asks_by_its_own_key(network: tuple[Place, Path, RouterThread]) -> None:
@@ -220,7 +220,7 @@ def test_an_agreement_without_search_is_told_when_the_site_starts(tmp_path: Path
         AuditLog(tmp_path / "audit.jsonl") as log,
         pytest.raises(RefusedError, match="remove the section queries"),
     ):
-        add_queries(SiteDaemon(path), log, lambda: None)
+        add_queries(SiteDaemon(path), log.append, lambda: None)
 
 
 def test_every_outcome_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

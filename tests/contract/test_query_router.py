@@ -86,7 +86,7 @@ def serve(place: Place, tmp_path: Path) -> Iterator[Callable[..., QueryStream]]:
             searcher = SiteSearcher(site, index, place.agreement)
             stream = QueryStream(
                 place.network(site, port),
-                QueryDesk(policy, log).answer,
+                QueryDesk(policy, log.append).answer,
                 lambda: searcher,
                 first_pause_s=0.05,
             )

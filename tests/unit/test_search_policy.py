@@ -213,7 +213,7 @@ def entries(folder: Path) -> list[dict[str, object]]:
 def test_answers_and_refusals_are_written_down(
     tmp_path: Path, index: Archive, log: AuditLog
 ) -> None:
-    desk = QueryDesk(policy(), log)
+    desk = QueryDesk(policy(), log.append)
     searcher = SiteSearcher("hospital-c", index, agreement(), smallest_kappa=0.0)
     found = desk.answer(signed(of=query(k=2)), searcher, NOW_MS)
     assert isinstance(found, Found)
@@ -235,7 +235,7 @@ def test_answers_and_refusals_are_written_down(
 
 
 def test_without_a_log_entry_there_is_no_answer(index: Archive, log: AuditLog) -> None:
-    desk = QueryDesk(policy(), log)
+    desk = QueryDesk(policy(), log.append)
     log.close()
     answer = desk.answer(signed(), SiteSearcher("hospital-c", index, agreement()), NOW_MS)
     assert answer == Refusal("not_recorded", "this site cannot write its audit log")
@@ -250,7 +250,7 @@ def test_a_closed_archive_is_a_refusal_that_tells_nothing(
         raise ArchiveError("/secret/path is damaged")
 
     monkeypatch.setattr(Archive, "search", broken)
-    desk = QueryDesk(policy(), log)
+    desk = QueryDesk(policy(), log.append)
     answer = desk.answer(signed(), SiteSearcher("hospital-c", index, agreement()), NOW_MS)
     assert isinstance(answer, Refusal)
     assert answer.reason == "failed"
@@ -261,7 +261,7 @@ def test_a_flood_of_hostile_queries_does_not_fill_the_log(
     tmp_path: Path, log: AuditLog, index: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedhash.index.answering._REFUSALS_WRITTEN", 20)
-    desk = QueryDesk(policy(), log)
+    desk = QueryDesk(policy(), log.append)
     searcher = SiteSearcher("hospital-c", index, agreement())
     for number in range(100):
         desk.answer(SignedQuery(bytes([number]), bytes(64)), searcher, NOW_MS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.daemon.supernode import supernode_service
+from fedhash_client.queries_in_daemon import add_queries
 from fedhash_client.releases.in_daemon import add_releases
 from fedhash_client.withdrawal import audit_file
 
@@ -26,7 +27,8 @@ def site_daemon(site_file: Path) -> SiteDaemon:
     settings = daemon.settings
     audit = SiteAudit(audit_file(settings))
     daemon.add(audit)
-    add_releases(daemon, audit)
+    served = add_releases(daemon, audit)
+    add_queries(daemon, audit.append, served.archive)
     if settings.network is not None:
         daemon.add(supernode_service(settings, settings.network, daemon.state_folder))
     return daemon

@@ -147,6 +147,11 @@ class ServedReleases:
         """What answers now; None where the site has no archive yet, or `open` was not called."""
         return self._served
 
+    def archive(self) -> Archive | None:
+        """The archive that answers now, see `current`."""
+        now = self._served
+        return None if now is None else now.archive
+
     def open(self, release: Release | None = None) -> ServedRelease | None:
         """Open what the link names, if anything.
 

@@ -148,4 +148,4 @@ def _registry(folder: Path) -> Registry:
     from fedhash_server.coordinator_folder import CoordinatorFolder
 
     place = CoordinatorFolder(folder)
-    return Registry(folder / "releases", place.agreement(), SiteIdentity.load(place.key("release")))
+    return Registry(place.releases, place.agreement(), SiteIdentity.load(place.key("release")))

@@ -97,6 +97,14 @@ def train(
         str | None, typer.Option(metavar="A,B,C", help="Sites that train; default: all enrolled.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first model; default: 0.")] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="Start from this release: its id or folder."),
+    ] = None,
+    frozen: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What a frozen tower reads. May be repeated."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and start nothing.")
     ] = False,
@@ -107,6 +115,7 @@ def train(
     Whatever crashed, the same command goes on from the run's last checkpoint. Ctrl-C stops the
     telling and not the run.
     """
+    from fedhash.models.frozen_features import FrozenFeatures
     from fedhash_server.coordinator_folder import CoordinatorFolder
     from fedhash_server.training_run import follow_run, prepare_run
 
@@ -122,7 +131,14 @@ def train(
         place = CoordinatorFolder(folder)
         names = [name.strip() for name in sites.split(",")] if sites else []
         prepared = prepare_run(
-            place, round_file, run_id=run_id, sites=names, seed=seed, dry_run=dry_run
+            place,
+            round_file,
+            run_id=run_id,
+            sites=names,
+            seed=seed,
+            parent=None if parent is None else place.release(parent),
+            frozen={FrozenFeatures.load(each).modality: each for each in frozen or ()},
+            dry_run=dry_run,
         )
         for warning in prepared.warnings:
             _note(f"warning: {warning}")
