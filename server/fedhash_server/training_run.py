@@ -51,6 +51,7 @@ _POLL_S = 0.5  # of the checkpoints
 _ASK_EVERY_S = 3.0  # the SuperLink, which logs each question
 _LONGEST_SILENCE_S = 90.0  # of the SuperLink, which its supervisor starts again within a minute
 _DEATH_S = 5.0  # so long after its process let go of the lock, Flower should know that a run ended
+_START_S = 20.0  # and so long after we first saw one that another command started
 _MOST_CRASHES = 3  # in a row, without a round between them
 _OWN_ERROR = "ServerApp failed with exception: "  # flwr/superlink/runtime/run_serverapp.py
 
@@ -256,11 +257,12 @@ class _Follower:
         elif is_training(self._run.folder):
             self._watched |= {run.number for run in living}
             self._was_training, self._dead_since = True, None
-        elif self._was_training:
+        elif self._was_training or not self._watched:
+            # one that we started and never saw training is still loading its libraries
             now = self._clock()
             if self._dead_since is None:
                 self._dead_since = now
-            elif now - self._dead_since > _DEATH_S:
+            elif now - self._dead_since > (_DEATH_S if self._was_training else _START_S):
                 # Flower itself finds out after a minute, by a missing heartbeat
                 for run in living:
                     self._watched.discard(run.number)

@@ -33,7 +33,7 @@ from fedhash_server.enrolment import enrol
 from fedhash_server.flower import train_run
 from fedhash_sim.engines.inprocess import InProcessEngine
 
-ROUNDS = 3
+ROUNDS = 2
 SETTINGS = round_settings(rounds=ROUNDS)  # plain: a secure round that was lost may fail once
 COORDINATOR = "from fedhash_server.cli import app; app()"
 needs_nginx = pytest.mark.skipif(

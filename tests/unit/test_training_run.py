@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -211,10 +211,12 @@ def follow(folder: CoordinatorFolder, round_file: Path, monkeypatch: pytest.Monk
     now = [0.0]
     monkeypatch.setattr(training_run, "bundle_hash", lambda _: "bundle")
 
-    def play(*script: str) -> tuple[FakeSuperLink, list[int], list[str]]:
+    def play(
+        *script: str, started: Sequence[int] = ()
+    ) -> tuple[FakeSuperLink, list[int], list[str]]:
         rounds: list[int] = []
         events: list[str] = []
-        with FakeSuperLink(prepared, list(script)) as superlink:
+        with FakeSuperLink(prepared, list(script), list(started)) as superlink:
             follower = training_run._Follower(
                 prepare_run(folder, round_file, run_id="run-1"),
                 superlink,  # type: ignore[arg-type]
@@ -257,6 +259,18 @@ def test_a_process_that_died_is_found_by_its_lock(follow: Follow) -> None:
     assert superlink.started == [1, 2]
     assert superlink.ended == {1: ("stopped", "")}
     assert "the run crashed (its process died); it goes on from its last checkpoint" in events
+
+
+def test_a_run_that_another_command_started_is_watched(follow: Follow) -> None:
+    superlink, rounds, events = follow("lock", "round", "round", "round", started=[1])
+    assert (superlink.started, rounds, events) == ([1], [1, 2, 3], [])
+
+
+def test_a_dead_run_that_another_command_started_is_started_again(follow: Follow) -> None:
+    script = ["idle"] * 9 + ["round"] * 3
+    superlink, rounds, _ = follow(*script, started=[1])
+    assert (superlink.started, rounds) == ([1, 2], [1, 2, 3])
+    assert superlink.ended == {1: ("stopped", "")}
 
 
 @pytest.mark.parametrize(
