@@ -95,6 +95,7 @@ class NetworkDemo:
         self._parties = parties
         self._coordinator = folder / "coordinator"
         self._logs = folder / "logs"
+        self._towers: dict[str, Any] = {}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.facts: dict[str, object] = {}
 
@@ -122,6 +123,7 @@ class NetworkDemo:
             "--agreement",
             agreement,
         )
+        self._towers = self._freeze(agreement)
         ports = dict(zip(("gateway", "router", "health", "superlink"), _free_ports(4), strict=True))
         self._change(
             self._coordinator / "coordinator.yaml",
@@ -191,17 +193,7 @@ class NetworkDemo:
     def train(self) -> None:
         """Private rounds over the network."""
         started = time.monotonic()
-        towers = {}
-        for modality, file in self._frozen_files().items():
-            tower = {"image": "image_hog", "report": "report_ngrams"}[modality]
-            made = self._fedhash(
-                *("sim", "freeze", modality, "--agreement", self._agreement_file()),
-                *("--manifest", self._data(len(SITES)) / "manifest.csv", "--out", file),
-                *("--tower", tower, "--layer", "prepared", "--dimensions", _DIMENSIONS, "--json"),
-            )
-            options = {"dimensions": _DIMENSIONS, "sha256": made["sha256"]}
-            towers[modality] = {"name": f"frozen_{modality}", "options": options}
-        round_file = self._written("round.yaml", self._round(towers))
+        round_file = self._written("round.yaml", self._round(self._towers))
         run = self._fedhash(
             *("coordinator", "train", self._coordinator, round_file, "--run", "first", "--json"),
             *(
@@ -213,7 +205,7 @@ class NetworkDemo:
         self.facts["seconds of training"] = round(time.monotonic() - started, 1)
         self.facts["rounds"] = run["rounds"]
         spent = [self._fedhash("site", "budget", self._site_file(each), "--json") for each in SITES]
-        epsilon = max(cap["epsilon"] for each in spent for cap in each["caps"])
+        epsilon = max(cap["spent"]["together"] for each in spent for cap in each["caps"])
         self.facts["epsilon of the site that spent most"] = round(epsilon, 3)
         self._tell(
             f"{_ROUNDS} secure rounds with shared noise: epsilon {epsilon:.2f} at {_DELTA:g}"
@@ -266,6 +258,20 @@ class NetworkDemo:
         self._expect_answers(self._search(), SITES)
         self._tell(f"{lost} is back and answers")
 
+    def _freeze(self, agreement: Path) -> dict[str, Any]:
+        """Make the frozen features of public patients; the towers that read them."""
+        towers = {}
+        for modality, file in self._frozen_files().items():
+            tower = {"image": "image_hog", "report": "report_ngrams"}[modality]
+            made = self._fedhash(
+                *("sim", "freeze", modality, "--agreement", agreement),
+                *("--manifest", self._data(len(SITES)) / "manifest.csv", "--out", file),
+                *("--tower", tower, "--layer", "prepared", "--dimensions", _DIMENSIONS, "--json"),
+            )
+            options = {"dimensions": _DIMENSIONS, "sha256": made["sha256"]}
+            towers[modality] = {"name": f"frozen_{modality}", "options": options}
+        return towers
+
     def _agreement(self) -> dict[str, Any]:
         """The phantom's, with what this consortium adds."""
         with explained(_CONFIGS):
@@ -303,7 +309,7 @@ class NetworkDemo:
     def _servers_serve(self) -> bool:
         found = self._asked("coordinator", "status", self._coordinator, "--json")
         servers = found.get("servers", {})
-        return bool(servers) and all(each["serves"] for each in servers.values())
+        return bool(servers) and all(each["well"] for each in servers.values())
 
     def _healthy(self, site: str) -> bool:
         return bool(self._asked("site", "status", self._site_file(site), "--json").get("healthy"))
@@ -352,9 +358,6 @@ class NetworkDemo:
 
     def _site_file(self, site: str) -> Path:
         return self._folder / site / "site.yaml"
-
-    def _agreement_file(self) -> Path:
-        return self._coordinator / "agreement.yaml"
 
     def _written(self, name: str, content: Mapping[str, Any]) -> Path:
         path = self._folder / name
