@@ -2,11 +2,13 @@
 #
 #   make demo            train five phantom sites, search across them, write runs/demo/
 #   make test            the whole test suite
+#   make coverage        the same with the coverage floor
 #   make test-protocol   the long profile of the secure sum's generated runs
 #   make test-hostile    the long profile of hostile messages
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
+#   make bench-network   a secure round over Flower's deployment engine beside Flower's own
 #   make bench-margins   what each part of the margin schedule does to retrieval
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
@@ -29,7 +31,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo test test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo test coverage test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +54,10 @@ demo: install
 	$(BIN)/fedhash-sim search $(DEMO) --target report --example image
 
 test: install
+	$(BIN)/pytest -n auto --dist loadgroup
+
+# the tracer makes the suite a third slower, so the gate goes without it
+coverage: install
 	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term --cov-fail-under=90
 
 test-quick: install
@@ -97,6 +103,9 @@ bench-search: install
 
 bench-secagg: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_secagg
+
+bench-network: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_network
 
 bench-privacy: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_privacy

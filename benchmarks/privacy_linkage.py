@@ -7,7 +7,7 @@ no private form of it exists here (`fedhash-sim audit sensitivity`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,7 +51,39 @@ _FROZEN = [
     "round=configs/round/phantom_frozen.yaml",
     "public={share: 0.2, round: configs/round/phantom_hog.yaml}",
 ]
-_LOSSES: dict[str, list[str]] = {"anchor": [_PLAIN], "contrastive": [_PLAIN, _CONTRASTIVE]}
+_PRIVATE = [each for each in _HEADS.changes("distributed", 8.0) if "methods" not in each]
+
+
+def _small_contenders(
+    base: str, towers: Mapping[str, str], dimensions: int, patients: int, layer: str
+) -> dict[str, list[str]]:
+    """Both losses, and heads over few frozen features; nothing was searched for.
+
+    Args:
+        base: File name in configs/round of the towers whose features are frozen.
+        towers: Modality to frozen tower.
+        dimensions: Of their features, fewer than public patients.
+        patients: N of distributed noise.
+        layer: Where the features are taken.
+    """
+    each = ", ".join(
+        f"{modality}: {{name: {name}, options: {{dimensions: {dimensions}}}}}"
+        for modality, name in towers.items()
+    )
+    frozen = [
+        "round=configs/round/phantom_frozen.yaml",
+        f"round.model.towers={{{each}}}",
+        f"public={{share: 0.2, layer: {layer}, round: configs/round/{base}.yaml}}",
+    ]
+    private = [*_PRIVATE, f"round.privacy.expected_patients={patients}"]
+    return {
+        "anchor": [_PLAIN],
+        "contrastive": [_PLAIN, _CONTRASTIVE],
+        "heads, no privacy": [*frozen, _PLAIN],
+        "heads, epsilon 8": [*frozen, *private],
+    }
+
+
 LINKAGES = (
     Linkage(
         "phantom",
@@ -68,13 +100,35 @@ LINKAGES = (
             "heads, no privacy": [*_FROZEN, _PLAIN],
             "heads, epsilon 8": [
                 *_FROZEN,
-                *(each for each in _HEADS.changes("distributed", 8.0) if "methods" not in each),
+                *_PRIVATE,
                 "round.privacy.expected_patients=3200",
             ],
         },
     ),
-    Linkage("ptbxl", "ptbxl_sites", 100, _LOSSES),
-    Linkage("covid", "covid_locations", 20, _LOSSES),
+    Linkage(
+        "ptbxl",
+        "ptbxl_sites",
+        100,
+        _small_contenders(
+            "ptbxl_subset",
+            {"signal": "frozen_signal", "report": "frozen_report"},
+            dimensions=24,
+            patients=300,
+            layer="last",
+        ),
+    ),
+    Linkage(
+        "covid",
+        "covid_locations",
+        20,
+        _small_contenders(
+            "covid_cxr",
+            {"image": "frozen_image", "report": "frozen_report"},
+            dimensions=6,
+            patients=35,
+            layer="prepared",
+        ),
+    ),
 )
 
 

@@ -12,6 +12,8 @@ from rich.table import Table
 from benchmarks.figures import F, Figure, SeededFigure
 from benchmarks.goals import (
     DEMO_GOALS,
+    NETWORK_GOALS,
+    NETWORK_SECURE,
     PRIVACY_GOALS,
     QUALITY_GOALS,
     SECAGG_CASE,
@@ -28,6 +30,8 @@ __all__ = [
     "demo_rows",
     "goal_rows",
     "margin_rows",
+    "network_goal_rows",
+    "network_rows",
     "plain_rows",
     "privacy_audit_rows",
     "privacy_curve_rows",
@@ -201,6 +205,43 @@ def demo_rows(figures: Sequence[Figure]) -> Rows:
         else:
             verdict = "met" if each.value <= most else "missed"
             rows.append((each.figure, shown, f"at most {most:g} {each.unit}", verdict))
+    return rows
+
+
+def network_rows(figures: Sequence[Figure]) -> Rows:
+    """A row for each contender's round and for each part of one that was timed."""
+    by_name = _by_name(figures)
+    rows: Rows = [("contender", "timed", "rounds", "median, s", "fastest to slowest, s")]
+    for each in figures:
+        if "," not in each.figure:
+            fastest, slowest, counted = (
+                by_name[each.case, f"{each.figure}, {name}", each.contender].value
+                for name in ("fastest", "slowest", "counted")
+            )
+            spread = f"{fastest:.2f} to {slowest:.2f}"
+            rows.append((each.contender, each.figure, f"{counted:g}", f"{each.value:.2f}", spread))
+    return rows
+
+
+def network_goal_rows(figures: Sequence[Figure]) -> Rows:
+    """A secure round as a multiple of what Flower does, with and without our SuperNodes."""
+    by_name = {(each.contender, each.figure): each.value for each in figures}
+    head = ("a secure round, as a multiple of", "goal", "measured", "")
+    rows: Rows = [(*head, "on Flower's own SuperNodes")]
+    for (contender, figure), most in NETWORK_GOALS.items():
+        other = by_name.get((contender, figure))
+        multiples = [
+            own / other if own is not None and other else None
+            for own in (by_name.get((name, "round")) for name in NETWORK_SECURE)
+        ]
+        measured = multiples[0]
+        if measured is None:
+            verdict = "not run"
+        else:
+            verdict = "" if most is None else "met" if measured <= most else "missed"
+        shown, unchanged = ("" if each is None else f"{each:.2f}" for each in multiples)
+        goal = "none set" if most is None else f"at most {most:g}"
+        rows.append((f"{contender}: {figure}", goal, shown, verdict, unchanged))
     return rows
 
 

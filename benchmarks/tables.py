@@ -21,6 +21,8 @@ from benchmarks.rows import (
     demo_rows,
     goal_rows,
     margin_rows,
+    network_goal_rows,
+    network_rows,
     plain_rows,
     privacy_audit_rows,
     privacy_curve_rows,
@@ -48,6 +50,7 @@ SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-ker
 MARGINS, ROUTER = BENCH / "margins.csv", BENCH / "router.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
+NETWORK = BENCH / "network.csv"
 AUDITS, THROUGHPUT = BENCH / "privacy-audits.csv", BENCH / "privacy-throughput.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
@@ -82,6 +85,8 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         THROUGHPUT,
         lambda: privacy_throughput_rows(read_figures(THROUGHPUT, Figure)),
     ),
+    "network": (NETWORK, lambda: network_rows(read_figures(NETWORK, Figure))),
+    "network-goals": (NETWORK, lambda: network_goal_rows(read_figures(NETWORK, Figure))),
     "demo": (DEMO, lambda: demo_rows(read_figures(DEMO, Figure))),
 }
 _MARKER = re.compile(r"^<!-- (?:table: (?P<name>[\w-]+)|end) -->", re.MULTILINE)

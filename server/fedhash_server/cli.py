@@ -22,6 +22,7 @@ from fedhash.offline import FLOWER_SWITCHES
 from fedhash_server.commands.enrolment import enrol, init, strike
 from fedhash_server.commands.releases import release, rollback
 from fedhash_server.commands.search import search
+from fedhash_server.commands.servers import run, status, train
 from fedhash_server.printing import fail as _fail
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ app = typer.Typer(
 audit = typer.Typer(help="Check what a run wrote down of itself.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 app.add_typer(release, name="release")
-for _command in (init, enrol, strike, search, rollback):
+for _command in (init, enrol, strike, run, status, train, search, rollback):
     app.command()(_command)
 _out = Console()
 _err = Console(stderr=True)

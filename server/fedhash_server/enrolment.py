@@ -4,7 +4,7 @@
    into being by one rename, the agreement by another; after a crash between them the same command
    finishes the work. Repeated, it changes nothing.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
-   always.
+   always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
 3. What is replaced or struck off moves to `struck/`, for the records. From then on no server takes
    the certificate, whatever its dates say.
 4. The agreement lists the identities, so it changes for all sites: each `welcome` folder gets
@@ -77,6 +77,7 @@ def enrol(
         place = folder.sites / request.name
         enrolled = read_roster(folder)
         known = request.name in enrolled and _stored_request(place) == request
+        _check_not_struck(folder, request, enrolled.get(request.name))
         if request.name in enrolled and not known and not replace:
             raise CertificateError(
                 f"{request.name} is enrolled with other keys; if the site confirms that these are "
@@ -152,6 +153,20 @@ def _check_distinct(folder: CoordinatorFolder, request: SiteRequest) -> None:
             raise CertificateError(
                 f"the {' and '.join(shared)} of {request.name} is that of {other.name}; each site "
                 "makes keys of its own with 'fedhash-site init'"
+            )
+
+
+def _check_not_struck(
+    folder: CoordinatorFolder, request: SiteRequest, enrolled: EnrolledSite | None
+) -> None:
+    if enrolled is not None and enrolled.supernode_key == request.supernode_key:
+        return  # its certificate was replaced, the key stays
+    for path in sorted(folder.struck.glob("*/request.json")):
+        if read_request(path).supernode_key == request.supernode_key:
+            raise CertificateError(
+                f"the SuperNode key of {request.name} was struck off, and Flower takes no key "
+                "again; have the site delete secrets/supernode.key and run 'fedhash-site init' "
+                "again for a new request"
             )
 
 

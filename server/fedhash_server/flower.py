@@ -40,6 +40,7 @@ from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.outlook import sum_outlook
 from fedhash_server.first_model import first_model
 from fedhash_server.flower_engine import FlowerEngine
+from fedhash_server.run_lock import training
 from fedhash_server.run_release import keep_inputs
 from fedhash_server.settings import RunSettings
 
@@ -125,10 +126,11 @@ def _read_run(
     if fault := check_roster(settings, terms, len(roster.sites)):
         problems.append(problem_at(run, ("sites",), f"sites: {fault}"))
     strangers = [site for site in roster.sites if site not in terms.sites]
-    if settings.aggregation == "secure" and strangers:
+    if strangers and (terms.sites or settings.aggregation == "secure"):
         message = (
-            f"sites has no identity of {', '.join(strangers)}; aggregation is secure and takes "
-            "keys from sites of the agreement only: add their public keys"
+            f"sites has no identity of {', '.join(strangers)}; an agreement that names its sites "
+            "is for these alone, and secure aggregation takes keys of no others: add their public "
+            "keys"
         )
         problems.append(problem_at(agreement, ("sites",), message))
     if problems:
@@ -210,4 +212,6 @@ def main(grid: Grid, context: Context) -> None:
     """Train the run of the bundle that Flower has unpacked."""
     bundle = get_project_dir(grid.run.fab_id, grid.run.fab_version, grid.run.fab_hash)
     run = read_settings(bundle / RUN_NAME, RunSettings)
-    train_run(FlowerEngine(grid, run.sites), bundle, Path(str(context.run_config["folder"])))
+    folder = Path(str(context.run_config["folder"]))
+    with training(folder / run.run_id):
+        train_run(FlowerEngine(grid, run.sites), bundle, folder)

@@ -4,9 +4,10 @@ Rules:
 
 1. A node is a site because its relay says so (`query.identify`). A name outside the roster is
    refused, and a name that two nodes claim is served by neither: one of them is not the site.
-2. Replies are polled here, at short intervals at first: Flower's own `send_and_receive` looks
-   every three seconds, which is longer than most exchanges. They are pulled one by one, because
-   `pull_messages` returns the content of all that are ready; one is in memory at a time.
+2. Replies are polled here, after a tenth of the time that the exchange has taken so far: Flower's
+   own `send_and_receive` looks every three seconds, which is longer than most exchanges. They are
+   pulled one by one, because `pull_messages` returns the content of all that are ready; one is in
+   memory at a time.
 3. What a node does - silence, an error reply, bytes that are no message - becomes a SiteFailure.
 4. A message is one opaque byte array, because Flower sends arrays in chunks and shares equal ones.
 
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 _IDENTIFY_TIMEOUT_S = 30.0  # the slowest exchange that was measured on a loaded machine took 9.4 s
 _SHORTEST_POLL_S = 0.02
 _LONGEST_POLL_S = 1.0
+_POLL_SHARE = 0.1  # so polling makes an exchange longer by a twentieth, on average
 _LONGEST_DETAIL = 1000
 _TTL_MARGIN_S = 10.0  # Flower forgets a message at its ttl, and then fails when it is polled
 _MAX_REPLY_BYTES = 1 << 30  # Flower was seen to carry 360 MB; a 90M-parameter model has that size
@@ -155,7 +157,7 @@ class FlowerEngine:
         self, message_type: str, stage: str, contents: Mapping[int, RecordDict], timeout_s: float
     ) -> Iterator[tuple[int, RecordDict | SiteFailure]]:
         """One request and one reply for each node, as they come, until `timeout_s` is over."""
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
         waiting: dict[str, int] = {}
         for node, content in contents.items():
             request = FlowerMessage(
@@ -166,16 +168,15 @@ class FlowerEngine:
                 yield node, SiteFailure("unreachable", "Flower did not accept the message")
             else:
                 waiting[message_id] = node
-        poll_s = _SHORTEST_POLL_S
         while waiting:
             for message_id in list(waiting):
                 replies = list(self._grid.pull_messages([message_id]))
                 if replies:
                     yield waiting.pop(message_id), _content(replies.pop())
-            if not waiting or time.monotonic() >= deadline:
+            elapsed_s = time.monotonic() - started
+            if not waiting or elapsed_s >= timeout_s:
                 break
-            self._pause(poll_s)
-            poll_s = min(1.5 * poll_s, _LONGEST_POLL_S)
+            self._pause(min(max(_SHORTEST_POLL_S, _POLL_SHARE * elapsed_s), _LONGEST_POLL_S))
         for node in waiting.values():
             yield node, SiteFailure("late", f"no answer within {timeout_s:g} s")
 

@@ -214,6 +214,20 @@ def test_a_certificate_is_renewed_for_the_same_keys(
     assert read_roster(folder)["a"].fingerprint != old
 
 
+def test_a_supernode_key_that_was_struck_off_is_not_taken_again(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    request = request_of(tmp_path, "a")
+    enrol(folder, request)
+    enrol(folder, request, replace=True)  # the key stays in use
+    strike(folder, "a")
+    with pytest.raises(CertificateError, match=r"SuperNode key of a was struck off.*init"):
+        enrol(folder, request)
+    (tmp_path / "a" / "secrets" / "supernode.key").unlink()
+    enrol(folder, request_of(tmp_path, "a"))
+    assert list(read_roster(folder)) == ["a"]
+
+
 def test_two_names_cannot_share_a_key(tmp_path: Path, folder: CoordinatorFolder) -> None:
     enrol(folder, request_of(tmp_path, "a"))
     (tmp_path / "a" / "request.json").unlink()

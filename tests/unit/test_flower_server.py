@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from small_federation import outcomes
+from small_federation import IDENTITIES, outcomes
 
 from fedhash.bundle import BUNDLE_NAMES, check_bundle
 from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash_client.flower import relay_app
+from fedhash_server import flower_engine
 from fedhash_server.flower import write_app_folder
 from fedhash_server.flower_engine import FlowerEngine
 
@@ -325,6 +327,24 @@ def test_pause_may_end_the_run() -> None:
         outcomes(engine.ask("train", requests("a"), timeout_s=60))
 
 
+def test_pauses_grow_with_the_time_that_an_exchange_has_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 50.0 + sum(pauses))
+    monkeypatch.setattr(flower_engine, "time", clock)
+    engine = engine_over(
+        {1: node_that(lambda message: None, "a")}, "a", join_timeout_s=0, pause=pauses.append
+    )
+    assert outcomes(engine.ask("train", requests("a"), timeout_s=100))["a"] == SiteFailure(
+        "late", "no answer within 100 s"
+    )
+    elapsed = list(itertools.accumulate(pauses, initial=0.0))
+    assert elapsed[-1] == pytest.approx(100, abs=1)
+    assert pauses == [pytest.approx(min(max(0.02, since / 10), 1.0)) for since in elapsed[:-1]]
+    assert len(pauses) < 200
+
+
 AGREEMENT = """
 name: trial
 findings: [no_finding, effusion]
@@ -380,7 +400,11 @@ def test_bundle_holds_three_settings_files_and_no_code(tmp_path: Path) -> None:
                 "rounds": ROUND.replace("plain", "secure"),
                 "run": RUN.replace("[a, b]", "[a, b, c]"),
             },
-            "agreement.yaml:2: sites has no identity of a, b, c; aggregation is secure",
+            "agreement.yaml:2: sites has no identity of a, b, c; an agreement that names its sites",
+        ),
+        (
+            {"agreement": AGREEMENT + f"\nsites: {{a: {IDENTITIES['site-0'].public_hex}}}\n"},
+            "sites has no identity of b; an agreement that names its sites",
         ),
         ({"rounds": ROUND.replace("plain", "secure")}, "aggregation is secure, and the agreement"),
         ({"rounds": ROUND.replace("image_convnet", "image_convent")}, 'mean "image_convnet"?'),
