@@ -23,9 +23,10 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -82,6 +83,8 @@ def prepare_run(
     run_id: str | None = None,
     sites: Sequence[str] = (),
     seed: int | None = None,
+    parent: str | None = None,
+    frozen: Mapping[str, Path] = MappingProxyType({}),
     dry_run: bool = False,
 ) -> PreparedRun:
     """Check everything, and make the run's folder where there is none.
@@ -92,21 +95,29 @@ def prepare_run(
         run_id: The run's name; default: that of the round file.
         sites: Names of enrolled sites; default: all, or those that the run was begun with.
         seed: Of the first model; default: 0, or that of the run.
+        parent: Id of the release to start from.
+        frozen: Modality to the file of its frozen tower, where the parent does not hold it.
         dry_run: Make nothing.
 
     Raises:
         CheckpointError: The run's checkpoints are damaged.
         ConfigurationError: A file is wrong, the files do not fit each other, a site is not
             enrolled, or the run was begun with other settings.
-        ModelError: The model cannot be built.
+        ModelError: The first model cannot be made.
+        ReleaseError: The release to start from does not verify.
         StorageError: The operating system refuses.
     """
     folder.settings()
     settings = read_settings(round_file, RoundSettings)
     name = run_id or re.sub(r"[^a-z0-9_-]+", "-", round_file.stem.lower()).strip("-_")
     place = folder.runs / name
+    start: dict[str, Any] = {}  # absolute, because the file is read at other places too
+    if parent is not None:
+        start["parent"] = str((folder.path / "releases" / parent).resolve())
+    if frozen:
+        start["frozen"] = {modality: str(path.resolve()) for modality, path in frozen.items()}
     if (place / "run.yaml").exists():
-        run = _begun(folder, place, round_file, settings, sites, seed)
+        run = _begun(folder, place, round_file, settings, sites, seed, start)
         app_warnings = write_app_folder(place / "app", *_files(place))
         done = _newest(place)
         return PreparedRun(
@@ -123,7 +134,7 @@ def prepare_run(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a crash left
         unfinished.mkdir(mode=0o700)
-        contents = {"run_id": name, "sites": list(names), "seed": seed or 0}
+        contents = {"run_id": name, "sites": list(names), "seed": seed or 0} | start
         replace_file(unfinished / "agreement.yaml", folder.agreement_file.read_bytes())
         replace_file(unfinished / "round.yaml", round_file.read_bytes())
         replace_file(
@@ -332,6 +343,7 @@ def _begun(
     settings: RoundSettings,
     sites: Sequence[str],
     seed: int | None,
+    start: Mapping[str, Any],
 ) -> RunSettings:
     """The settings that a run was begun with, if these are the same."""
     agreement, rounds, run_file = _files(place)
@@ -343,6 +355,7 @@ def _begun(
             ("agreement", read_settings(agreement, Agreement) != folder.agreement()),
             ("sites", bool(sites) and set(sites) != set(run.sites)),
             ("seed", seed is not None and seed != run.seed),
+            *((name, run.model_dump(mode="json")[name] != value) for name, value in start.items()),
         )
         if differs
     ]

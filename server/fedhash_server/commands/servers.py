@@ -83,6 +83,16 @@ def train(
         str | None, typer.Option(metavar="A,B,C", help="Sites that train; default: all enrolled.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first model; default: 0.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="RELEASE_ID", help="Start from this release.")
+    ] = None,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=FILE",
+            help="File of a frozen tower that the parent lacks. Repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and start nothing.")
     ] = False,
@@ -108,7 +118,14 @@ def train(
         place = CoordinatorFolder(folder)
         names = [name.strip() for name in sites.split(",")] if sites else []
         prepared = prepare_run(
-            place, round_file, run_id=run_id, sites=names, seed=seed, dry_run=dry_run
+            place,
+            round_file,
+            run_id=run_id,
+            sites=names,
+            seed=seed,
+            parent=parent,
+            frozen=_frozen_files(frozen or []),
+            dry_run=dry_run,
         )
         for warning in prepared.warnings:
             _note(f"warning: {warning}")
@@ -131,6 +148,17 @@ def train(
     except (FedhashError, OSError) as error:
         fail(error)
     print_facts(facts, as_json=as_json)
+
+
+def _frozen_files(texts: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for text in texts:
+        modality, _, file = text.partition("=")
+        if not (modality and file) or modality in files:
+            message = f"{text!r} is not MODALITY=FILE, each modality once"
+            raise typer.BadParameter(message, param_hint="--frozen")
+        files[modality] = Path(file)
+    return files
 
 
 def _note(text: str) -> None:
