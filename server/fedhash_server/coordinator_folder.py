@@ -128,11 +128,6 @@ class CoordinatorFolder:
         """The private key of a server, the authority or the releases."""
         return self.path / "secrets" / f"{name}.key"
 
-    def release(self, name: str) -> Path:
-        """The folder of a release, by its id or as it is."""
-        path = self.releases / name
-        return path if path.is_dir() else Path(name)
-
     def certificate(self, name: str) -> Path:
         """The certificate of a server or the authority."""
         return self.path / "certificates" / f"{name}.pem"

@@ -84,7 +84,7 @@ def prepare_run(
     run_id: str | None = None,
     sites: Sequence[str] = (),
     seed: int | None = None,
-    parent: Path | None = None,
+    parent: str | None = None,
     frozen: Mapping[str, Path] = MappingProxyType({}),
     dry_run: bool = False,
 ) -> PreparedRun:
@@ -96,26 +96,27 @@ def prepare_run(
         run_id: The run's name; default: that of the round file.
         sites: Names of enrolled sites; default: all, or those that the run was begun with.
         seed: Of the first model; default: 0, or that of the run.
-        parent: Folder of the release that training starts from.
-        frozen: Modality to the file of its frozen tower.
+        parent: Id of the release to start from.
+        frozen: Modality to the file of its frozen tower, where the parent does not hold it.
         dry_run: Make nothing.
 
     Raises:
         CheckpointError: The run's checkpoints are damaged.
         ConfigurationError: A file is wrong, the files do not fit each other, a site is not
             enrolled, or the run was begun with other settings.
-        ModelError: The model cannot be built.
+        ModelError: The first model cannot be made.
+        ReleaseError: The release to start from does not verify.
         StorageError: The operating system refuses.
     """
     folder.settings()
     settings = read_settings(round_file, RoundSettings)
     name = run_id or re.sub(r"[^a-z0-9_-]+", "-", round_file.stem.lower()).strip("-_")
     place = folder.runs / name
-    start: dict[str, Any] = {}
+    start: dict[str, Any] = {}  # absolute, because the file is read at other places too
     if parent is not None:
-        start["parent"] = str(parent.resolve())
+        start["parent"] = str((folder.releases / parent).resolve())
     if frozen:
-        start["frozen"] = {name: str(path.resolve()) for name, path in frozen.items()}
+        start["frozen"] = {modality: str(path.resolve()) for modality, path in frozen.items()}
     if (place / "run.yaml").exists():
         run = _begun(folder, place, round_file, settings, sites, seed, start)
         app_warnings = write_app_folder(place / "app", *_files(place))
@@ -356,7 +357,7 @@ def _begun(
             ("agreement", read_settings(agreement, Agreement) != folder.agreement()),
             ("sites", bool(sites) and set(sites) != set(run.sites)),
             ("seed", seed is not None and seed != run.seed),
-            ("start", bool(start) and start != run.model_dump(mode="json", include=set(start))),
+            *((name, run.model_dump(mode="json")[name] != value) for name, value in start.items()),
         )
         if differs
     ]

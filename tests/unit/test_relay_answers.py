@@ -37,6 +37,7 @@ from fedhash.rounds.run import run_rounds
 from fedhash.rounds.training_messages import Refusal, TrainReply, TrainRequest
 from fedhash_client.daemon import training
 from fedhash_client.daemon.relay_answers import RelayAnswers
+from fedhash_client.withdrawn import Withdrawn
 from fedhash_sim.engines.inprocess import InProcessEngine
 
 PLAIN = {"training": {"aggregations": ["plain"]}}
@@ -192,9 +193,13 @@ def test_a_withdrawal_prepares_anew(plain: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(training, "read_site_manifest", noting)
     asked(answers, train_request())
     assert not read
-    (plain.parent / "state" / "withdrawn.sqlite").write_bytes(b"someone")
+    patients = answers.trainers.patients
+    assert patients is not None
+    (row, *_) = (plain.parent / "manifest.csv").read_text().splitlines()[1:]
+    Withdrawn(plain.parent / "state").begin(row.split(",")[1])
     asked(answers, train_request())
     assert len(read) == 1
+    assert answers.trainers.patients == patients - 1
     answers.forget_data()
     assert not list((plain.parent / "state" / "prepared").iterdir())
     assert asked(answers, train_request()).kind == "train_reply"

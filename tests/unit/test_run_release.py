@@ -14,12 +14,15 @@ from test_frozen_towers import FROZEN, model_settings
 from typer.testing import CliRunner
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import resolved
-from fedhash.errors import CheckpointError, ModelError, ReleaseError
+from fedhash.configuration import read_settings, resolved
+from fedhash.errors import CheckpointError, ConfigurationError, ModelError, ReleaseError
+from fedhash.learning.loss import Margins
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.frozen_features import frozen_file
+from fedhash.models.hash_model import build_model
+from fedhash.models.layout import Layout
 from fedhash.privacy.settings import SitePrivacySettings
-from fedhash.registry import load_release
+from fedhash.registry import load_release, save_release
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState
 from fedhash.rounds.settings import RoundSettings
@@ -29,7 +32,9 @@ from fedhash_server.first_model import first_model
 from fedhash_server.flower import train_run, write_app_folder
 from fedhash_server.run_release import keep_inputs, release_run
 from fedhash_server.settings import RunSettings
+from fedhash_server.training_run import prepare_run
 from fedhash_sim.engines.inprocess import InProcessEngine
+from tests.router_network import Place
 
 TERMS = AGREEMENT.model_copy(update={"release_key": KEY.public_hex})
 IMAGES = Agreement(
@@ -230,3 +235,33 @@ def test_a_release_holds_the_files_of_its_frozen_towers_and_hands_them_on(tmp_pa
     second = first_model(IMAGES, FROZEN_ROUNDS, following)
     assert second.frozen["image"].sha256 == FROZEN.sha256
     np.testing.assert_array_equal(second.vector, first.vector)
+
+
+def test_train_takes_a_parent_from_the_coordinators_releases(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    terms = place.folder.agreement()
+    model = build_model(MODEL, terms.code_bits, seed=3)
+    parent = save_release(
+        place.folder.path / "releases",
+        agreement=terms,
+        model_settings=MODEL,
+        vector=Layout.of(model).flatten(model),
+        margins=Margins.constant(len(terms.findings), 0.3),
+        metrics={},
+        run_id="earlier",
+        named_by_id=True,
+    )
+    round_file = tmp_path / "second.yaml"
+    round_file.write_text(resolved(round_settings(rounds=1)))
+    asked = {"round_file": round_file, "parent": parent.release_id}
+    prepared = prepare_run(place.folder, **asked)
+    assert prepared.run.parent == place.folder.path.resolve() / "releases" / parent.release_id
+    bundled = read_settings(prepared.folder / "app" / "configs" / "run.yaml", RunSettings)
+    assert bundled == prepared.run
+    assert prepare_run(place.folder, **asked).goes_on
+    with pytest.raises(ConfigurationError, match="begun with another parent"):
+        prepare_run(place.folder, **(asked | {"parent": "ab" * 32}))
+    lost = ("train", place.folder.path, round_file, "--run", "third", "--dry-run", "--parent")
+    assert "is no complete release" in call(*lost, "ab" * 32, code=1)
+    wrong = CliRunner().invoke(app, [*map(str, lost[:-1]), "--frozen", "image"])
+    assert wrong.exit_code == 2

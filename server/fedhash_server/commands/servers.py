@@ -98,12 +98,14 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first model; default: 0.")] = None,
     parent: Annotated[
-        str | None,
-        typer.Option(metavar="RELEASE", help="Start from this release: its id or folder."),
+        str | None, typer.Option(metavar="RELEASE_ID", help="Start from this release.")
     ] = None,
     frozen: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="What a frozen tower reads. May be repeated."),
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=FILE",
+            help="File of a frozen tower that the parent lacks. Repeatable.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and start nothing.")
@@ -115,7 +117,6 @@ def train(
     Whatever crashed, the same command goes on from the run's last checkpoint. Ctrl-C stops the
     telling and not the run.
     """
-    from fedhash.models.frozen_features import FrozenFeatures
     from fedhash_server.coordinator_folder import CoordinatorFolder
     from fedhash_server.training_run import follow_run, prepare_run
 
@@ -136,8 +137,8 @@ def train(
             run_id=run_id,
             sites=names,
             seed=seed,
-            parent=None if parent is None else place.release(parent),
-            frozen={FrozenFeatures.load(each).modality: each for each in frozen or ()},
+            parent=parent,
+            frozen=_frozen_files(frozen or []),
             dry_run=dry_run,
         )
         for warning in prepared.warnings:
@@ -161,6 +162,17 @@ def train(
     except (FedhashError, OSError) as error:
         fail(error)
     print_facts(facts, as_json=as_json)
+
+
+def _frozen_files(texts: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for text in texts:
+        modality, _, file = text.partition("=")
+        if not (modality and file) or modality in files:
+            message = f"{text!r} is not MODALITY=FILE, each modality once"
+            raise typer.BadParameter(message, param_hint="--frozen")
+        files[modality] = Path(file)
+    return files
 
 
 def _note(text: str) -> None:
