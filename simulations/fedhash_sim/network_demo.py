@@ -21,6 +21,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -28,7 +29,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,8 @@ class NetworkDemo:
         self._coordinator = folder / "coordinator"
         self._logs = folder / "logs"
         self._towers: dict[str, Any] = {}
-        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = _free_ports()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.facts: dict[str, object] = {}
 
     def enrol(self) -> None:
@@ -124,7 +126,7 @@ class NetworkDemo:
             agreement,
         )
         self._towers = self._freeze(agreement)
-        ports = dict(zip(("gateway", "router", "health", "superlink"), _free_ports(4), strict=True))
+        ports = {name: next(self._ports) for name in ("gateway", "router", "health", "superlink")}
         self._change(
             self._coordinator / "coordinator.yaml",
             {
@@ -157,7 +159,6 @@ class NetworkDemo:
             welcome = self._coordinator / "sites" / site / "welcome"
             with explained(self._folder):
                 shutil.copytree(welcome, self._folder / site / "consortium", dirs_exist_ok=True)
-            health, supernode = _free_ports(2)
             self._change(
                 self._site_file(site),
                 {
@@ -170,7 +171,10 @@ class NetworkDemo:
                     },
                     "training": {"frozen": {m: str(f) for m, f in self._frozen_files().items()}},
                     "queries": {"purposes": ["care"], "smallest_bucket": 1},
-                    "daemon": {"health_port": health, "supernode_port": supernode},
+                    "daemon": {
+                        "health_port": next(self._ports),
+                        "supernode_port": next(self._ports),
+                    },
                     "releases": {"poll_s": 1},
                 },
                 network={
@@ -198,8 +202,8 @@ class NetworkDemo:
             *("coordinator", "train", self._coordinator, round_file, "--run", "first", "--json"),
             *(
                 argument
-                for each in self._frozen_files().values()
-                for argument in ("--frozen", each)
+                for modality, file in self._frozen_files().items()
+                for argument in ("--frozen", f"{modality}={file}")
             ),
         )
         self.facts["seconds of training"] = round(time.monotonic() - started, 1)
@@ -247,8 +251,9 @@ class NetworkDemo:
     def lose_a_site(self) -> None:
         """A daemon is killed and started again."""
         lost = SITES[-1]
-        self._daemons[lost].kill()
-        self._daemons[lost].wait()
+        killed = self._running.pop(lost)
+        killed.kill()
+        killed.wait()
         self._wait("the router to see that a site left", lambda: not self._answered(lost))
         partial = self._search()
         self._expect_answers(partial, SITES[:-1])
@@ -304,7 +309,7 @@ class NetworkDemo:
         }
 
     def _start_site(self, site: str) -> None:
-        self._daemons[site] = self._open(site, "site", "run", self._site_file(site))
+        self._open(site, "site", "run", self._site_file(site))
 
     def _servers_serve(self) -> bool:
         found = self._asked("coordinator", "status", self._coordinator, "--json")
@@ -407,7 +412,7 @@ class NetworkDemo:
                 f"{self._logs}"
             ) from error
 
-    def _open(self, name: str, program: str, *arguments: object) -> subprocess.Popen[bytes]:
+    def _open(self, name: str, program: str, *arguments: object) -> None:
         """Start a party that ends with the demo, and all that it started with it."""
         with explained(self._logs), (self._logs / f"{name}.log").open("ab") as log:
             party = subprocess.Popen(  # noqa: S603
@@ -418,11 +423,15 @@ class NetworkDemo:
                 process_group=0,
             )
         self._parties.callback(_end, party)
-        return party
+        self._running[name] = party
 
     def _wait(self, what: str, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _TIMEOUT_S
         while not happened():
+            for name, party in self._running.items():
+                if party.poll() is not None:
+                    log = self._logs / f"{name}.log"
+                    raise FedhashError(f"{name} has ended; the end of {log}: {_last_line(log)}")
             if time.monotonic() > deadline:
                 raise FedhashError(f"waited {_TIMEOUT_S:g} s for {what}; see {self._logs}")
             time.sleep(0.5)
@@ -436,6 +445,11 @@ def _command(program: str) -> list[str]:
 
 def _typed(program: str, arguments: Sequence[object]) -> str:
     return shlex.join([f"fedhash-{program}", *map(str, arguments)])
+
+
+def _last_line(log: Path) -> str:
+    with explained(log):
+        return (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
 
 
 def _end(party: subprocess.Popen[bytes]) -> None:
@@ -453,12 +467,16 @@ def _by_site(found: Mapping[str, Any]) -> dict[str, int]:
     return {site: hits.count(site) for site in sorted(answered)}
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as open_sockets:
-        taken = [open_sockets.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in taken:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in taken]
+def _free_ports() -> Iterator[int]:
+    """Ports that nobody listens on, below those that the system gives to outgoing connections."""
+    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 500):
+        with closing(socket.socket()) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+    raise FedhashError("no free ports between 20000 and 32000 on loopback")
 
 
 def _clear(folder: Path) -> None:
