@@ -28,6 +28,10 @@ __all__ = ["Agreement", "SiteName"]
 
 _LEAST_BITS, _MOST_BITS = CODE_BITS_RANGE
 _NAME_PATTERN = "[a-z][a-z0-9_]*"
+_OF_CODES = {
+    *("name", "findings", "parents", "ancestor_weight", "code_bits"),
+    *("anchors_version", "modalities"),
+}
 
 
 def _check_name(name: str) -> str:
@@ -120,6 +124,16 @@ class Agreement(Settings):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as 64 hex digits; equal for equal agreements only."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def codes_digest(self) -> str:
+        """SHA-256 of what gives a code its meaning, as 64 hex digits.
+
+        A release outlives changes of all else: who takes part, what may be asked, the caps.
+        """
+        canonical = json.dumps(
+            self.model_dump(mode="json", include=_OF_CODES), sort_keys=True, separators=(",", ":")
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @field_validator("sites")

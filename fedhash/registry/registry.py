@@ -192,9 +192,10 @@ class Registry:
                 f"{self.folder / release_id} holds release {release.release_id}: somebody moved "
                 "it; give the folder the name of its release"
             )
-        if release.agreement.digest() != self._agreement.digest():
+        if release.agreement.codes_digest() != self._agreement.codes_digest():
             raise ReleaseError(
-                f"release {release_id[:12]} was trained under another agreement than this "
-                "consortium's, and every site would refuse it; train anew under this one"
+                f"release {release_id[:12]} was trained under another agreement: name, vocabulary, "
+                "code length or modalities are not this consortium's, and every site would refuse "
+                "it; train anew under this one"
             )
         return release

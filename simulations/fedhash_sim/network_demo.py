@@ -334,7 +334,7 @@ class NetworkDemo:
         return site in _by_site(self._search())
 
     def _expect_answers(self, found: Mapping[str, Any], sites: Sequence[str]) -> None:
-        answered = sorted(each["site"] for each in found["sites"] if each["status"] == "answered")
+        answered = sorted(each["site"] for each in found["sites"] if each["outcome"] == "answered")
         if answered != sorted(sites):
             raise FedhashError(
                 f"{', '.join(sites)} were to answer, {', '.join(answered) or 'nobody'} did; see "
@@ -463,7 +463,7 @@ def _end(party: subprocess.Popen[bytes]) -> None:
 
 def _by_site(found: Mapping[str, Any]) -> dict[str, int]:
     hits = [hit["site"] for hit in found["hits"]]
-    answered = [each["site"] for each in found["sites"] if each["status"] == "answered"]
+    answered = [each["site"] for each in found["sites"] if each["outcome"] == "answered"]
     return {site: hits.count(site) for site in sorted(answered)}
 
 

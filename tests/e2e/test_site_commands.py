@@ -123,7 +123,7 @@ def test_a_damaged_release_or_another_agreement_is_refused(site: Path, release: 
     assert "altered" in call(coordinator_app, "release", "verify", release, code=1)
     model.write_bytes(whole)
     agreement = site.parent / "study" / "agreement.yaml"
-    agreement.write_text(agreement.read_text().replace("smallest_cohort: 3", "smallest_cohort: 4"))
+    agreement.write_text(agreement.read_text() + "\nancestor_weight: 0.25\n")
     assert "this site signed" in call(site_app, "index", site, "--release", release, code=1)
     assert not (site.parent / "archive.sqlite").exists()
 

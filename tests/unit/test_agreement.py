@@ -144,3 +144,24 @@ def test_a_file_with_wrong_findings_names_each_line(tmp_path):
         (3, '"findings.0":'),
         (4, '"findings.1" '),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"version": 2, "sites": {"a": KEY}, "largest_k": 7, "smallest_cohort": 5}, True),
+        ({"margin_range": [0.1, 0.2], "search": {"purposes": {"care": "all"}}}, True),
+        ({"name": "other"}, False),
+        ({"findings": ["edema", "no_finding", "mass"]}, False),
+        ({"parents": {"edema": "mass"}}, False),
+        ({"ancestor_weight": 0.4}, False),
+        ({"code_bits": 32}, False),
+        ({"anchors_version": 2}, False),
+        ({"modalities": ["image", "report"]}, False),
+    ],
+)
+def test_codes_keep_their_meaning_where_a_site_joins(
+    changes: dict[str, object], same: bool
+) -> None:
+    assert agree().digest() != agree(**changes).digest()
+    assert (agree().codes_digest() == agree(**changes).codes_digest()) is same

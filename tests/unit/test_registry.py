@@ -138,7 +138,7 @@ def test_what_sites_would_refuse_is_not_published(tmp_path: Path) -> None:
     (tmp_path / release.release_id).rename(tmp_path / ("cd" * 32))
     with pytest.raises(ReleaseError, match="somebody moved it"):
         registry.publish("cd" * 32)
-    other = AGREEMENT.model_copy(update={"version": 2})
+    other = AGREEMENT.model_copy(update={"findings": AGREEMENT.findings[::-1]})
     stranger = release_into(tmp_path, 1, agreement=other)
     with pytest.raises(ReleaseError, match="under another agreement"):
         registry.publish(stranger.release_id)

@@ -156,7 +156,9 @@ def test_what_the_release_key_did_not_sign_is_refused(site: Site, registry: Path
 def test_a_release_of_another_agreement_is_fetched_and_not_used(site: Site, registry: Path) -> None:
     first = publish(registry, 1)
     site.follower.step()
-    other = release_into(registry, 2, agreement=AGREEMENT.model_copy(update={"version": 2}))
+    other = release_into(
+        registry, 2, agreement=AGREEMENT.model_copy(update={"ancestor_weight": 0.25})
+    )
     statement = Statement(
         consortium=AGREEMENT.name,
         number=9,
@@ -165,7 +167,7 @@ def test_a_release_of_another_agreement_is_fetched_and_not_used(site: Site, regi
         issued="2026-01-02T03:04:05Z",
     )
     site.source.statement = signed(statement, KEY)
-    with pytest.raises(ReleaseError, match="this site signed"):
+    with pytest.raises(ReleaseError, match="what this site signed"):
         site.follower.step()
     assert site.release() == first
 

@@ -69,17 +69,17 @@ class ServedRelease:
 
 
 def check_release(release: Release, agreement: Agreement) -> None:
-    """Refuse a release that was trained under another agreement.
+    """Refuse a release whose codes mean something else under this agreement.
 
     Raises:
-        ReleaseError: The agreements differ.
+        ReleaseError: Consortium, vocabulary, code length or modalities differ.
     """
-    theirs, ours = release.agreement.digest(), agreement.digest()
-    if theirs != ours:
+    if release.agreement.codes_digest() != agreement.codes_digest():
         raise ReleaseError(
-            f"release {release.release_id[:12]} was trained under the agreement {theirs[:12]} "
-            f"({release.agreement.name!r}), this site signed {ours[:12]} ({agreement.name!r}); "
-            "use a release of your own consortium"
+            f"release {release.release_id[:12]} was trained under an agreement "
+            f"({release.agreement.name!r}) with another name, vocabulary, code length or other "
+            f"modalities than what this site signed ({agreement.name!r}); use a release of your "
+            "own consortium"
         )
 
 
