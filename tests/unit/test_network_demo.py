@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from fedhash_sim.network_demo import NetworkDemo, run_network_demo
 
 @pytest.fixture
 def demo(tmp_path: Path) -> NetworkDemo:
-    return NetworkDemo(tmp_path, print, ExitStack())
+    return NetworkDemo(tmp_path, print)
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
@@ -55,14 +53,13 @@ def test_a_party_that_ends_is_told_with_its_last_words(
         demo._wait("the daemon", lambda: False)
 
 
-def test_parties_end_with_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parties_end_with_the_demo(demo: NetworkDemo, monkeypatch: pytest.MonkeyPatch) -> None:
     forever = [sys.executable, "-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(network_demo, "_command", lambda program: forever)
-    with ExitStack() as parties:
-        demo = NetworkDemo(tmp_path, print, parties)
-        demo._logs.mkdir()
-        demo._open("hospital-a", "site", "run")
-        party = demo._running["hospital-a"]
-        assert isinstance(party, subprocess.Popen)
-        assert party.poll() is None
-    assert party.poll() is not None
+    demo._logs.mkdir()
+    for site in network_demo.SITES:
+        demo._open(site, "site", "run")
+    parties = list(demo._running.values())
+    assert [party.poll() for party in parties] == [None] * 3
+    demo.end()
+    assert None not in [party.poll() for party in parties]
