@@ -128,6 +128,8 @@ def _first_hop(address: str) -> tuple[str, int]:
 
 
 def _failure(whose: str, address: str, error: Exception) -> str:
+    host, port = _first_hop(address)
+    via = "" if (host, port) == split_address(address) else f" by the proxy {host}:{port}"
     if isinstance(error, ssl.SSLCertVerificationError):
         remedy = (
             f"{address} did not show a certificate of the consortium for this name "
@@ -139,10 +141,12 @@ def _failure(whose: str, address: str, error: Exception) -> str:
             f"certificate, or be no {whose}: check the port, and ask the coordinator"
         )
     elif isinstance(error, socket.gaierror):
-        remedy = f"the name in {address} is not known here ({error.strerror}); check it and DNS"
+        remedy = (
+            f"the name in {address} is not known here{via} ({error.strerror}); check it and DNS"
+        )
     else:
         remedy = (
-            f"{address} cannot be reached ({error}); check that the {whose} runs, and that the "
+            f"{address} cannot be reached{via} ({error}); check that the {whose} runs, and that the "
             "firewall lets this machine out to that port"
         )
     return remedy

@@ -2,7 +2,8 @@
 
 1. Where the site's settings shut something off, it is not listed: no section `queries`, no answers.
 2. Sizes are upper bounds: of a message of a round at the largest model that the site's file allows,
-   of an answer at the most hits that file and agreement allow.
+   of an answer at the most hits that file and agreement allow. Of Flower's calls it is the longest
+   body that the coordinator's gateway takes; longer messages travel in several.
 3. Fields come from the code (`wire_fields`), their meanings from `meanings`.
 
     >>> egress_of(settings, agreement).connections[0].to
@@ -213,7 +214,7 @@ def _messages(
         yield SentMessage(
             f"Flower: {method}",
             f"{network.superlink}, to the SuperLink",
-            "the SuperNode runs; answers of rounds go by push-messages and push-object",
+            "the SuperNode runs",
             _CHUNK_BYTES,
             fields_of_protobuf(request, meanings.FLOWER),
         )
