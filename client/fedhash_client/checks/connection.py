@@ -146,7 +146,7 @@ def _failure(whose: str, address: str, error: Exception) -> str:
         )
     else:
         remedy = (
-            f"{address} cannot be reached{via} ({error}); check that the {whose} runs, and that the "
-            "firewall lets this machine out to that port"
+            f"{address} cannot be reached{via} ({error}); check that the {whose} runs, and that "
+            "the firewall lets this machine out to that port"
         )
     return remedy
