@@ -112,6 +112,7 @@ def test_a_certificate_that_neither_door_knows(made: CheckedSite, tmp_path: Path
     assert "ask the coordinator to enrol this site" in first["message"]
     assert second["line"] == made.line_of("router:")
     assert "not enrolled" in second["message"]
+    assert "ask the coordinator to enrol this site" in second["message"]
 
 
 def test_nobody_listens(made: CheckedSite) -> None:

@@ -20,13 +20,16 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
 
+import grpc
+
 from fedhash.errors import FedhashError
+from fedhash.registry.wire import CURRENT_METHOD, SERVICE
+from fedhash.registry.wire.releases_pb2 import CurrentRequest
 from fedhash.search.asking import CLOCK_TOLERANCE_MS
 from fedhash_client.checks.addresses import address_fault, split_address
 from fedhash_client.checks.findings import CheckedSite, Findings
 from fedhash_client.network_settings import NetworkSettings
-from fedhash_client.releases.source import GrpcReleases
-from fedhash_client.router_channel import open_channel
+from fedhash_client.router_channel import explained, open_channel
 from fedhash_client.supernode import tls_context
 
 __all__ = ["check_connections"]
@@ -94,19 +97,30 @@ def _check_clock(file: Path, date: str, started: float, ended: float, found: Fin
 def _check_router(file: Path, network: NetworkSettings, found: Findings) -> None:
     place = ("network", "router")
     try:
-        # one question takes half a minute to fail and tells little: whether there is a way, first
+        # gRPC tells little of a way that is closed
         with socket.create_connection(_first_hop(network.router), _TIMEOUT_S):
             pass
-        GrpcReleases(lambda: open_channel(network)).current()
+        _ask_router(network)
     except OSError as error:
         found.add_at(file, place, _failure("router", network.router, error))
     except FedhashError as error:
-        found.add_at(
-            file,
-            place,
-            f"{network.router} does not answer this site as its router: {error}; check that the "
-            "router runs there, and that the coordinator has enrolled this certificate",
+        found.add_at(file, place, str(error))
+
+
+def _ask_router(network: NetworkSettings) -> None:
+    """Ask which release is current.
+
+    Raises:
+        ProtocolError: The router does not answer this site.
+    """
+    with open_channel(network) as channel:
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/{SERVICE}/{CURRENT_METHOD}"
         )
+        try:
+            ask(CurrentRequest().SerializeToString(), timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise explained(error, network.router) from error
 
 
 def _connection(address: str, context: ssl.SSLContext) -> http.client.HTTPSConnection:
