@@ -94,6 +94,13 @@ def a_key_is_missing(site: CheckedSite) -> Place:
 
 
 @plant
+def the_identity_is_missing(site: CheckedSite) -> Place:
+    key = site.folder / "secrets" / "identity.pem"
+    key.unlink()
+    return key, "restore it from a copy"
+
+
+@plant
 def a_key_is_damaged(site: CheckedSite) -> Place:
     key = site.folder / "secrets" / "tls.key"
     key.write_bytes(key.read_bytes()[:-60])
@@ -260,7 +267,7 @@ def plain_aggregation_is_allowed(site: CheckedSite) -> Place:
 @plant
 def secure_rounds_without_a_network(site: CheckedSite) -> Place:
     site.change(network=None)
-    return site.file, "add network, as fedhash-site init writes it"
+    return site.file, "warning: training.aggregations has secure, and without a section network"
 
 
 # data

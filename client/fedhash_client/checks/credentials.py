@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fedhash.enrolment.certificates import check_certificate, expiry, peer_of
 from fedhash.private_file import read_private_file
 from fedhash.regular_file import read_regular_file
+from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.archive_index import read_handle_key
 from fedhash_client.checks.findings import CheckedSite, Findings
 from fedhash_client.network_settings import NetworkSettings
@@ -27,6 +28,10 @@ __all__ = ["TAKE_WELCOME", "check_credentials"]
 
 _LARGEST_PEM_BYTES = 1 << 16
 _SOON = timedelta(days=30)
+_NO_KEY = (
+    "there is no such key; restore it from a copy, or make one with 'fedhash-site init' and be "
+    "enrolled anew"
+)
 TAKE_WELCOME = "take what the coordinator sent (ca.pem, site.pem, agreement.yaml)"
 
 
@@ -38,21 +43,34 @@ def check_credentials(site: CheckedSite, found: Findings) -> None:
             read_handle_key(handle_key)
     network = site.settings.network
     secure = "secure" in site.settings.training.aggregations
-    if site.agreement is not None and secure and (site.settings.state or network):
-        with found.gathered(site.file if network is None else network.identity):
-            site_identity(site.file, site.settings, site.agreement)
     if network is None:
+        if secure and site.settings.state is not None:
+            found.add_at(
+                site.file,
+                ("training",),
+                "training.aggregations has secure, and without a section network there is no "
+                "identity to sign with, so 'fedhash-site run' does not start; the other commands "
+                "work. Add network, as 'fedhash-site init' writes it",
+                "warning",
+            )
         return
-    key = _private_key(network.key, found, load_pem_private_key, "'fedhash-site init'")
-    _private_key(network.supernode_key, found, load_ssh_private_key, "'fedhash-site init'")
+    with found.gathered(network.identity):
+        if not network.identity.exists():
+            found.add(network.identity, _NO_KEY)
+        elif site.agreement is not None:  # it signs queries, where no secure round is allowed
+            site_identity(site.file, site.settings, site.agreement)
+        else:
+            SiteIdentity.load(network.identity)
+    key = _private_key(network.key, found, load_pem_private_key)
+    _private_key(network.supernode_key, found, load_ssh_private_key)
     _check_certificate(site, network, key, found)
 
 
 def _private_key(
-    path: Path, found: Findings, load: Callable[..., Any], maker: str
+    path: Path, found: Findings, load: Callable[..., Any]
 ) -> ec.EllipticCurvePrivateKey | None:
     if not path.exists():
-        found.add(path, f"there is no such key; restore it from a copy, or make one with {maker}")
+        found.add(path, _NO_KEY)
         return None
     with found.gathered(path):
         content = read_private_file(path)
@@ -62,12 +80,12 @@ def _private_key(
             found.add(
                 path,
                 f"this is no whole, unencrypted private key ({error}); restore it from a copy, or "
-                f"move it away, make another with {maker} and be enrolled anew",
+                "move it away, make another with 'fedhash-site init' and be enrolled anew",
             )
             return None
         if isinstance(key, ec.EllipticCurvePrivateKey):
             return key
-        found.add(path, f"this is no ECDSA key; move it away and make one with {maker}")
+        found.add(path, "this is no ECDSA key; move it away and make one with 'fedhash-site init'")
     return None
 
 
