@@ -72,6 +72,24 @@ queries:
   smallest_bucket: 3 # an answer that rests on fewer patients is empty
   queries_per_hour: 600 # of one requester
 
+# What this site trains, beside the agreement's limits.
+training:
+  aggregations: [secure] # plain would show the coordinator this site's own update
+  largest_model_parameters: 100000000 # bounds memory and the length of messages
+  largest_prepared_bytes: 4294967296 # of studies in memory; the disk holds twice as much
+  # frozen: {{image: frozen-image.safetensors}} # for rounds with frozen towers
+
+# What the daemon listens on, on loopback alone: whoever is on this machine reaches these ports.
+daemon:
+  health_port: 9464 # /health and /metrics
+  supernode_port: 9465 # of Flower's SuperNode
+
+# The consortium's releases: asked for, verified, and encoded in the background.
+releases:
+  poll_s: 30
+  largest_bytes: 2147483648
+  # smallest_number: 7 # after a loss of state/releases/newest.json, see docs/site.md
+
 # Connections go outwards only. Without this section the site works alone.
 network:
   superlink: {superlink}

@@ -86,7 +86,9 @@ def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"withdrawal", b"withdrawaL"))
     assert "was altered" in call("audit", indexed, code=1)
     assert "was altered" in call("withdraw", indexed, "patient-8", code=1)
-    studies = json.loads(call("check", indexed, "--json"))["usable studies"]
+    checked = CliRunner().invoke(app, ["check", str(indexed), "--json"])
+    assert checked.exit_code == 1, "the altered log is an error of the site"
+    studies = json.loads(checked.stdout)["usable studies"]
     assert studies == 20, "without a receipt the withdrawal is pending, and done all the same"
 
 
