@@ -202,6 +202,46 @@ def test_other_keys_under_a_taken_name_need_replace(
     assert peer_of((kept / "certificate.pem").read_bytes()).fingerprint == old.fingerprint
 
 
+@pytest.mark.parametrize("same_keys", [True, False])
+def test_a_crash_while_a_site_is_replaced_leaves_it_enrolled(
+    tmp_path: Path, folder: CoordinatorFolder, monkeypatch: pytest.MonkeyPatch, same_keys: bool
+) -> None:
+    """At no moment does a running coordinator miss the site: its key would be refused for good."""
+    first = request_of(tmp_path, "a")
+    second = first if same_keys else request_of(tmp_path, "a", "elsewhere")
+    enrol(folder, first)
+    old = read_roster(folder)["a"].fingerprint
+    write, keys = enrolling.replace_file, {first.supernode_key, second.supernode_key}
+    for last in range(5):
+        written: list[Path] = []
+
+        def dies(
+            path: Path, content: bytes, last: int = last, written: list[Path] = written
+        ) -> None:
+            assert read_roster(folder)["a"].supernode_key in keys
+            if len(written) == last:
+                power_cut()
+            written.append(path)
+            write(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enrolling, "replace_file", dies)
+            with pytest.raises(KeyboardInterrupt):
+                enrol(folder, second, replace=True)
+        assert read_roster(folder)["a"].supernode_key in keys
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", power_cut)  # between two of them there would be no site
+        enrol(folder, second, replace=True)
+    assert read_roster(folder)["a"].supernode_key == second.supernode_key
+    assert read_roster(folder)["a"].fingerprint != old
+    assert not enrol(folder, second).changed
+    records = [peer_of((each / "certificate.pem").read_bytes()) for each in folder.struck.iterdir()]
+    assert old in {each.fingerprint for each in records}
+    assert strike(folder, "a") == ()
+    with pytest.raises(CertificateError, match="was struck off"):
+        enrol(folder, second)
+
+
 def test_a_certificate_is_renewed_for_the_same_keys(
     tmp_path: Path, folder: CoordinatorFolder
 ) -> None:
