@@ -116,13 +116,13 @@ def daemon(site: Path, tmp_path: Path) -> Iterator[SiteDaemon]:
     audit = SiteAudit(audit_file(made.settings))
     made.add(audit)
     served = add_releases(made, audit, FolderSource(tmp_path / "releases"))
-    services = [each for each in made._services if each.name not in {"relay", "health"}]
-    for service in (*services[1:], services[0]):  # the control socket answers last
+    services = [*made._services, made.control]
+    for service in services:
         service.start()
     until(lambda: served.current() is not None)
     yield made
     assert all(service.status()["healthy"] for service in services)
-    for service in services:
+    for service in reversed(services):
         service.stop()
 
 
