@@ -19,6 +19,7 @@ from daemon_process import wait_until
 from fedhash.errors import ConfigurationError, ProtocolError, QueryError
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import Refusal
+from fedhash_client.commands.site_files import daemon_listens
 from fedhash_client.daemon.control import ControlSocket, ask_daemon
 from fedhash_client.daemon.relay_socket import relay_socket
 from fedhash_client.daemon.unix_server import UnixServer
@@ -256,6 +257,23 @@ def test_a_line_without_an_end_is_dropped(control: ControlSocket, tmp_path: Path
     with connected(tmp_path / "c") as caller:
         trickle(caller, b"a" * 10_000)
     wait_until(lambda: control.status()["dropped"] == 1)
+
+
+def test_a_daemon_that_is_busy_is_not_said_to_be_away(
+    control: ControlSocket, tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+    control.register("encode", lambda _: go_on.wait(60))
+    with pytest.raises(ProtocolError, match=r"'encode' within 0\.2 s; it may be busy"):
+        ask_daemon(tmp_path / "c", "encode", timeout_s=0.2)
+    go_on.set()
+    assert ask_daemon(tmp_path / "c", "encode") is True
+
+
+def test_where_no_socket_can_be_no_daemon_listens(tmp_path: Path) -> None:
+    """Commands that need none work in a folder whose name is too long for a daemon."""
+    assert not daemon_listens(tmp_path / ("s" * 108))
+    assert not daemon_listens(tmp_path / "s")
 
 
 def test_where_no_daemon_is_the_remedy_is_told(tmp_path: Path) -> None:
