@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_releases import make_site, registry_in, release_into, word_of
+from small_releases import AGREEMENT, make_site, registry_in, release_into, word_of
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
 
+from fedhash.configuration import read_settings
 from fedhash_client.cli import app
 from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.releases.in_daemon import add_releases
+from fedhash_client.releases.served import ServedReleases
+from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawal import audit_file
 
 
@@ -70,6 +73,20 @@ def test_a_release_that_cannot_be_used_falls_back_to_words_and_says_why(indexed:
     assert answer["source"] == "keywords"
     assert "damaged or was altered" in answer["reason"]
     assert len(answer["hits"]) == 2
+
+
+def test_while_another_command_has_the_archives_words_are_searched(
+    indexed: Path, tmp_path: Path
+) -> None:
+    settings = read_settings(indexed, SiteSettings)
+    with ServedReleases(settings, AGREEMENT):  # as 'index' has, for as long as it encodes
+        answer = found(indexed, "--report", word_of(3))
+        assert answer["source"] == "keywords"
+        assert "in use by another process" in answer["reason"]
+        (folder,) = (tmp_path / "brought").iterdir()
+        told = call("search", indexed, "--report", "x", "--release", folder, code=1)
+        assert "in use by another process" in told
+    assert found(indexed, "--report", word_of(3))["source"] == "release"
 
 
 def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
@@ -162,7 +179,4 @@ def test_a_daemon_refuses_what_is_no_search_or_no_patient(daemon: SiteDaemon) ->
 
 
 def audit_file_of(site: Path) -> Path:
-    from fedhash.configuration import read_settings
-    from fedhash_client.settings import SiteSettings
-
     return audit_file(read_settings(site, SiteSettings))
