@@ -242,6 +242,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("NOTIFY_SOCKET", f"@fedhash-{os.getpid()}")
         notify("STOPPING=1")
         assert manager.recv(100) == b"STOPPING=1"
+    notify("STOPPING=1")  # one that has gone ends no server
 
 
 def test_the_committed_units_are_those_that_the_commands_print() -> None:

@@ -28,6 +28,7 @@ from fedhash_server.cli import app as coordinator_app
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.enrolment import enrol, strike
 from fedhash_server.roster import read_roster
+from fedhash_server.superlink import SuperLink
 
 
 def call(app: object, *arguments: object, code: int = 0) -> str:
@@ -324,6 +325,33 @@ def test_a_certificate_in_the_wrong_folder_is_found(
     (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
     with pytest.raises(CertificateError, match=r"names the site 'a' .* expected the site 'b'"):
         read_roster(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"ecdsa-sha2-nistp384 AAAA", b"\xff\xfe", b"no key"])
+def test_a_damaged_supernode_key_is_told_and_ends_no_server(
+    tmp_path: Path, folder: CoordinatorFolder, content: bytes
+) -> None:
+    enrol(folder, request_of(tmp_path, "a"))
+    (folder.sites / "a" / "supernode.pub").write_bytes(content)
+    with (
+        SuperLink(folder, folder.settings()) as superlink,
+        pytest.raises(CertificateError, match=r"sites/a/supernode.pub holds no key"),
+    ):
+        superlink.keep_nodes(read_roster(folder))
+
+
+def test_the_remedy_for_a_certificate_in_the_wrong_folder_works(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    for name in "ab":
+        enrol(folder, request_of(tmp_path, name))
+    stolen = (folder.sites / "a" / "certificate.pem").read_bytes()
+    (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
+    with pytest.raises(CertificateError, match=r"move .*/sites/b away, and enrol"):
+        strike(folder, "b")
+    away = (folder.sites / "b").rename(tmp_path / "away")
+    enrol(folder, read_request(away / "request.json"))
+    assert list(read_roster(folder)) == ["a", "b"]
 
 
 def test_servers_have_certificates_and_a_lost_one_is_made_again(folder: CoordinatorFolder) -> None:
