@@ -257,6 +257,10 @@ def test_the_committed_units_are_those_that_the_commands_print() -> None:
     }
     for path, text in units.items():
         assert path.read_text() == text
+    told_by = {path.name: "\nWatchdogSec=" in text for path, text in units.items()}
+    assert told_by == {"fedhash-coordinator.service": False, "fedhash-site.service": True}, (
+        "the site's daemon alone tells that it lives"
+    )
     for app in (site_app, coordinator_app):
         result = CliRunner().invoke(app, ["unit", "/srv/x", "--user", "anna"])
         assert "\nUser=anna\n" in result.stdout
