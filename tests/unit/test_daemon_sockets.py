@@ -19,7 +19,6 @@ from daemon_process import wait_until
 from fedhash.errors import ConfigurationError, ProtocolError, QueryError
 from fedhash.rounds.messages import Message
 from fedhash.rounds.training_messages import Refusal
-from fedhash_client.commands.site_files import daemon_listens
 from fedhash_client.daemon.control import ControlSocket, ask_daemon
 from fedhash_client.daemon.relay_socket import relay_socket
 from fedhash_client.daemon.unix_server import UnixServer
@@ -268,12 +267,6 @@ def test_a_daemon_that_is_busy_is_not_said_to_be_away(
         ask_daemon(tmp_path / "c", "encode", timeout_s=0.2)
     go_on.set()
     assert ask_daemon(tmp_path / "c", "encode") is True
-
-
-def test_where_no_socket_can_be_no_daemon_listens(tmp_path: Path) -> None:
-    """Commands that need none work in a folder whose name is too long for a daemon."""
-    assert not daemon_listens(tmp_path / ("s" * 108))
-    assert not daemon_listens(tmp_path / "s")
 
 
 def test_where_no_daemon_is_the_remedy_is_told(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash_client.daemon.control import ask_daemon
 from fedhash_client.daemon.paths import CONTROL_SOCKET
-from fedhash_client.daemon.unix_server import LONGEST_PATH_BYTES
 from fedhash_client.settings import SiteSettings
 
-__all__ = ["ask_running_daemon", "daemon_listens", "read_site"]
+__all__ = ["ask_running_daemon", "read_site"]
 
 
 def read_site(site: Path) -> tuple[SiteSettings, Agreement]:
@@ -34,15 +32,12 @@ def ask_running_daemon(settings: SiteSettings, command: str, **arguments: Any) -
         ProtocolError: A daemon runs, and cannot do it.
     """
     path = None if settings.state is None else settings.state / CONTROL_SOCKET
-    if path is None or not daemon_listens(path):
+    if path is None or not _listens(path):
         return None
     return ask_daemon(path, command, **arguments)
 
 
-def daemon_listens(path: Path) -> bool:
-    """Whether a daemon answers at its control socket."""
-    if len(os.fsencode(path)) > LONGEST_PATH_BYTES:
-        return False  # a daemon refuses to start there, and the commands need none
+def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(str(path))
