@@ -29,7 +29,7 @@ User={user}
 ExecStart={command}
 Restart=on-failure
 RestartSec=5
-TimeoutStartSec=300
+{watchdog}TimeoutStartSec=300
 TimeoutStopSec=90
 KillMode=mixed
 UMask=0077
@@ -65,7 +65,13 @@ WantedBy=multi-user.target
 
 
 def systemd_unit(
-    name: str, description: str, command: Sequence[str], folder: Path, user: str
+    name: str,
+    description: str,
+    command: Sequence[str],
+    folder: Path,
+    user: str,
+    *,
+    watchdog_s: int | None = None,
 ) -> str:
     """The text of a unit.
 
@@ -75,6 +81,7 @@ def systemd_unit(
         command: Program, by its whole path, and arguments.
         folder: The only one that it may write.
         user: Whose rights it has.
+        watchdog_s: A daemon that has not said for so long that it lives is started again.
 
     Raises:
         ConfigurationError: A path has a character that a unit cannot be told simply.
@@ -92,4 +99,5 @@ def systemd_unit(
         command=" ".join(command),
         folder=folder,
         user=user,
+        watchdog="" if watchdog_s is None else f"WatchdogSec={watchdog_s}\n",
     )

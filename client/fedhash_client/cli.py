@@ -72,7 +72,10 @@ def identity(
 
 @app.command()
 def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
-    """Encode the archive with a released model; the old index answers until the new is whole."""
+    """Encode the archive with a released model, for a site without a daemon.
+
+    The old index stays until the new is whole; meanwhile searches go by words.
+    """
     from fedhash.registry.release import load_release
     from fedhash_client.releases.download import install_release
     from fedhash_client.releases.served import ServedReleases, check_release

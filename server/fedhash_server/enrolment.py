@@ -5,8 +5,9 @@
    finishes the work. Repeated, it changes nothing.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
    always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
-3. What is replaced or struck off moves to `struck/`, for the records. From then on no server takes
-   the certificate, whatever its dates say.
+3. What is replaced or struck off stands in `struck/`, for the records. From then on no server takes
+   the certificate, whatever its dates say. While a site is replaced it is enrolled at every moment:
+   a running coordinator that missed it would have Flower refuse its key for good.
 4. The agreement lists the identities, so it changes for all sites: each `welcome` folder gets
    the new one, and sites with an older one refuse to work until they have it.
 
@@ -177,35 +178,48 @@ def _stored_request(place: Path) -> SiteRequest | None:
 def _issue(folder: CoordinatorFolder, request: SiteRequest) -> None:
     """A certificate, and the site's folder around it."""
     certificate = folder.authority().sign(request.certificate_request.encode(), request.name)
+    place = folder.sites / request.name
     unfinished = folder.path / f".enrolling-{request.name}"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a crash left
-        unfinished.mkdir(mode=0o700)
-        (unfinished / "welcome").mkdir()
         contents = {
-            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
             "supernode.pub": f"{request.supernode_key}\n".encode(),
-            "certificate.pem": certificate,
             "welcome/site.pem": certificate,
             "welcome/ca.pem": folder.ca.read_bytes(),
+            "certificate.pem": certificate,
+            # last: by it the same command knows what is done
+            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
         }
-        for name, content in contents.items():
-            replace_file(unfinished / name, content)
-        if (folder.sites / request.name).exists():
-            enrolled = read_roster(folder).get(request.name)
-            if enrolled is not None:
-                _put_away(folder, enrolled)
-        unfinished.rename(folder.sites / request.name)
-        sync_folder(folder.sites)
+        enrolled = read_roster(folder).get(request.name)
+        if enrolled is not None:
+            shutil.copytree(place, _record(folder, enrolled), dirs_exist_ok=True)
+            _write(place, contents)
+        else:
+            _write(unfinished, contents)
+            unfinished.rename(place)
+            sync_folder(folder.sites)
     except OSError as error:
-        raise StorageError(error, unfinished) from error
+        raise StorageError(error, place) from error
+
+
+def _write(place: Path, contents: dict[str, bytes]) -> None:
+    place.mkdir(mode=0o700, exist_ok=True)
+    (place / "welcome").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        replace_file(place / name, content)
+
+
+def _record(folder: CoordinatorFolder, site: EnrolledSite) -> Path:
+    """Where a site's files stay for the records; the serial number is of one certificate alone."""
+    folder.struck.mkdir(mode=0o700, exist_ok=True)
+    return folder.struck / f"{site.name}-{site.serial}"
 
 
 def _put_away(folder: CoordinatorFolder, site: EnrolledSite) -> None:
     try:
-        folder.struck.mkdir(mode=0o700, exist_ok=True)
-        # the serial number is the certificate's alone, so the place is free
-        (folder.sites / site.name).rename(folder.struck / f"{site.name}-{site.serial}")
+        record = _record(folder, site)
+        shutil.rmtree(record, ignore_errors=True)  # a replacing that a crash ended left a copy
+        (folder.sites / site.name).rename(record)
         sync_folder(folder.sites)
     except OSError as error:
         raise StorageError(error, folder.struck) from error

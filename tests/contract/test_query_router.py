@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -184,6 +185,31 @@ def test_a_silent_site_is_late_and_a_caller_that_leaves_ends_its_query(
         until(lambda: router.server.queries.under_way == 0, "the query has ended")
         silent.cancel()
         go_on.set()
+
+
+class Gone:
+    """The context of a call whose site hung up before the router said anything."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self._certificate = certificate
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_pem_cert": [self._certificate]}
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def send_initial_metadata(self, _: object) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_site_that_hangs_up_at_once_leaves_nothing(place: Place, router: RouterThread) -> None:
+    queries = router.server.queries
+    certificate = place.network("hospital-b", router.port).certificate.read_bytes()
+    with pytest.raises(CancelledError):
+        router.call(queries._attach, None, Gone(certificate))
+    assert queries.attached() == ()
+    assert queries._attachments == {}
 
 
 def test_a_site_that_lies_costs_its_own_answers(

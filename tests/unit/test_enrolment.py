@@ -28,6 +28,7 @@ from fedhash_server.cli import app as coordinator_app
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.enrolment import enrol, strike
 from fedhash_server.roster import read_roster
+from fedhash_server.superlink import SuperLink
 
 
 def call(app: object, *arguments: object, code: int = 0) -> str:
@@ -202,6 +203,46 @@ def test_other_keys_under_a_taken_name_need_replace(
     assert peer_of((kept / "certificate.pem").read_bytes()).fingerprint == old.fingerprint
 
 
+@pytest.mark.parametrize("same_keys", [True, False])
+def test_a_crash_while_a_site_is_replaced_leaves_it_enrolled(
+    tmp_path: Path, folder: CoordinatorFolder, monkeypatch: pytest.MonkeyPatch, same_keys: bool
+) -> None:
+    """At no moment does a running coordinator miss the site: its key would be refused for good."""
+    first = request_of(tmp_path, "a")
+    second = first if same_keys else request_of(tmp_path, "a", "elsewhere")
+    enrol(folder, first)
+    old = read_roster(folder)["a"].fingerprint
+    write, keys = enrolling.replace_file, {first.supernode_key, second.supernode_key}
+    for last in range(5):
+        written: list[Path] = []
+
+        def dies(
+            path: Path, content: bytes, last: int = last, written: list[Path] = written
+        ) -> None:
+            assert read_roster(folder)["a"].supernode_key in keys
+            if len(written) == last:
+                power_cut()
+            written.append(path)
+            write(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enrolling, "replace_file", dies)
+            with pytest.raises(KeyboardInterrupt):
+                enrol(folder, second, replace=True)
+        assert read_roster(folder)["a"].supernode_key in keys
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", power_cut)  # between two of them there would be no site
+        enrol(folder, second, replace=True)
+    assert read_roster(folder)["a"].supernode_key == second.supernode_key
+    assert read_roster(folder)["a"].fingerprint != old
+    assert not enrol(folder, second).changed
+    records = [peer_of((each / "certificate.pem").read_bytes()) for each in folder.struck.iterdir()]
+    assert old in {each.fingerprint for each in records}
+    assert strike(folder, "a") == ()
+    with pytest.raises(CertificateError, match="was struck off"):
+        enrol(folder, second)
+
+
 def test_a_certificate_is_renewed_for_the_same_keys(
     tmp_path: Path, folder: CoordinatorFolder
 ) -> None:
@@ -284,6 +325,33 @@ def test_a_certificate_in_the_wrong_folder_is_found(
     (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
     with pytest.raises(CertificateError, match=r"names the site 'a' .* expected the site 'b'"):
         read_roster(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"ecdsa-sha2-nistp384 AAAA", b"\xff\xfe", b"no key"])
+def test_a_damaged_supernode_key_is_told_and_ends_no_server(
+    tmp_path: Path, folder: CoordinatorFolder, content: bytes
+) -> None:
+    enrol(folder, request_of(tmp_path, "a"))
+    (folder.sites / "a" / "supernode.pub").write_bytes(content)
+    with (
+        SuperLink(folder, folder.settings()) as superlink,
+        pytest.raises(CertificateError, match=r"sites/a/supernode.pub holds no key"),
+    ):
+        superlink.keep_nodes(read_roster(folder))
+
+
+def test_the_remedy_for_a_certificate_in_the_wrong_folder_works(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    for name in "ab":
+        enrol(folder, request_of(tmp_path, name))
+    stolen = (folder.sites / "a" / "certificate.pem").read_bytes()
+    (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
+    with pytest.raises(CertificateError, match=r"move .*/sites/b away, and enrol"):
+        strike(folder, "b")
+    away = (folder.sites / "b").rename(tmp_path / "away")
+    enrol(folder, read_request(away / "request.json"))
+    assert list(read_roster(folder)) == ["a", "b"]
 
 
 def test_servers_have_certificates_and_a_lost_one_is_made_again(folder: CoordinatorFolder) -> None:

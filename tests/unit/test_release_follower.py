@@ -212,6 +212,16 @@ def test_as_a_service_over_grpc(site: Site, registry: Path) -> None:
     site.follower.stop()
 
 
+def test_stop_ends_a_rebuilding_and_the_index_stays(site: Site, registry: Path) -> None:
+    first = publish(registry, 1)
+    site.follower.step()
+    site.follower.stop()
+    with pytest.raises(ReleaseError, match="the daemon ends, and the old index stays"):
+        site.follower.rebuild()
+    assert site.release() == first
+    assert site.follower.status()["phase"] == "idle"
+
+
 def test_stop_ends_a_download(site: Site, registry: Path) -> None:
     publish(registry, 1)
     fetch = site.source.fetch

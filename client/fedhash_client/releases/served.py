@@ -119,8 +119,8 @@ class ServedReleases:
             except BlockingIOError as error:
                 os.close(lock)
                 raise ArchiveError(
-                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run'; "
-                    "stop that one"
+                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run' "
+                    "that is starting; ask again, or stop that one"
                 ) from error
         except OSError as error:
             raise StorageError(error, self._folder) from error
