@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
-from fedhash.agreement import Agreement
 from fedhash.durability import replace_file, sync_folder
 from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, read_request
 from fedhash.errors import CertificateError, StorageError
-from fedhash_server.agreement_file import write_agreement_section
+from fedhash_server.agreement_file import changed_agreement, write_agreement_section
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.roster import EnrolledSite, read_roster
 
@@ -88,8 +87,9 @@ def enrol(
         join = agreement.sites.get(request.name) != request.identity
         sites = agreement.sites | {request.name: request.identity}
         others = tuple(name for name in enrolled if name != request.name) if join else ()
+        # before a certificate is signed: the agreement may know no site of that name or key
+        meant = changed_agreement(folder.agreement_file, {"sites": sites})
         if dry_run:
-            meant = Agreement.model_validate(agreement.model_dump() | {"sites": sites})
             expires = "" if issue else _date(enrolled[request.name])
             return Enrolment(
                 request.name, issue or join, place / "welcome", expires, meant.digest(), others

@@ -8,7 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -17,7 +21,7 @@ import fedhash_server.enrolment as enrolling
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.enrolment import check_certificate, peer_of
-from fedhash.enrolment.request import SiteRequest, read_request
+from fedhash.enrolment.request import SiteRequest, make_request, read_request
 from fedhash.errors import CertificateError, ConfigurationError, StorageError
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.cli import app as site_app
@@ -239,6 +243,45 @@ def test_two_names_cannot_share_a_key(tmp_path: Path, folder: CoordinatorFolder)
     with pytest.raises(CertificateError, match="is that of a"):
         enrol(folder, both, dry_run=True)
     assert list(read_roster(folder)) == ["a"]
+
+
+def test_a_key_in_another_spelling_is_not_another_key(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    """136 bytes leave four bits of the last base64 digit unused, so a key has sixteen spellings."""
+    key = request_of(tmp_path, "a").supernode_key
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = key.rstrip("=")[-1]
+    spelt = key.rstrip("=")[:-1] + digits[digits.index(last) + 1] + "=="
+    identity = SiteIdentity.load(tmp_path / "a" / "secrets" / "identity.pem")
+    tls_key = load_pem_private_key((tmp_path / "a" / "secrets" / "tls.key").read_bytes(), None)
+    assert isinstance(tls_key, EllipticCurvePrivateKey)
+    for other in (spelt, f"{key}="):
+        path = tmp_path / "other.json"
+        path.write_text(make_request("b", tls_key, other, identity).model_dump_json())
+        with pytest.raises(CertificateError, match="not written as OpenSSH writes it"):
+            read_request(path)
+
+
+def test_a_site_that_the_agreement_cannot_list_gets_no_certificate(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    request_of(tmp_path, "coordinator")
+    agreement = folder.agreement_file.read_text()
+    for options in ([], ["--dry-run"]):
+        command = ("enrol", folder.path, tmp_path / "coordinator" / "request.json", *options)
+        assert "a site is called 'coordinator'" in call(coordinator_app, *command, code=1)
+    assert read_roster(folder) == {}
+    assert list(folder.sites.iterdir()) == []
+    assert folder.agreement_file.read_text() == agreement
+
+
+def test_a_draft_that_is_no_text_makes_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "draft.yaml").write_bytes(b"name: \xff")
+    init = ("init", tmp_path / "new", "--name", "x", "--host", "localhost")
+    told = call(coordinator_app, *init, "--agreement", tmp_path / "draft.yaml", code=1)
+    assert "not UTF-8" in told
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_site_gets_the_new_agreement(tmp_path: Path, folder: CoordinatorFolder) -> None:
