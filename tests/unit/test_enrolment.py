@@ -117,6 +117,15 @@ def test_a_name_that_is_no_folder_is_refused_before_a_key_is_made(
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("host", ["", "a\nb", "c.example.org/x", "\udcff"])
+def test_a_coordinator_that_is_no_host_is_refused_before_a_key_is_made(
+    tmp_path: Path, host: str
+) -> None:
+    with pytest.raises(CertificateError, match="neither a host name nor an IP address"):
+        make_site_folder(tmp_path / "site", "a", coordinator=host)
+    assert not (tmp_path / "site").exists()
+
+
 def test_what_a_user_wrote_into_the_site_s_file_stays(tmp_path: Path) -> None:
     make_site_folder(tmp_path, "a")
     (tmp_path / "site.yaml").write_text("name: a\n")
