@@ -2,11 +2,12 @@
 
 1. A site is enrolled when `sites/NAME` stands and the agreement has its identity. The folder comes
    into being by one rename, the agreement by another; after a crash between them the same command
-   finishes the work. Repeated, it changes nothing.
+   finishes the work. Repeated, it changes nothing. A replaced certificate counts until the new one
+   stands in its place, so a site is enrolled at every moment in between.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
    always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
-3. What is replaced or struck off moves to `struck/`, for the records. From then on no server takes
-   the certificate, whatever its dates say.
+3. What is replaced or struck off is kept in `struck/`, for the records. No server takes it from then
+   on, whatever its dates say.
 4. The agreement lists the identities, so it changes for all sites: each `welcome` folder gets
    the new one, and sites with an older one refuse to work until they have it.
 
@@ -177,35 +178,53 @@ def _stored_request(place: Path) -> SiteRequest | None:
 def _issue(folder: CoordinatorFolder, request: SiteRequest) -> None:
     """A certificate, and the site's folder around it."""
     certificate = folder.authority().sign(request.certificate_request.encode(), request.name)
-    unfinished = folder.path / f".enrolling-{request.name}"
+    place, unfinished = folder.sites / request.name, folder.path / f".enrolling-{request.name}"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a crash left
-        unfinished.mkdir(mode=0o700)
-        (unfinished / "welcome").mkdir()
         contents = {
-            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
-            "supernode.pub": f"{request.supernode_key}\n".encode(),
-            "certificate.pem": certificate,
             "welcome/site.pem": certificate,
             "welcome/ca.pem": folder.ca.read_bytes(),
+            "supernode.pub": f"{request.supernode_key}\n".encode(),
+            "certificate.pem": certificate,
+            # last, for with it the site is known and nothing is issued again
+            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
         }
+        enrolled = read_roster(folder).get(request.name)
+        if enrolled is not None:
+            _keep_record(folder, enrolled)
+        into = place if place.exists() else unfinished
+        (into / "welcome").mkdir(mode=0o700, parents=True, exist_ok=True)
+        into.chmod(0o700)
         for name, content in contents.items():
-            replace_file(unfinished / name, content)
-        if (folder.sites / request.name).exists():
-            enrolled = read_roster(folder).get(request.name)
-            if enrolled is not None:
-                _put_away(folder, enrolled)
-        unfinished.rename(folder.sites / request.name)
+            replace_file(into / name, content)
+        if into == place:
+            return
+        unfinished.rename(place)
         sync_folder(folder.sites)
     except OSError as error:
         raise StorageError(error, unfinished) from error
 
 
+def _keep_record(folder: CoordinatorFolder, site: EnrolledSite) -> None:
+    """A copy of what is to be replaced; the place of one that a crash left is the same."""
+    kept = folder.struck / f"{site.name}-{site.serial}"
+    if kept.exists():
+        return
+    unfinished = folder.path / f".keeping-{site.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    folder.struck.mkdir(mode=0o700, exist_ok=True)
+    shutil.copytree(folder.sites / site.name, unfinished)
+    unfinished.rename(kept)
+    sync_folder(folder.struck)
+
+
 def _put_away(folder: CoordinatorFolder, site: EnrolledSite) -> None:
     try:
         folder.struck.mkdir(mode=0o700, exist_ok=True)
-        # the serial number is the certificate's alone, so the place is free
-        (folder.sites / site.name).rename(folder.struck / f"{site.name}-{site.serial}")
+        kept = folder.struck / f"{site.name}-{site.serial}"
+        if kept.exists():  # the record of a replacement that never came about
+            shutil.rmtree(kept)
+        (folder.sites / site.name).rename(kept)
         sync_folder(folder.sites)
     except OSError as error:
         raise StorageError(error, folder.struck) from error

@@ -323,6 +323,47 @@ def test_a_crash_before_the_agreement_is_mended_by_the_same_command(
     assert (done.welcome / "agreement.yaml").exists()
 
 
+@pytest.mark.parametrize("same_keys", [True, False])
+def test_a_replacement_that_is_cut_short_anywhere_is_finished_by_the_same_command(
+    tmp_path: Path,
+    folder: CoordinatorFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    same_keys: bool,
+) -> None:
+    """The site is enrolled at every moment, and its SuperNode key never counts as struck off."""
+    enrol(folder, request_of(tmp_path, "a"))
+    request = request_of(tmp_path, "a", where="a" if same_keys else "another")
+    before = read_roster(folder)["a"].fingerprint
+    for step in range(1, 100):
+        left = step
+
+        def cut(function: Callable[..., None]) -> Callable[..., None]:
+            def each(*arguments: object) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+                function(*arguments)
+
+            return each
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enrolling, "replace_file", cut(enrolling.replace_file))
+            patch.setattr(enrolling, "sync_folder", cut(enrolling.sync_folder))
+            patch.setattr(enrolling.shutil, "copytree", cut(enrolling.shutil.copytree))
+            try:
+                enrol(folder, request, replace=True)
+            except KeyboardInterrupt:
+                assert list(read_roster(folder)) == ["a"]
+                continue
+        break
+    assert step > 6, "each write was cut once"
+    assert read_roster(folder)["a"].fingerprint != before
+    assert read_request(folder.sites / "a" / "request.json") == request
+    strike(folder, "a")
+    assert read_roster(folder) == {}
+
+
 def power_cut(*_: object) -> None:
     raise KeyboardInterrupt
 
