@@ -6,8 +6,8 @@
    stands in its place, so a site is enrolled at every moment in between.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
    always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
-3. What is replaced or struck off is kept in `struck/`, for the records. No server takes it from then
-   on, whatever its dates say.
+3. What is replaced or struck off is kept in `struck/`, for the records. From then on no server
+   takes it, whatever its dates say.
 4. The agreement lists the identities, so it changes for all sites: each `welcome` folder gets
    the new one, and sites with an older one refuse to work until they have it.
 
