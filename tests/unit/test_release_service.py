@@ -301,7 +301,12 @@ def test_sizes_are_bounded_whatever_is_announced(releases: Path, tmp_path: Path)
 
 def test_a_release_that_somebody_brought_is_copied(releases: Path, tmp_path: Path) -> None:
     wanted = current_id(releases)
-    assert install_release(releases / wanted, tmp_path).release_id == wanted
+    brought = tmp_path / "brought"
+    shutil.copytree(releases / wanted, brought)
+    (brought / "notes").symlink_to("/dev/zero")
+    assert install_release(brought, tmp_path).release_id == wanted
+    assert not (tmp_path / wanted / "notes").is_symlink()
+    assert not (tmp_path / wanted / "notes").exists()
     assert install_release(releases / wanted, tmp_path).release_id == wanted
     (tmp_path / ("cd" * 32)).mkdir()
     for path in (releases / wanted).iterdir():

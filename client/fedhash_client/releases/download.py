@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedhash.agreement import Agreement
-from fedhash.durability import sync_folder
+from fedhash.durability import replace_file, sync_folder
 from fedhash.errors import ReleaseError, StorageError
 from fedhash.models.frozen_features import LARGEST_FILE_BYTES
 from fedhash.registry.release import (
@@ -113,7 +113,12 @@ def install_release(release_folder: Path, folder: Path) -> Release:
         unfinished = folder / f"{release.release_id}.copying"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(release_folder, unfinished)
+            unfinished.mkdir(parents=True)
+            manifest = read_regular_file(release_folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
+            # and nothing else that lies there: it may be a link to anything
+            for name in (MANIFEST_FILE, *named_files(manifest, release.release_id)):
+                content = read_regular_file(release_folder / name, LARGEST_FILE_BYTES)
+                replace_file(unfinished / name, content)
             unfinished.replace(target)
             sync_folder(folder)
         except OSError as error:
