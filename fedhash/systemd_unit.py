@@ -9,6 +9,7 @@ because torch compiles kernels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,8 +85,13 @@ def systemd_unit(
         watchdog_s: A daemon that has not said for so long that it lives is started again.
 
     Raises:
-        ConfigurationError: A path has a character that a unit cannot be told simply.
+        ConfigurationError: A path has a character that a unit cannot be told simply, or the user
+            is none.
     """
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", user):
+        raise ConfigurationError(
+            [Problem(Path("--user"), None, f"{user[:80]!r} is no name of a user of this machine")]
+        )
     for text in (*command, str(folder)):
         if not all(each.isalnum() or each in "/._-+@" for each in text):
             message = (

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,13 +129,18 @@ def make_site_folder(
         coordinator: Host name or address of the coordinator's machine.
 
     Raises:
-        CertificateError: The name cannot be enrolled, a key is damaged, or the folder is that of
-            another site.
+        CertificateError: The name cannot be enrolled, the host is none, a key is damaged, or the
+            folder is that of another site.
         ConfigurationError: Others may use a key of the folder.
         StorageError: The operating system refuses.
     """
     # the name is checked before anything is written
     trial = ec.generate_private_key(ec.SECP256R1())
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,200}", coordinator):
+        raise CertificateError(
+            f"{coordinator[:80]!r} is neither a host name nor an IP address; name the "
+            "coordinator's machine, such as coordinator.example.org"
+        )
     public = _public_line(ec.generate_private_key(ec.SECP384R1()))
     make_request(name, trial, public, SiteIdentity.generate())
     made: list[str] = []

@@ -2,7 +2,8 @@
 
 1. A site is enrolled when `sites/NAME` stands and the agreement has its identity. The folder comes
    into being by one rename, the agreement by another; after a crash between them the same command
-   finishes the work. Repeated, it changes nothing.
+   finishes the work. Repeated, it changes nothing. A replaced certificate counts until the new one
+   stands in its place, so a site is enrolled at every moment in between.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
    always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
 3. What is replaced or struck off stands in `struck/`, for the records. From then on no server takes
@@ -24,12 +25,11 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
-from fedhash.agreement import Agreement
 from fedhash.durability import replace_file, sync_folder
 from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, read_request
 from fedhash.errors import CertificateError, StorageError
-from fedhash_server.agreement_file import write_agreement_section
+from fedhash_server.agreement_file import changed_agreement, write_agreement_section
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.roster import EnrolledSite, read_roster
 
@@ -89,8 +89,9 @@ def enrol(
         join = agreement.sites.get(request.name) != request.identity
         sites = agreement.sites | {request.name: request.identity}
         others = tuple(name for name in enrolled if name != request.name) if join else ()
+        # before a certificate is signed: the agreement may know no site of that name or key
+        meant = changed_agreement(folder.agreement_file, {"sites": sites})
         if dry_run:
-            meant = Agreement.model_validate(agreement.model_dump() | {"sites": sites})
             expires = "" if issue else _date(enrolled[request.name])
             return Enrolment(
                 request.name, issue or join, place / "welcome", expires, meant.digest(), others
@@ -192,7 +193,7 @@ def _issue(folder: CoordinatorFolder, request: SiteRequest) -> None:
         }
         enrolled = read_roster(folder).get(request.name)
         if enrolled is not None:
-            shutil.copytree(place, _record(folder, enrolled), dirs_exist_ok=True)
+            _keep_record(folder, enrolled)
             _write(place, contents)
         else:
             _write(unfinished, contents)
@@ -213,6 +214,18 @@ def _record(folder: CoordinatorFolder, site: EnrolledSite) -> Path:
     """Where a site's files stay for the records; the serial number is of one certificate alone."""
     folder.struck.mkdir(mode=0o700, exist_ok=True)
     return folder.struck / f"{site.name}-{site.serial}"
+
+
+def _keep_record(folder: CoordinatorFolder, site: EnrolledSite) -> None:
+    """A copy of what is to be replaced; after a crash the whole one that was made before it."""
+    record = _record(folder, site)
+    if record.exists():
+        return
+    unfinished = folder.path / f".keeping-{site.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(folder.sites / site.name, unfinished)
+    unfinished.rename(record)
+    sync_folder(folder.struck)
 
 
 def _put_away(folder: CoordinatorFolder, site: EnrolledSite) -> None:

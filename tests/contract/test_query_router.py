@@ -451,6 +451,50 @@ def test_a_site_takes_hostile_messages_of_a_router(
     server.stop(0).wait()
 
 
+def test_a_router_that_reads_no_answers_gets_no_more(place: Place) -> None:
+    """Or the answers would pile up in the memory of the site."""
+    sent, ended = 0, threading.Event()
+
+    def attach(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        nonlocal sent
+        signed = SignedQuery(b"x", bytes(64))
+        while not ended.is_set() and sent < 100_000:
+            yield encode_to_site(sent + 1, signed)
+            sent += 1
+
+    handler = grpc.stream_stream_rpc_method_handler(attach)
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {ATTACH: handler})]
+    )
+    key, certificate = place.folder.key("router"), place.folder.certificate("router")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], place.folder.ca.read_bytes(), True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    answered = 0
+
+    def answer(*_: object) -> Refusal:
+        nonlocal answered
+        answered += 1
+        return Refusal("malformed", "x" * 1000)
+
+    stream = QueryStream(place.network("hospital-a", port), answer, lambda: None)
+    stream.start()
+    try:
+        before = -1
+        while answered == 0 or answered != before:  # until nothing moves any more
+            before = answered
+            time.sleep(0.5)
+        assert before < sent, "more was sent than is taken on"
+        assert stream.status()["attached"]
+    finally:
+        stream.stop()
+        ended.set()
+        server.stop(0).wait()
+
+
 def memory_bytes() -> int:
     """Of this process, with the router in it."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -265,6 +265,9 @@ def test_the_committed_units_are_those_that_the_commands_print() -> None:
         result = CliRunner().invoke(app, ["unit", "/srv/x", "--user", "anna"])
         assert "\nUser=anna\n" in result.stdout
         assert "\nReadWritePaths=/srv/x\n" in result.stdout
+        for user in ("", "a b", "root\nExecStartPre=/bin/true"):
+            result = CliRunner().invoke(app, ["unit", "/srv/x", "--user", user])
+            assert (result.exit_code, result.stdout) == (1, "")
     assert CliRunner().invoke(site_app, ["unit", "/srv/a b"]).exit_code == 1
 
 

@@ -176,6 +176,7 @@ class ReleaseFollower:
             wanted,
             self._settings.releases.largest_bytes,
             self._progress("downloading"),
+            self._agreement,
         )
         now = self._served.adopt(release, self._progress("encoding"))
         self._note(
