@@ -103,7 +103,7 @@ class KilledConsortium(NetworkDemo):
         for place, site in enumerate(SITES):
             self._change(
                 self._site_file(site),
-                {},
+                {"smallest_kappa": -1.0},  # what hardly learnt finds studies far away
                 privacy={"modes": ["site"]},
                 queries={"queries_per_hour": 1_000_000},
             )
@@ -150,13 +150,9 @@ class KilledConsortium(NetworkDemo):
         if kind == "coordinator":
             return _living(self._services["coordinator"][1])
         if kind in SERVERS:
-            coordinator = _living(self._services["coordinator"][1])
-            with suppress(OSError, ValueError, KeyError):
-                told = json.loads((self._coordinator / "state" / "children.json").read_text())
-                found: int | None = told["children"][kind]["pid"]
-                if found is not None and coordinator == _parent(found):
-                    return found
-            return None
+            found: int | None = self._servers().get(kind, {}).get("pid")
+            ours = found is not None and _parent(found) == _living(self._services["coordinator"][1])
+            return found if ours else None
         if kind == "supernode":
             return self._process(b"fedhash_client.supernode", str(self._folder / site).encode())
         return self._process(b"flwr-serverapp", str(self._folder).encode())
@@ -185,6 +181,23 @@ class KilledConsortium(NetworkDemo):
         """A command that runs beside; its output in the logs' folder, its end awaited elsewhere."""
         super()._open(name, program, *arguments)
         return self._running[name]
+
+    def _servers(self) -> dict[str, dict[str, Any]]:
+        """How the living coordinator says that its servers are; empty where none lives."""
+        try:
+            told = json.loads((self._coordinator / "state" / "children.json").read_text())
+        except FileNotFoundError:
+            return {}
+        servers: dict[str, dict[str, Any]] = told["children"]
+        return servers if told["pid"] == _living(self._services["coordinator"][1]) else {}
+
+    # without a process for each look, as the demo has
+    def _servers_serve(self) -> bool:
+        servers = self._servers()
+        return bool(servers) and all(each["well"] for each in servers.values())
+
+    def _healthy(self, site: str) -> bool:
+        return bool(self.site_status(site).get("healthy"))
 
     def all_well(self) -> bool:
         return self._servers_serve() and all(self._healthy(site) for site in SITES)
@@ -374,9 +387,9 @@ def _living(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _parent(process: int) -> int | None:
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("PPid:"):
-            return int(line.split()[1])
+    with suppress(OSError):  # it has ended
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(status.partition("PPid:")[2].split(maxsplit=1)[0])
     return None
 
 

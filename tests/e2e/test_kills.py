@@ -34,7 +34,7 @@ SEED = int(os.environ.get("FEDHASH_KILLS_SEED") or secrets.randbits(32))
 FIGURES = os.environ.get("FEDHASH_KILLS_FIGURES")  # a file to write them to, as JSON
 PATIENTS = 120
 _KILLS_A_CYCLE = 10
-_PHASES = ("training", "releasing", "indexing", "querying", "training")  # dealt in turn
+_PHASES = ("releasing", "indexing", "querying", "training", "training")  # dealt in turn
 _OF_SITES = tuple(f"{kind} {site}" for kind in ("daemon", "supernode") for site in SITES)
 VICTIMS = {
     "training": (*_OF_SITES, *("superlink", "serverapp") * 2, "router", "gateway", "coordinator"),
@@ -133,7 +133,7 @@ class Play:
         """Runs until all kills are done; the last one's name."""
         while True:
             self._runs += 1
-            run, rounds = f"run-{self._runs}", 3 * kills + 2
+            run, rounds = f"run-{self._runs}", kills + 2
             command = self._consortium.train_command(run, rounds)
             training = _Training(self._consortium, run, rounds, command)
             training.complete_another(0)
@@ -142,6 +142,8 @@ class Play:
                 killed, at = self._kill("training", victim, 1.5 * training.round_s())
                 kills -= 1
                 training.complete_another(training.completed())
+                if training.ended():  # perhaps before the kill, and then it tells nothing
+                    self._well()
                 self._recovered(killed, at)
             training.finish()
             if not kills:
