@@ -6,6 +6,7 @@
 #   make coverage        the same with the coverage floor
 #   make test-protocol   the long profile of the secure sum's generated runs
 #   make test-hostile    the long profile of hostile messages
+#   make test-kills      the long profile of killed processes; needs nginx
 #   make lint            format, lint, types, import contracts, wheel contents
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
@@ -32,7 +33,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,11 @@ test-protocol: install
 HOSTILE := tests/unit/test_site_daemon.py tests/unit/test_search_routing.py tests/contract/test_query_router.py
 test-hostile: install
 	FEDHASH_HOSTILE_MESSAGES=100000 $(BIN)/pytest -n 0 -o timeout=0 -k hostile $(HOSTILE)
+
+# kill -9 of each kind of process of a whole consortium; FEDHASH_KILLS_SEED repeats a run's choices
+test-kills: export FEDHASH_KILLS ?= 20
+test-kills: install
+	$(BIN)/pytest -n 0 -o log_cli=true --log-cli-level=INFO tests/e2e/test_kills.py
 
 lint: install
 	$(BIN)/ruff format --check .

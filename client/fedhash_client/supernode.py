@@ -28,6 +28,7 @@ from fedhash.flower_version import check_flower_version
 from fedhash.offline import exempt_loopback
 from fedhash.private_file import read_private_file
 from fedhash_client.prompt_pulls import pull_promptly
+from fedhash_client.prompt_return import return_promptly
 
 if TYPE_CHECKING:
     from flwr.supercore.protobuf.client import ProtobufClientInterceptor
@@ -108,12 +109,15 @@ def main(
     parser.add_argument("--site-certificate", type=Path, required=True)
     parser.add_argument("--site-key", type=Path, required=True)
     parser.add_argument("--root-certificates", type=Path, required=True)
+    parser.add_argument("--node-file", type=Path, help="keeps the node's number while it is online")
     ours, rest = parser.parse_known_args(arguments)
     ca = ours.root_certificates
     try:
         tls_context(ours.site_certificate, ours.site_key, ca)
         show_certificate(ours.site_certificate, ours.site_key, ca)
         pull_promptly()
+        if ours.node_file is not None:
+            return_promptly(ours.node_file)
     except FedhashError as error:
         parser.exit(1, f"error: {error}\n")
     if start is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from flwr.app import Context
@@ -49,7 +50,10 @@ __all__ = ["app", "train_run", "write_app_folder"]
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_S = 30.0  # after a failed round; twice as long after a second one
+# After a failed round, and twice as long after a second one. A site that was killed needs some ten
+# seconds until Flower knows that it is away; then it is waited for.
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 60.0
+_LOOK_S = 1.0
 
 _NAME = b'name = "fedhash-app"'  # tells an app that was written here
 _PYPROJECT = f"""\
@@ -197,10 +201,17 @@ def train_run(engine: Engine, bundle: Path, folder: Path) -> Path:
         engine,
         checkpoints,
         _log_round,
-        # a site that was killed is refused for up to a minute, until the SuperLink has missed it
-        on_failures=lambda in_a_row: time.sleep(_PAUSE_S * in_a_row),
+        on_failures=lambda in_a_row: _await_sites(engine, run.sites, in_a_row),
     )
     return folder / run.run_id / "checkpoints"
+
+
+def _await_sites(engine: Engine, sites: Collection[str], in_a_row: int) -> None:
+    """Pause after failed rounds, longer while a site is away."""
+    until = time.monotonic() + _LONGEST_PAUSE_S * in_a_row
+    time.sleep(_SHORTEST_PAUSE_S * in_a_row)
+    while time.monotonic() < until and not set(sites) <= set(engine.sites):
+        time.sleep(_LOOK_S)
 
 
 def _log_round(record: RoundRecord) -> None:

@@ -27,9 +27,10 @@ from fedhash.errors import ConfigurationError, FedhashError, ProtocolError
 from fedhash.rounds.engine import SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash_client.flower import relay_app
-from fedhash_server import flower_engine
+from fedhash_server import flower, flower_engine
 from fedhash_server.flower import write_app_folder
 from fedhash_server.flower_engine import FlowerEngine
+from fedhash_sim.engines.inprocess import InProcessEngine
 
 Node = Callable[[FlowerMessage], FlowerMessage | None]
 
@@ -436,3 +437,29 @@ def test_app_folder_is_replaced_by_the_next_app(tmp_path: Path) -> None:
     paths = write_configs(tmp_path, run=RUN.replace("trial", "second"))
     write_app_folder(tmp_path / "app", *paths)
     assert "second" in (tmp_path / "app" / "configs" / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("back_at_s", "in_a_row", "paused_s"), [(0, 1, 10), (25, 1, 25), (0, 2, 20), (9999, 2, 120)]
+)
+def test_after_a_failed_round_a_site_that_is_away_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, back_at_s: int, in_a_row: int, paused_s: int
+) -> None:
+    class Clock:
+        now_s = 0.0
+
+        def sleep(self, seconds: float) -> None:
+            self.now_s += seconds
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    class SitesOfTheClock(InProcessEngine):
+        @property
+        def sites(self) -> tuple[str, ...]:
+            return ("a", "b") if clock.now_s >= back_at_s else ("a",)
+
+    clock = Clock()
+    monkeypatch.setattr(flower, "time", clock)
+    flower._await_sites(SitesOfTheClock([]), ("a", "b"), in_a_row)
+    assert clock.now_s == paused_s

@@ -36,6 +36,7 @@ def supernode_service(
         *("--auth-supernode-private-key", str(network.supernode_key)),
         *("--host", "127.0.0.1", "--port", str(settings.daemon.supernode_port)),
         *("--node-config", _node_config(settings.name, state_folder / RELAY_SOCKET)),
+        *("--node-file", str(state_folder / "flower" / "node")),
     ]
     return Supervised(
         "supernode",

@@ -1,8 +1,7 @@
 """A program that the daemon keeps running: started again with back-off, and watched by its port.
 
 1. A program that ends is started again after 1, 2, 4, ... 15 s. One that was well for two minutes
-   begins that count anew. (A SuperNode that was killed is refused for up to a minute, until the
-   SuperLink has noticed.)
+   begins that count anew.
 2. A program may live with a dead core: when its port has not answered for three looks in a row,
    after the time that it has to start, it is ended and started again.
 3. It runs in a process group of its own, and the whole group ends with it.
