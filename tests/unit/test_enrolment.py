@@ -244,7 +244,13 @@ def test_a_crash_while_a_site_is_replaced_leaves_it_enrolled(
                 enrol(folder, second, replace=True)
         assert read_roster(folder)["a"].supernode_key in keys
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", power_cut)  # between two of them there would be no site
+        rename = Path.rename
+
+        def elsewhere(path: Path, target: Path) -> Path:
+            assert path.parent != folder.sites, "between two renames there would be no site"
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", elsewhere)
         enrol(folder, second, replace=True)
     assert read_roster(folder)["a"].supernode_key == second.supernode_key
     assert read_roster(folder)["a"].fingerprint != old
