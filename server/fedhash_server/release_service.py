@@ -85,6 +85,7 @@ def release_handler(
             return admit(context.auth_context())
         except CertificateError as error:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            raise  # abort has raised already
 
     def current(request: bytes, context: grpc.ServicerContext) -> bytes:
         check(context)
