@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -131,24 +132,22 @@ def test_large_files_come_in_pieces_that_the_router_lets_through(tmp_path: Path)
     assert b"".join(piece for _, piece in pieces) == content[7:]
 
 
-def test_a_site_that_reads_slowly_keeps_nobody_else_from_downloading(tmp_path: Path) -> None:
-    release_id = registry_in(tmp_path).publish(release_into(tmp_path, 1).release_id).release_id
-    with (tmp_path / release_id / "model.safetensors").open("r+b") as file:
-        file.truncate(64 << 20)  # more than a connection holds
-    names = iter(["slow"] * 3 + ["quick"])
-    with release_server(tmp_path, lambda _: next(names)) as address, ExitStack() as opened:
-
-        def begun() -> object:
-            channel = opened.enter_context(grpc.insecure_channel(address))
-            call = channel.unary_stream(f"/{SERVICE}/{FETCH_METHOD}")
-            asked = FetchRequest(release_id=release_id, file="model.safetensors", offset=0)
-            return next(call(asked.SerializeToString(), timeout=60))
-
-        assert begun()
-        assert begun()
-        with pytest.raises(grpc.RpcError, match="too many downloads"):
-            begun()
-        assert begun()
+def test_a_site_that_reads_slowly_keeps_nobody_else_from_downloading(releases: Path) -> None:
+    names = iter(["slow"] * 3 + ["quick"] + ["slow"])
+    handler = release_handler(releases, lambda _: next(names))
+    details = Mock(method=f"/{SERVICE}/{FETCH_METHOD}")
+    fetch = handler.service(details).unary_stream
+    asked = FetchRequest(release_id=current_id(releases), file="manifest.json", offset=0)
+    context = Mock(**{"time_remaining.return_value": 60.0, "abort.side_effect": RuntimeError})
+    calls = [fetch(asked.SerializeToString(), context) for _ in range(5)]
+    assert next(calls[0])
+    assert next(calls[1])
+    with pytest.raises(RuntimeError):
+        next(calls[2])
+    assert context.abort.call_args.args[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert next(calls[3])
+    calls[0].close()
+    assert next(calls[4]), "a download that ended gives its place back"
 
 
 def test_before_the_first_release_there_is_nothing(tmp_path: Path) -> None:
