@@ -46,6 +46,8 @@ def add_queries(
             return None
         return SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
 
-    stream = QueryStream(settings.network, QueryDesk(policy, note).answer, searcher)
+    desk = QueryDesk(policy, note)
+    daemon.forgetting.append(desk.settle)
+    stream = QueryStream(settings.network, desk.answer, searcher)
     daemon.add(stream)
     return stream

@@ -150,8 +150,11 @@ def test_a_running_daemon_searches_withdraws_and_rebuilds(daemon: SiteDaemon) ->
     text = f"Effusion of the left lung, {word_of(7)}, take 1."
     answer = found(site, "--report", text, "-k", 1)
     assert (answer["source"], answer["hits"][0]["distance"]) == ("release", 0)
+    waited: list[str] = []
+    daemon.forgetting.append(lambda: waited.append("answers under way"))
     receipt = json.loads(call("withdraw", site, "patient-7", "--json"))
     assert receipt["archive_entries"] == 2
+    assert waited
     after = found(site, "--report", text, "-k", 100)
     assert answer["hits"][0]["handle"] not in {hit["handle"] for hit in after["hits"]}
     assert len(after["hits"]) == 22
