@@ -73,6 +73,7 @@ def add_releases(
 
     def search(arguments: Mapping[str, Any]) -> dict[str, Any]:
         query = OwnQuery.of(arguments)
+        served.heed_consent()
         now = served.current()
         if now is None:
             return search_words(settings, agreement, query, "this site has no release yet")
