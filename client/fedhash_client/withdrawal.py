@@ -29,7 +29,8 @@ from fedhash.agreement import Agreement
 from fedhash.data.manifest import read_manifest
 from fedhash.errors import ManifestError, QueryError
 from fedhash.privacy import read_ledger, spending
-from fedhash_client.archive_index import read_handle_key, state_folder
+from fedhash_client.archive_index import read_handle_key
+from fedhash_client.daemon.paths import state_folder
 from fedhash_client.daemon.prepared_cache import PreparedCache
 from fedhash_client.keyword_index import remove_keywords
 from fedhash_client.releases.served import ServedReleases

@@ -47,8 +47,8 @@ from fedhash_client.archive_index import (
     data_fingerprint,
     read_handle_key,
     read_site_manifest,
-    state_folder,
 )
+from fedhash_client.daemon.paths import state_folder
 from fedhash_client.releases.consent import RefusedStudies
 from fedhash_client.releases.source import untold
 from fedhash_client.settings import SiteSettings
