@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from small_releases import AGREEMENT, make_site, registry_in, release_into, word_of
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
@@ -107,6 +108,18 @@ def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     assert checked.exit_code == 1, "the altered log is an error of the site"
     studies = json.loads(checked.stdout)["usable studies"]
     assert studies == 20, "without a receipt the withdrawal is pending, and done all the same"
+
+
+def test_the_patient_s_id_may_come_by_standard_input(indexed: Path) -> None:
+    def given(data: bytes) -> Result:
+        return CliRunner().invoke(app, ["withdraw", str(indexed), "-", "--json"], input=data)
+
+    receipt = json.loads(given(b"patient-7\n").stdout)
+    assert receipt["archive_entries"] == 2
+    for wrong in (b"", b"patient-1\npatient-2\n", b"\xff", b"x" * 100_000, b" patient-1\n"):
+        refused = given(wrong)
+        assert refused.exit_code == 1
+        assert "the patient's id" in refused.output
 
 
 def test_an_unknown_patient_is_noted_with_a_warning(indexed: Path) -> None:
