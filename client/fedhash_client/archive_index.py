@@ -24,11 +24,12 @@ from fedhash.data.study import Study
 from fedhash.errors import ArchiveError, StorageError
 from fedhash.index.entry import site_handle
 from fedhash.rounds.messages import canonical_json
+from fedhash_client.daemon.paths import state_folder
 from fedhash_client.daemon.prepared_cache import file_marks
 from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawn import Withdrawn
 
-__all__ = ["data_fingerprint", "read_handle_key", "read_site_manifest", "state_folder"]
+__all__ = ["data_fingerprint", "read_handle_key", "read_site_manifest"]
 
 _KEY_BYTES = 32
 
@@ -48,11 +49,6 @@ def read_site_manifest(settings: SiteSettings, agreement: Agreement) -> Manifest
         manifest,
         studies=tuple(each for each in manifest.studies if each.patient_id not in gone),
     )
-
-
-def state_folder(settings: SiteSettings) -> Path:
-    """Where the site keeps what must outlast everything else; beside the archive by default."""
-    return settings.state or settings.archive.parent
 
 
 def data_fingerprint(manifest: Path, studies: Sequence[Study], handle_key: bytes) -> str:

@@ -21,11 +21,11 @@ import grpc
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import problem_at, read_settings
-from fedhash.errors import ConfigurationError, ProtocolError, RefusedError
+from fedhash.errors import ConfigurationError
 from fedhash.search import Query
-from fedhash.search.answers import Merged, Refusal
+from fedhash.search.answers import Merged
 from fedhash.search.asking import sign_query
-from fedhash.search.wire.answers import decode_reply
+from fedhash.search.replies import read_merged
 from fedhash.search.wire.methods import ASK, SERVICE
 from fedhash.search.wire.queries import SignedQuery, encode_signed
 from fedhash.secagg.identity import SiteIdentity
@@ -90,7 +90,7 @@ class RouterClient:
 
         Raises:
             RefusedError: The router forbids the query; what sites refuse stands in the result.
-            ProtocolError: The router cannot be reached or does not answer.
+            ProtocolError: The router cannot be reached, or answers what cannot be right.
             MessageError: A field of the query or the reply is of no valid form.
         """
         signed = self.signed(query, purpose=purpose, timeout_s=timeout_s)
@@ -98,14 +98,7 @@ class RouterClient:
             data = self._ask(encode_signed(signed), timeout=timeout_s + _MARGIN_S)
         except grpc.RpcError as error:
             raise explained(error, self._address) from error
-        reply = decode_reply(data)
-        if isinstance(reply, Refusal):
-            raise RefusedError(reply.reason, f"the router refuses the query: {reply.message}")
-        if len(reply.hits) > query.k:
-            raise ProtocolError(
-                f"the router gave {len(reply.hits)} hits, {query.k} were asked for; it is faulty"
-            )
-        return reply
+        return read_merged(query, data)
 
 
 def federated_search(
@@ -129,7 +122,7 @@ def federated_search(
         ConfigurationError: The site's file has no section `network`, or a key is open to others.
         StorageError: A file cannot be read.
         RefusedError: The router forbids the query; what sites refuse stands in the result.
-        ProtocolError: The router cannot be reached or does not answer.
+        ProtocolError: The router cannot be reached, or answers what cannot be right.
         MessageError: A field of the query or the reply is of no valid form.
     """
     if settings.network is None:

@@ -18,8 +18,8 @@ from fedhash_client.archive_index import (
     data_fingerprint,
     read_handle_key,
     read_site_manifest,
-    state_folder,
 )
+from fedhash_client.daemon.paths import state_folder
 from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawn import Withdrawn
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fedhash.audit_log import AuditEntry
+from fedhash.errors import FedhashError
 from fedhash.index import Archive, SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search.policy import QueryPolicy
@@ -17,6 +19,8 @@ from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.query_stream import QueryStream
 
 __all__ = ["add_queries"]
+
+_log = logging.getLogger(__name__)
 
 
 def add_queries(
@@ -29,7 +33,7 @@ def add_queries(
     Args:
         daemon: Not running yet.
         note: Writes an entry into the site's audit log.
-        current: The archive that answers now, if any.
+        current: Looks up the archive that answers now, if any; where it fails, none does.
 
     Raises:
         RefusedError: The agreement has no section `search`.
@@ -41,11 +45,17 @@ def add_queries(
     policy = QueryPolicy(agreement, settings.queries, started_ms=time.time_ns() // 1_000_000)
 
     def searcher() -> SiteSearcher | None:
-        archive = current()
+        try:
+            archive = current()
+        except FedhashError as error:
+            _log.warning("no query is answered: %s", error)
+            return None
         if archive is None:
             return None
         return SiteSearcher(settings.name, archive, agreement, settings.smallest_kappa)
 
-    stream = QueryStream(settings.network, QueryDesk(policy, note).answer, searcher)
+    desk = QueryDesk(policy, note)
+    daemon.forgetting.append(desk.settle)
+    stream = QueryStream(settings.network, desk.answer, searcher)
     daemon.add(stream)
     return stream

@@ -40,7 +40,9 @@ from fedhash_client.router_channel import explained, open_channel
 
 __all__ = ["QueryStream"]
 
-Answerer: TypeAlias = Callable[[SignedQuery, SiteSearcher | None, int], Found | Refusal]
+Answerer: TypeAlias = Callable[
+    [SignedQuery, Callable[[], SiteSearcher | None], int], Found | Refusal
+]
 
 _THREADS = 4
 _MOST_UNANSWERED = 64
@@ -169,7 +171,7 @@ class QueryStream:
 
     def _work(self, stream: _Stream, number: int, signed: SignedQuery) -> None:
         try:
-            answer = self._answer(signed, self._current(), time.time_ns() // 1_000_000)
+            answer = self._answer(signed, self._current, time.time_ns() // 1_000_000)
             try:
                 data = encode_answer(number, answer)
             except MessageError as error:

@@ -4,6 +4,7 @@
    manifest holds them, so nothing new is made of their data: no training, no index, no cache.
 2. Then everything made of them before is removed: from every archive, also one that is being
    filled, the keyword store, the prepared studies on the disk and whatever the daemon holds warm.
+   Answers to other sites that had begun are waited for: none leaves after the receipt.
 3. Then a receipt goes to the audit log, and only then the withdrawal counts as complete. A process
    that dies on the way leaves it pending, and `complete_withdrawals` goes through all steps again;
    each may be repeated. So a receipt may stand twice in the log, never not at all.
@@ -28,7 +29,8 @@ from fedhash.agreement import Agreement
 from fedhash.data.manifest import read_manifest
 from fedhash.errors import ManifestError, QueryError
 from fedhash.privacy import read_ledger, spending
-from fedhash_client.archive_index import read_handle_key, state_folder
+from fedhash_client.archive_index import read_handle_key
+from fedhash_client.daemon.paths import state_folder
 from fedhash_client.daemon.prepared_cache import PreparedCache
 from fedhash_client.keyword_index import remove_keywords
 from fedhash_client.releases.served import ServedReleases
@@ -87,7 +89,7 @@ def withdraw(
         served: The site's archives.
         note: Writes an entry of the audit log.
         forget: Called to drop what a daemon holds in memory of the data; may wait for a training
-            that is under way.
+            or for answers that are under way.
 
     Raises:
         QueryError: The id is blank, or no text.

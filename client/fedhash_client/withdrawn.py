@@ -29,10 +29,10 @@ from pathlib import Path
 
 from fedhash.durability import sync_folder
 from fedhash.errors import DataError, StorageError
+from fedhash_client.daemon.paths import WITHDRAWN_FILE
 
 __all__ = ["Withdrawn"]
 
-_FILE = "withdrawn.sqlite"
 _LOCK = "withdrawn.lock"
 _SCHEMA = """
 CREATE TABLE site (key BLOB NOT NULL);
@@ -49,7 +49,7 @@ class Withdrawn:
 
     def __init__(self, state: Path) -> None:
         self._state = state
-        self._path = state / _FILE
+        self._path = state / WITHDRAWN_FILE
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ class Withdrawn:
         return True
 
     def _create(self) -> None:
-        unfinished = self._path.with_name(_FILE + ".creating")
+        unfinished = self._path.with_name(WITHDRAWN_FILE + ".creating")
         with self._explained():
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
             unfinished.unlink(missing_ok=True)

@@ -50,7 +50,13 @@ from fedhash.data.modalities import MODALITIES
 from fedhash.data.study import Content, Study
 from fedhash.errors import DataError, Problem
 
-__all__ = ["Manifest", "ManifestRow", "read_manifest", "write_manifest"]
+__all__ = [
+    "Manifest",
+    "ManifestRow",
+    "read_manifest",
+    "studies_without_consent",
+    "write_manifest",
+]
 
 _CONSENT = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
@@ -123,7 +129,7 @@ def read_manifest(path: Path, findings: Sequence[str], modalities: Sequence[str]
                 f"there is no modality {name!r}{hint(name, MODALITIES)}; "
                 f"registered are {sorted(MODALITIES)}"
             )
-    known = {*REQUIRED_COLUMNS, *FINDING_COLUMNS, "consent", *MODALITIES}
+    known = _known_columns()
     studies: list[Study] = []
     problems: list[Problem] = []
     line_of: dict[str, int] = {}  # study_id to its first line
@@ -134,6 +140,19 @@ def read_manifest(path: Path, findings: Sequence[str], modalities: Sequence[str]
         except DataError as error:
             problems.append(Problem(path, row.line, str(error)))
     return Manifest(path, tuple(studies), tuple(problems))
+
+
+def studies_without_consent(path: Path) -> frozenset[str]:
+    """Ids of the studies whose consent is no, or illegible; no content is looked at.
+
+    Raises:
+        ManifestError: The file as a whole cannot be read.
+    """
+    return frozenset(
+        row.cells.get("study_id", "")
+        for row in manifest_rows(path, _known_columns(), problems=[])
+        if not _CONSENT.get(row.cells.get("consent", "yes").lower(), False)
+    )
 
 
 def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
@@ -154,6 +173,10 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
             writer.writeheader()
             writer.writerows(tables)
         temporary.replace(path)
+
+
+def _known_columns() -> set[str]:
+    return {*REQUIRED_COLUMNS, *FINDING_COLUMNS, "consent", *MODALITIES}
 
 
 def _new_study_id(row: Row, line_of: dict[str, int]) -> str:

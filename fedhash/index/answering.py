@@ -7,9 +7,11 @@
    no code, no attribute of a patient, nothing of a report.
 4. Refusals are written down as well, but only so many an hour, for a router can cause any number;
    what was left out is counted in the next entry.
+5. The archive is looked up after an answer has begun, and `settle` waits for all that have. So once
+   it returns, no answer is still to come that rests on the archive of before the call.
 
     >>> desk = QueryDesk(policy, log.append)
-    >>> desk.answer(signed, searcher, now_ms)
+    >>> desk.answer(signed, lambda: searcher, now_ms)
     Found(hits=(Hit(...),), cut_to_bits=None)
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from threading import Lock
+from threading import Condition, Lock
 
 from fedhash.audit_log import AuditEntry
 from fedhash.errors import AuditError, FedhashError, MessageError, RefusedError, StorageError
@@ -49,6 +51,9 @@ class QueryDesk:
         self._policy = policy
         self._note = note
         self._deciding = Lock()
+        self._ended = Condition()
+        self._under_way: set[int] = set()
+        self._begun = 0
         self._outcomes: Counter[str] = Counter()
         self._refusals = Allowance(_REFUSALS_WRITTEN, _HOUR_MS)
         self._left_out = 0
@@ -60,15 +65,38 @@ class QueryDesk:
             return dict(self._outcomes)
 
     def answer(
-        self, signed: SignedQuery, searcher: SiteSearcher | None, now_ms: int
+        self, signed: SignedQuery, current: Callable[[], SiteSearcher | None], now_ms: int
     ) -> Found | Refusal:
         """The site's answer; every fault is a refusal.
 
         Args:
             signed: What came in.
-            searcher: The site's archive of the release that it answers with, or None.
+            current: Looks up the archive of the release that the site answers with, or None.
             now_ms: Unix time.
         """
+        with self._ended:
+            self._begun += 1
+            number = self._begun
+            self._under_way.add(number)
+        try:
+            return self._answer(signed, current(), now_ms)
+        finally:
+            with self._ended:
+                self._under_way.remove(number)
+                self._ended.notify_all()
+
+    def settle(self) -> None:
+        """Wait for the answers that have begun, and for none that begins meanwhile.
+
+        Each of them is in the audit log then, or refused.
+        """
+        with self._ended:
+            begun = set(self._under_way)
+            self._ended.wait_for(lambda: begun.isdisjoint(self._under_way))
+
+    def _answer(
+        self, signed: SignedQuery, searcher: SiteSearcher | None, now_ms: int
+    ) -> Found | Refusal:
         release_id = None if searcher is None else searcher.archive.release_id
         asked: AskedQuery | None = None
         answer: Found | Refusal

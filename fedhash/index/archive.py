@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,7 +28,7 @@ from jaxtyping import Bool
 
 from fedhash.errors import ArchiveError, QueryError
 from fedhash.index._bucket import rests_on_enough
-from fedhash.index._shelf import Shelf
+from fedhash.index._shelf import HANDLE, Shelf
 from fedhash.index._store import Description, Store
 from fedhash.index.entry import HANDLE_BYTES, Entry
 from fedhash.search.query import Query
@@ -149,18 +149,20 @@ class Archive:
         """
         with self._writing:
             patient = self._store.patient_key(patient_id)
-            shelves, removed = {}, []
-            for modality, shelf in self._contents.shelves.items():
-                theirs = shelf.patients == patient
-                removed.append(shelf.chosen(theirs))
-                if not theirs.all():
-                    shelves[modality] = shelf.chosen(~theirs) if theirs.any() else shelf
-            if not any(map(len, removed)):
-                return 0
-            gone = Shelf.together(removed)
-            self._change(shelves, self._contents.descriptions, add=gone.emptied(), remove=gone)
-            self._store.scrub()
-            return len(gone)
+            return self._remove(lambda shelf: shelf.patients == patient)
+
+    def remove_studies(self, handles: Collection[str]) -> int:
+        """Remove studies' entries from memory and, physically, from the file.
+
+        Returns:
+            How many entries there were.
+
+        Raises:
+            ArchiveError: The file cannot be written.
+        """
+        wanted = np.frombuffer(b"".join(map(bytes.fromhex, handles)), dtype=HANDLE)
+        with self._writing:
+            return self._remove(lambda shelf: shelf.holds(wanted))
 
     def search(self, query: Query, smallest_bucket: int = 1) -> list[Match]:
         """The best entries under the total order, best first.
@@ -235,6 +237,21 @@ class Archive:
             code_bytes=self.code_bits // 8,
         )
         return descriptions, batch
+
+    def _remove(self, chosen: Callable[[Shelf], Bool[np.ndarray, " N"]]) -> int:
+        """Remove entries; returns how many there were."""
+        shelves, removed = {}, []
+        for modality, shelf in self._contents.shelves.items():
+            theirs = chosen(shelf)
+            removed.append(shelf.chosen(theirs))
+            if not theirs.all():
+                shelves[modality] = shelf.chosen(~theirs) if theirs.any() else shelf
+        if not any(map(len, removed)):
+            return 0
+        gone = Shelf.together(removed)
+        self._change(shelves, self._contents.descriptions, add=gone.emptied(), remove=gone)
+        self._store.scrub()
+        return len(gone)
 
     def _change(
         self,

@@ -44,7 +44,8 @@ can be subtracted from each other. How long an answer takes may depend on what i
 score tells bits of its code to an asker that chooses the weights. Against that are left the rates
 and the log: members of a consortium are known by name.
 
-Consent: the archive holds studies of consenting patients alone, and loses a patient who withdraws.
+Consent: the archive holds studies of consenting patients alone. It loses a patient who withdraws,
+and a study whose row in the manifest says no, before the next query is answered.
 
 Time is passed in.
 

@@ -22,12 +22,12 @@ import numpy as np
 from pydantic import Field
 
 from fedhash.configuration import Settings, problem_at, read_settings
-from fedhash.errors import ConfigurationError, ProtocolError, RefusedError
+from fedhash.errors import ConfigurationError, ProtocolError
 from fedhash.search import WEIGHT_SCALE, Query
-from fedhash.search.answers import Merged, Refusal
+from fedhash.search.answers import Merged
 from fedhash.search.asking import sign_query
+from fedhash.search.replies import read_merged
 from fedhash.search.terms import COORDINATOR
-from fedhash.search.wire.answers import decode_reply
 from fedhash.search.wire.methods import ASK, CHANNEL_OPTIONS, SERVICE
 from fedhash.search.wire.queries import encode_signed
 from fedhash.secagg.identity import SiteIdentity
@@ -92,7 +92,7 @@ def ask_sites(
     Raises:
         ConfigurationError: The agreement does not name the coordinator's key.
         RefusedError: The agreement or the router forbids the query.
-        ProtocolError: The router cannot be reached or does not answer.
+        ProtocolError: The router cannot be reached, or answers what cannot be right.
         MessageError: A field of the query or the reply is of no valid form.
         CertificateError: The authority's files are damaged.
         StorageError: A file cannot be read.
@@ -123,15 +123,13 @@ def ask_sites(
     with grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS) as channel:
         ask: Callable[..., bytes] = channel.unary_unary(f"/{SERVICE}/{ASK}")
         try:
-            reply = decode_reply(ask(encode_signed(signed), timeout=timeout_s + _MARGIN_S))
+            data = ask(encode_signed(signed), timeout=timeout_s + _MARGIN_S)
         except grpc.RpcError as error:
             raise ProtocolError(
                 f"the router {address} failed ({error.code().name}: {str(error.details())[:500]}); "
                 "check that 'fedhash-coordinator run' runs and serves this folder"
             ) from error
-    if isinstance(reply, Refusal):
-        raise RefusedError(reply.reason, f"the router refuses the query: {reply.message}")
-    return reply
+    return read_merged(query, data)
 
 
 def read_code_file(path: Path) -> CodeFile:

@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
@@ -38,6 +39,7 @@ from fedhash.errors import CheckpointError, ConfigurationError, Problem, Protoco
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.training_messages import RunId
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.flower import write_app_folder
 from fedhash_server.roster import read_roster
@@ -111,6 +113,7 @@ def prepare_run(
     folder.settings()
     settings = read_settings(round_file, RoundSettings)
     name = run_id or re.sub(r"[^a-z0-9_-]+", "-", round_file.stem.lower()).strip("-_")
+    _check_run_id(name, folder.runs)
     place = folder.runs / name
     start: dict[str, Any] = {}  # absolute, because the file is read at other places too
     if parent is not None:
@@ -391,6 +394,17 @@ def _newest(place: Path) -> CoordinatorState | None:
 def _newest_round(place: Path) -> int:
     state = _newest(place)
     return state.round_number if state else 0
+
+
+def _check_run_id(name: str, runs: Path) -> None:
+    try:
+        TypeAdapter(RunId).validate_python(name)
+    except ValidationError as error:
+        raise _wrong(
+            runs,
+            f"{name!r} is no name of a run; give --run lowercase letters, digits, '-' and '_', at "
+            "most 64, the first a letter or digit",
+        ) from error
 
 
 def _wrong(path: Path, message: str) -> ConfigurationError:

@@ -102,6 +102,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, P
             log = stack.enter_context(AuditLog(daemon.state_folder / "audit.jsonl"))
             stream = add_queries(daemon, log.append, lambda archive=archive: archive)
             assert stream is not None
+            assert [each.__qualname__ for each in daemon.forgetting][-1] == "QueryDesk.settle"  # type: ignore[attr-defined]
             stream.start()
             stack.callback(stream.stop)
         site_file(place, "hospital-c", router.port)

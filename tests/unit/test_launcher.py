@@ -334,6 +334,24 @@ def test_programs_are_written_anew_and_nothing_else_stays(tmp_path: Path) -> Non
     assert os.access(again.folder / "flwr-agentapp", os.X_OK)
 
 
+@pytest.mark.parametrize("planted", ["folder", "link to a folder", "dangling link"])
+def test_a_home_that_was_open_is_closed(tmp_path: Path, planted: str) -> None:
+    apps, elsewhere = tmp_path / "flower" / "apps", tmp_path / "elsewhere"
+    apps.parent.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    if planted == "folder":
+        apps.mkdir()
+        (apps / "bundle.py").touch()
+    else:
+        apps.symlink_to(elsewhere if planted == "link to a folder" else tmp_path / "nothing")
+    write_programs(tmp_path)
+    assert apps.is_file()
+    assert not apps.is_symlink()
+    assert (elsewhere / "kept").exists()
+    assert not (tmp_path / "nothing").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

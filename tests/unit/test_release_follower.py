@@ -230,10 +230,42 @@ def test_as_a_service_over_grpc(site: Site, registry: Path) -> None:
         until(lambda: site.follower.status()["phase"] == "idle")
         site.follower.rebuild()
         assert site.release() == second
-    until(lambda: site.follower.status()["error"] is not None)
-    assert site.follower.status()["healthy"] is False
+    until(lambda: site.follower.status()["fault"] is not None)
+    status = site.follower.status()
+    assert (status["healthy"], status["error"]) == (True, None), "a router may be away"
     assert site.release() == second, "searches go on"
     site.follower.stop()
+
+
+def test_what_is_refused_is_ill_health_until_all_is_well_again(site: Site, registry: Path) -> None:
+    publish(registry, 1)
+    site.follower.step()
+    site.source.statement = b"{}"
+    site.follower.start()
+    until(lambda: site.follower.status()["error"] is not None)
+    site.source.away = True
+    until(lambda: site.follower.status()["fault"] is not None)
+    assert site.follower.status()["healthy"] is False, "going away hides nothing"
+    site.source.statement, site.source.away = None, False
+    until(lambda: site.follower.status()["healthy"] is True)
+    assert site.follower.status()["fault"] is None
+
+
+def test_a_refused_statement_is_told_though_nothing_can_be_fetched(
+    site: Site, registry: Path
+) -> None:
+    publish(registry, 1)
+    site.source.statement = read_current(registry)
+
+    def away(*_: Any) -> Iterator[tuple[int, bytes]]:
+        raise ProtocolError("the coordinator does not answer")
+
+    site.source.fetch = away
+    with pytest.raises(ProtocolError):
+        site.follower.step()  # the statement is noted, its release did not come
+    site.source.statement = b"{}"
+    with pytest.raises(ReleaseError):
+        site.follower.step()
 
 
 def test_stop_ends_a_rebuilding_and_the_index_stays(site: Site, registry: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -215,15 +218,15 @@ def test_answers_and_refusals_are_written_down(
 ) -> None:
     desk = QueryDesk(policy(), log.append)
     searcher = SiteSearcher("hospital-c", index, agreement(), smallest_kappa=0.0)
-    found = desk.answer(signed(of=query(k=2)), searcher, NOW_MS)
+    found = desk.answer(signed(of=query(k=2)), lambda: searcher, NOW_MS)
     assert isinstance(found, Found)
     assert [hit.distance for hit in found.hits] == [0, 0]
     assert found.cut_to_bits == 4
-    lone = desk.answer(signed(of=query(code=b"\xff\xff")), searcher, NOW_MS)
+    lone = desk.answer(signed(of=query(code=b"\xff\xff")), lambda: searcher, NOW_MS)
     assert lone == Found((), 4), "one patient is no bucket"
-    refused = desk.answer(signed(of=query(k=11)), searcher, NOW_MS)
+    refused = desk.answer(signed(of=query(k=11)), lambda: searcher, NOW_MS)
     assert isinstance(refused, Refusal)
-    malformed = desk.answer(SignedQuery(b"\xff", bytes(64)), searcher, NOW_MS)
+    malformed = desk.answer(SignedQuery(b"\xff", bytes(64)), lambda: searcher, NOW_MS)
     assert isinstance(malformed, Refusal)
     assert [refused.reason, malformed.reason] == ["k_above_limit", "malformed"]
     written = entries(tmp_path)
@@ -237,7 +240,7 @@ def test_answers_and_refusals_are_written_down(
 def test_without_a_log_entry_there_is_no_answer(index: Archive, log: AuditLog) -> None:
     desk = QueryDesk(policy(), log.append)
     log.close()
-    answer = desk.answer(signed(), SiteSearcher("hospital-c", index, agreement()), NOW_MS)
+    answer = desk.answer(signed(), lambda: SiteSearcher("hospital-c", index, agreement()), NOW_MS)
     assert answer == Refusal("not_recorded", "this site cannot write its audit log")
 
 
@@ -251,7 +254,7 @@ def test_a_closed_archive_is_a_refusal_that_tells_nothing(
 
     monkeypatch.setattr(Archive, "search", broken)
     desk = QueryDesk(policy(), log.append)
-    answer = desk.answer(signed(), SiteSearcher("hospital-c", index, agreement()), NOW_MS)
+    answer = desk.answer(signed(), lambda: SiteSearcher("hospital-c", index, agreement()), NOW_MS)
     assert isinstance(answer, Refusal)
     assert answer.reason == "failed"
     assert "/secret" not in answer.message + str(entries(tmp_path))
@@ -264,10 +267,46 @@ def test_a_flood_of_hostile_queries_does_not_fill_the_log(
     desk = QueryDesk(policy(), log.append)
     searcher = SiteSearcher("hospital-c", index, agreement())
     for number in range(100):
-        desk.answer(SignedQuery(bytes([number]), bytes(64)), searcher, NOW_MS)
+        desk.answer(SignedQuery(bytes([number]), bytes(64)), lambda: searcher, NOW_MS)
     assert len(entries(tmp_path)) == 20
-    desk.answer(signed(), searcher, NOW_MS)
+    desk.answer(signed(), lambda: searcher, NOW_MS)
     assert entries(tmp_path)[-1]["refusals_left_out"] == 80
+
+
+def test_settling_waits_for_what_has_begun_and_for_nothing_later(
+    tmp_path: Path, index: Archive, log: AuditLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = QueryDesk(policy(), log.append)
+    searching, go_on, search = Event(), Event(), Archive.search
+
+    def slow(*arguments: Any) -> Any:
+        found = search(*arguments)
+        if not searching.is_set():  # the first alone
+            searching.set()
+            assert go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(Archive, "search", slow)
+    searcher = SiteSearcher("hospital-c", index, agreement())
+
+    def settled() -> int:
+        desk.settle()
+        return len(entries(tmp_path))
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(desk.answer, signed(), lambda: searcher, NOW_MS)
+        assert searching.wait(20)
+        index.remove_patient("p0")
+        at_the_end = threads.submit(settled)
+        with pytest.raises(TimeoutError):
+            at_the_end.result(0.1)
+        later = desk.answer(signed(), lambda: searcher, NOW_MS)
+        go_on.set()
+        gone = handle("hospital-c", 0)
+        assert gone in {hit.handle for hit in first.result(20).hits}
+        assert gone not in {hit.handle for hit in later.hits}
+        assert at_the_end.result(20) == 2, "the answer was written down before it returned"
+    desk.settle()
 
 
 def test_the_site_s_own_users_have_no_bucket(index: Archive) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from power_cut import PowerCut, cut_power_at
 from small_releases import AGREEMENT, make_site, release_into
 
 from fedhash.errors import ArchiveError, ReleaseError
-from fedhash.index import archive_release, site_handle
+from fedhash.index import Archive, archive_release, site_handle
 from fedhash.index.encoding import encode_example
 from fedhash.registry import Release
 from fedhash.search import make_query
@@ -223,3 +224,87 @@ def test_kill_9_while_encoding_loses_and_doubles_no_row(tmp_path: Path) -> None:
         now = check(served.adopt(release))
         assert handles(now) == expected(settings, patients=150)
         assert now.archive.count() == 300
+
+
+def say(settings: SiteSettings, refusing: set[int], text: str = "no") -> None:
+    """Write the manifest anew: the patients of these numbers refuse."""
+    with settings.manifest.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    patient, consent = header.index("patient_id"), header.index("consent")
+    for row in rows:
+        number = int(row[patient].removeprefix("patient-"))
+        row[consent] = text if number in refusing else "yes"
+    with settings.manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def of(settings: SiteSettings, patient: int) -> set[str]:
+    key = read_handle_key(settings.handle_key)
+    return {site_handle(key, f"study-{patient}-{place}") for place in range(2)}
+
+
+def test_who_no_longer_consents_is_answered_no_more(settings: SiteSettings) -> None:
+    with ServedReleases(settings, AGREEMENT) as served:
+        served.adopt(a_release(settings, 1))
+        second = a_release(settings, 2)
+        served.adopt(second)
+        say(settings, {3})
+        archive = served.archive()
+        assert archive is not None
+        assert set(expected(settings)) - archive.handles("report") == of(settings, 3)
+        say(settings, {3, 4}, "perhaps")
+        archive = served.archive()
+        assert archive is not None
+        assert archive.count() == 20
+        whole = settings.manifest.read_text()
+        settings.manifest.write_text("")  # nobody can say
+        served.archive()
+        settings.manifest.write_text(whole)
+        assert archive.count() == 20
+    gone = of(settings, 3) | of(settings, 4)
+    for path in settings.archive.parent.rglob("*.sqlite"):
+        assert not [handle for handle in gone if bytes.fromhex(handle) in path.read_bytes()], path
+    say(settings, {3, 5})
+    with ServedReleases(settings, AGREEMENT) as served:
+        now = served.open()  # edited while nothing ran
+        assert now is not None
+        assert now.archive.count() == 18
+        say(settings, {5})
+        now = check(served.adopt(second, anew=True))
+        assert now.archive.count() == 22, "who consents again is in the next index"
+
+
+def test_consent_that_is_taken_back_during_encoding_counts(
+    settings: SiteSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_module, "_BLOCK_STUDIES", 6)
+    with ServedReleases(settings, AGREEMENT) as served:
+
+        def progress(done: int, total: int) -> None:
+            if done == 6:
+                say(settings, {0, 11})  # one is encoded already
+                served.archive()
+
+        now = served.adopt(a_release(settings, 1), progress)
+        assert set(expected(settings)) - now.archive.handles("report") == (
+            of(settings, 0) | of(settings, 11)
+        )
+
+
+def test_where_entries_cannot_be_removed_nothing_answers(
+    settings: SiteSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise ArchiveError("the disk is full")
+
+    with ServedReleases(settings, AGREEMENT) as served:
+        served.adopt(a_release(settings, 1))
+        say(settings, {3})
+        with monkeypatch.context() as patch:
+            patch.setattr(Archive, "remove_studies", full)
+            for _ in range(2):
+                with pytest.raises(ArchiveError):
+                    served.archive()
+        archive = served.archive()
+        assert archive is not None
+        assert archive.count() == 22

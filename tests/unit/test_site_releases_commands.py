@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from small_releases import AGREEMENT, make_site, registry_in, release_into, word_of
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
@@ -109,6 +110,18 @@ def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     assert studies == 20, "without a receipt the withdrawal is pending, and done all the same"
 
 
+def test_the_patient_s_id_may_come_by_standard_input(indexed: Path) -> None:
+    def given(data: bytes) -> Result:
+        return CliRunner().invoke(app, ["withdraw", str(indexed), "-", "--json"], input=data)
+
+    receipt = json.loads(given(b"patient-7\n").stdout)
+    assert receipt["archive_entries"] == 2
+    for wrong in (b"", b"patient-1\npatient-2\n", b"\xff", b"x" * 100_000, b" patient-1\n"):
+        refused = given(wrong)
+        assert refused.exit_code == 1
+        assert "the patient's id" in refused.output
+
+
 def test_an_unknown_patient_is_noted_with_a_warning(indexed: Path) -> None:
     result = CliRunner().invoke(app, ["withdraw", str(indexed), "patient-77"])
     assert result.exit_code == 0, result.stderr
@@ -150,8 +163,11 @@ def test_a_running_daemon_searches_withdraws_and_rebuilds(daemon: SiteDaemon) ->
     text = f"Effusion of the left lung, {word_of(7)}, take 1."
     answer = found(site, "--report", text, "-k", 1)
     assert (answer["source"], answer["hits"][0]["distance"]) == ("release", 0)
+    waited: list[str] = []
+    daemon.forgetting.append(lambda: waited.append("answers under way"))
     receipt = json.loads(call("withdraw", site, "patient-7", "--json"))
     assert receipt["archive_entries"] == 2
+    assert waited
     after = found(site, "--report", text, "-k", 100)
     assert answer["hits"][0]["handle"] not in {hit["handle"] for hit in after["hits"]}
     assert len(after["hits"]) == 22

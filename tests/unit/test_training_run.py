@@ -79,6 +79,17 @@ def test_sites_seed_and_name_can_be_chosen(folder: CoordinatorFolder, round_file
     assert [each.name for each in folder.runs.iterdir()] == ["run-7"]
 
 
+@pytest.mark.parametrize("run_id", ["../x", "..", "/x", "a/b", "A", "-a", "a" * 65, "a\n"])
+def test_a_run_id_is_no_path(folder: CoordinatorFolder, round_file: Path, run_id: str) -> None:
+    place = folder.path.parent / "x"  # of a run that somebody could go on with
+    place.mkdir()
+    (place / "run.yaml").touch()
+    before = sorted(folder.path.parent.rglob("*"))
+    with pytest.raises(ConfigurationError, match="is no name of a run"):
+        prepare_run(folder, round_file, run_id=run_id)
+    assert sorted(folder.path.parent.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -12,13 +12,14 @@ from small_releases import AGREEMENT, make_site, release_into, word_of
 
 from fedhash.audit_log import AuditLog, read_audit_log
 from fedhash.configuration import read_settings
-from fedhash.errors import AuditError, DataError, QueryError
+from fedhash.errors import AuditError, ConfigurationError, DataError, QueryError
 from fedhash.index import site_handle
 from fedhash.models.prepared import prepare_studies
 from fedhash.privacy.ledger import Ledger
 from fedhash.privacy.reservation import margin_release
 from fedhash_client import withdrawal as withdrawal_module
 from fedhash_client.archive_index import read_handle_key, read_site_manifest
+from fedhash_client.daemon.paths import state_folder_of
 from fedhash_client.daemon.prepared_cache import PreparedCache
 from fedhash_client.keyword_index import open_keywords
 from fedhash_client.releases.served import ServedReleases
@@ -222,6 +223,22 @@ def test_a_death_between_any_two_steps_is_completed_at_the_next_start(
         assert site.traces() == []
         assert len(read_audit_log(audit_file(site.settings))) >= 1
     assert Withdrawn(site.state).pending() == []
+
+
+def test_a_state_folder_that_is_named_later_does_not_forget_who_withdrew(site: Site) -> None:
+    site.withdraw()
+    later = site.settings.model_copy(update={"state": site.folder / "later"})
+    for use in (
+        lambda: read_site_manifest(later, AGREEMENT),
+        lambda: ServedReleases(later, AGREEMENT),
+        lambda: state_folder_of(site.folder / "site.yaml", later),
+    ):
+        with pytest.raises(ConfigurationError, match="move it there"):
+            use()
+    (site.folder / "later").mkdir()
+    (site.state / "withdrawn.sqlite").rename(site.folder / "later" / "withdrawn.sqlite")
+    studies = read_site_manifest(later, AGREEMENT).studies
+    assert all(study.patient_id != PATIENT for study in studies)
 
 
 def test_what_cannot_be_completed_stays_pending(site: Site) -> None:

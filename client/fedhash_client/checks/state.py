@@ -10,9 +10,8 @@ from pathlib import Path
 from fedhash.audit_log import read_audit_log
 from fedhash.privacy import read_ledger
 from fedhash.registry.seen import NewestSeen
-from fedhash_client.archive_index import state_folder
 from fedhash_client.checks.findings import CheckedSite, Findings
-from fedhash_client.daemon.paths import CONTROL_SOCKET
+from fedhash_client.daemon.paths import CONTROL_SOCKET, state_folder
 from fedhash_client.daemon.training_seed import training_seed
 from fedhash_client.daemon.unix_server import LONGEST_PATH_BYTES
 from fedhash_client.withdrawal import audit_file

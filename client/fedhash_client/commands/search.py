@@ -144,8 +144,8 @@ def _direct(
 def _release_here(settings: SiteSettings) -> Path:
     """The folder of the release that this site answers with."""
     from fedhash.index import archive_release
-    from fedhash_client.archive_index import state_folder
     from fedhash_client.commands.site_files import ask_running_daemon
+    from fedhash_client.daemon.paths import state_folder
 
     status = ask_running_daemon(settings, "status")
     if status is not None:

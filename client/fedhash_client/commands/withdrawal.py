@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from fedhash.errors import FedhashError, ReleaseError
+from fedhash.errors import FedhashError, QueryError, ReleaseError
 from fedhash_client.printing import fail, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["audit", "rebuild_index", "withdraw"]
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
+_LONGEST_ID_BYTES = 1 << 16
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def withdraw(
     site: SiteFile,
-    patient: Annotated[str, typer.Argument(help="The patient's id, as the manifest has it.")],
+    patient: Annotated[
+        str,
+        typer.Argument(
+            help="The patient's id, as the manifest has it; '-' reads it from standard input, so "
+            "that it stands in no list of processes and in no shell's history.",
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Remove a patient from index, caches and keyword store, and from every later training.
@@ -37,6 +45,8 @@ def withdraw(
     from fedhash_client.withdrawal import withdraw as withdraw_patient
 
     try:
+        if patient == "-":
+            patient = _read_line(sys.stdin.buffer)
         settings, agreement = read_site(site)
         receipt = ask_running_daemon(settings, "withdraw", patient=patient)
         if receipt is None:
@@ -111,6 +121,22 @@ def audit(
         return
     print_facts(facts, as_json=False)
     print_facts({f"entry {each.number}": each.content for each in newest}, as_json=False)
+
+
+def _read_line(file: BinaryIO) -> str:
+    """The one line of a file, without its end.
+
+    Raises:
+        QueryError: It has another number of lines, is too long or no text.
+    """
+    data = file.read(_LONGEST_ID_BYTES + 1)
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise QueryError("standard input is no UTF-8 text; give the patient's id") from error
+    if len(lines) != 1 or len(data) > _LONGEST_ID_BYTES:
+        raise QueryError("standard input must hold one line, the patient's id, and nothing else")
+    return lines[0]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ def write_programs(state_folder: Path) -> Programs:
             refusal = "echo this site runs the relay of fedhash and no other app >&2; exit 1"
             _write_program(folder / name, refusal)
         apps = home / "apps"
-        if not apps.exists():
+        if apps.is_symlink() or not apps.is_file():  # a folder would take bundles
+            if apps.is_dir() and not apps.is_symlink():
+                shutil.rmtree(apps)
+            apps.unlink(missing_ok=True)
             _write(apps, "Bundles are not unpacked here.\n", 0o400)
     except OSError as error:
         raise StorageError(error, state_folder) from error

@@ -25,7 +25,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class SiteDaemon:
         answers: To the relays' frames.
         control: Where commands are registered.
         registry: Where metrics are registered.
+        forgetting: Called when a patient withdraws, each to let go of what it holds of the data.
 
     Raises:
         ConfigurationError: A file is wrong, or they do not fit each other.
@@ -80,6 +81,7 @@ class SiteDaemon:
         self.answers = RelayAnswers.of_site(
             site_file, self.settings, self.agreement, self.state_folder
         )
+        self.forgetting: list[Callable[[], object]] = [self.answers.forget_data]
         self.control = ControlSocket(self.state_folder / CONTROL_SOCKET)
         self.registry = CollectorRegistry()
         self.registry.register(ServiceMetrics(self._statuses, lambda: dict(self.answers.counts)))

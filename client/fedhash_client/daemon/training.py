@@ -49,6 +49,7 @@ from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import TrainRequest
 from fedhash.secagg.floors import SecureCohort
 from fedhash_client.archive_index import read_site_manifest
+from fedhash_client.daemon.paths import WITHDRAWN_FILE
 from fedhash_client.daemon.prepared_cache import (
     FileMarks,
     PreparedCache,
@@ -59,8 +60,6 @@ from fedhash_client.privacy_budget import limits_of
 from fedhash_client.settings import SiteSettings
 
 __all__ = ["PlannedTrainer", "Trainers"]
-
-_WITHDRAWN = "withdrawn.sqlite"  # who withdrew; its changes are changes of the data
 
 _log = logging.getLogger(__name__)
 
@@ -249,7 +248,7 @@ class Trainers:
         """Changes with the manifest and with every withdrawal."""
         try:
             hashed = hashlib.sha256(self._settings.manifest.read_bytes())
-            for name in (_WITHDRAWN, f"{_WITHDRAWN}-wal"):
+            for name in (WITHDRAWN_FILE, f"{WITHDRAWN_FILE}-wal"):
                 path = self._state_folder / name
                 status = path.stat() if path.exists() else None
                 if status is not None and status.st_size:

@@ -5,7 +5,8 @@
    verifies and it was trained under the agreement that this site signed.
 2. The release before answers until the new archive is whole (`served`).
 3. Whatever fails is logged, told by `status` and tried again after a pause, from where it was. A
-   coordinator that cannot be reached keeps no site from finishing with what it has.
+   coordinator that cannot be reached keeps no site from finishing with what it has, and is not the
+   site's ill health: it is told as `fault`. What was refused, or failed here, is told as `error`.
 4. `stop` ends downloads and encoding at the next piece, and waits for that.
 
     >>> follower = ReleaseFollower(settings, agreement, served, source, log.append)
@@ -18,11 +19,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any
 
 from fedhash.agreement import Agreement
-from fedhash.errors import FedhashError, ReleaseError
+from fedhash.errors import FedhashError, ProtocolError, ReleaseError
 from fedhash.registry.seen import NewestSeen
 from fedhash.registry.statement import read_statement
 from fedhash_client.daemon.service import Status
@@ -85,6 +87,7 @@ class ReleaseFollower:
         self._thread: Thread | None = None
         self._phase, self._done, self._total = "starting", 0, 0
         self._error: str | None = None
+        self._fault: str | None = None
 
     def start(self) -> None:
         """Begin to follow, in a thread of its own."""
@@ -108,6 +111,7 @@ class ReleaseFollower:
             "wanted": self._seen.release_id,
             "statement": self._seen.number,
             "error": self._error,
+            "fault": self._fault,
         }
 
     def step(self) -> None:
@@ -119,8 +123,11 @@ class ReleaseFollower:
         with self._one_at_a_time:
             try:
                 self._ask()
-            finally:  # also when nobody answers: what was begun is finished
-                self._arrive()
+            except FedhashError:  # what was begun is finished, also when nobody answers
+                with suppress(ProtocolError):  # the first error is the one to tell
+                    self._arrive()
+                raise
+            self._arrive()
 
     def rebuild(self) -> None:
         """Encode the archive of the present release anew.
@@ -148,15 +155,20 @@ class ReleaseFollower:
         while not self._stop.is_set():
             try:
                 self.step()
-                self._error, pause_s = None, poll_s
+                self._error, self._fault, pause_s = None, None, poll_s
             except _Stopped:
                 return
+            except ProtocolError as error:  # what failed before it stays told until all is well
+                self._fault = str(error)
+                _log.warning("releases: %s", error)
+                pause_s = _longer(pause_s, poll_s)
             except (FedhashError, OSError, ArithmeticError, RuntimeError, ValueError) as error:
                 # searches go on with what the site has
                 known = isinstance(error, FedhashError)
                 self._error = str(error) if known else "it is not foreseen; see the site's log"
+                self._fault = None
                 _log.warning("releases: %s", self._error, exc_info=not known)
-                pause_s = max(poll_s, min(2 * pause_s, _LONGEST_PAUSE_S))
+                pause_s = _longer(pause_s, poll_s)
             self._stop.wait(pause_s)
 
     def _ask(self) -> None:
@@ -200,3 +212,7 @@ class ReleaseFollower:
 
     def _at(self, phase: str, done: int = 0, total: int = 0) -> None:
         self._phase, self._done, self._total = phase, done, total
+
+
+def _longer(pause_s: float, poll_s: float) -> float:
+    return max(poll_s, min(2 * pause_s, _LONGEST_PAUSE_S))

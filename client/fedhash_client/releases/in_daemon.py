@@ -73,6 +73,7 @@ def add_releases(
 
     def search(arguments: Mapping[str, Any]) -> dict[str, Any]:
         query = OwnQuery.of(arguments)
+        served.heed_consent()
         now = served.current()
         if now is None:
             return search_words(settings, agreement, query, "this site has no release yet")
@@ -82,12 +83,15 @@ def add_releases(
         patient_id = arguments.get("patient")
         if not isinstance(patient_id, str):
             raise QueryError("withdraw needs the patient's id as text, under 'patient'")
-        forget = [daemon.answers.forget_data]
-        return asdict(
-            withdraw(
-                settings, agreement, patient_id, served=served, note=audit.append, forget=forget
-            )
+        receipt = withdraw(
+            settings,
+            agreement,
+            patient_id,
+            served=served,
+            note=audit.append,
+            forget=daemon.forgetting,
         )
+        return asdict(receipt)
 
     daemon.control.register("rebuild-index", rebuild)
     daemon.control.register("search", search)

@@ -15,7 +15,9 @@
 4. `ServedRelease` is a snapshot. A search that has taken one ends with it, whatever is switched.
 5. Whoever withdraws is removed from all of these archives, also from one that is being filled. What
    is encoded already and not yet stored is left out when it is stored (`Withdrawn.locked`).
-6. One process at a time has them open.
+6. So is a study whose row says no to consent (`consent`): looked at when an archive is opened
+   or filled, and whenever a query asks for the one that answers. Where that fails, none answers.
+7. One process at a time has them open.
 
     >>> with ServedReleases(settings, agreement) as served:
     ...     served.adopt(release, progress=print)
@@ -45,8 +47,9 @@ from fedhash_client.archive_index import (
     data_fingerprint,
     read_handle_key,
     read_site_manifest,
-    state_folder,
 )
+from fedhash_client.daemon.paths import state_folder
+from fedhash_client.releases.consent import RefusedStudies
 from fedhash_client.releases.source import untold
 from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawn import Withdrawn
@@ -93,6 +96,7 @@ class ServedReleases:
         self.releases = state_folder(settings) / "releases"
         self._served: ServedRelease | None = None
         self._filling: Archive | None = None
+        self._refused = RefusedStudies(settings.manifest, settings.handle_key)
         self._lock: int | None = None
 
     def acquire(self) -> None:
@@ -142,9 +146,29 @@ class ServedReleases:
         return self._served
 
     def archive(self) -> Archive | None:
-        """The archive that answers now, see `current`."""
-        now = self._served
-        return None if now is None else now.archive
+        """The archive that answers now, see `current`; it holds nobody whose row refuses.
+
+        Raises:
+            FedhashError: Entries that must go cannot be removed.
+        """
+        self.heed_consent()
+        return None if self._served is None else self._served.archive
+
+    def heed_consent(self) -> None:
+        """Remove studies whose row says no to consent, if the manifest has changed.
+
+        Raises:
+            ArchiveError: An archive that answers cannot be written, or the handle key is none.
+            StorageError: The operating system refuses.
+        """
+        if not self._refused.changed():
+            return
+        with self._withdrawn.locked():
+            self._refused.read()
+            removed = self._remove(lambda each: each.remove_studies(self._refused.handles))
+            self._refused.heeded()  # not before: else another thread would search meanwhile
+        if removed:
+            _log.info("entries of studies without consent were removed from the archives")
 
     def open(self, release: Release | None = None) -> ServedRelease | None:
         """Open what the link names, if anything.
@@ -170,8 +194,10 @@ class ServedReleases:
             release = load_release(folder)
         check_release(release, self._agreement)
         archive = Archive(path, release.release_id, self._agreement.code_bits)
-        self._served = ServedRelease(release, release.build_model(), archive)
-        return self._served
+        served = ServedRelease(release, release.build_model(), archive)
+        self._served = served
+        self.heed_consent()
+        return served
 
     def adopt(
         self,
@@ -195,6 +221,8 @@ class ServedReleases:
             StorageError: The operating system refuses.
         """
         check_release(release, self._agreement)
+        with self._withdrawn.locked():
+            self._refused.read()
         manifest = read_site_manifest(self._settings, self._agreement)
         studies = [each for each in manifest.studies if each.consent]
         if not studies:
@@ -245,18 +273,22 @@ class ServedReleases:
             ArchiveError: An archive that answers cannot be written.
             StorageError: The operating system refuses.
         """
+        return self._remove(lambda each: each.remove_patient(patient_id))
+
+    def _remove(self, remove: Callable[[Archive], int]) -> int:
+        """Let every archive remove entries; returns how many there were."""
         removed = 0
         opened = [self._filling, None if self._served is None else self._served.archive]
         paths = {each.path for each in opened if each is not None}
         for archive in opened:
             if archive is not None:
-                removed += archive.remove_patient(patient_id)
+                removed += remove(archive)
         linked = self._linked()
         for path in sorted({*self._folder.glob("*.sqlite"), *([linked] if linked else [])} - paths):
             try:
                 release_id, code_bits = archive_release(path)
                 with Archive(path, release_id, code_bits) as archive:
-                    removed += archive.remove_patient(patient_id)
+                    removed += remove(archive)
             except ArchiveError:
                 if path == linked:
                     raise
@@ -289,7 +321,10 @@ class ServedReleases:
             entries = encode_entries(model, prepared, [handles[place] for place in block])
             with self._withdrawn.locked():
                 gone = self._withdrawn.among([entry.patient_id for entry in entries])
-                archive.add([entry for entry in entries if entry.patient_id not in gone])
+                refused = self._refused.handles
+                archive.add(
+                    [e for e in entries if e.patient_id not in gone and e.handle not in refused]
+                )
             progress(done + start + len(block), len(studies))
 
     def _reopened(self, release: Release) -> ServedRelease | None:
