@@ -58,12 +58,15 @@ pytestmark = [
 
 @dataclass
 class Killed:
-    """One kill: what, when after the phase's last event, and how long until all was as before."""
+    """One kill: what, when after the phase's last event, and how long until all was as before.
+
+    That time is None where nobody saw it: the last round of a run was the one that failed.
+    """
 
     phase: str
     victim: str
     after_s: float
-    recovered_s: float
+    recovered_s: float | None = None
 
 
 def test_kills_spread_over_all_that_a_consortium_does(
@@ -121,7 +124,7 @@ class Play:
         return self._killed(phase, victim, after_s)
 
     def _killed(self, phase: str, victim: str, after_s: float) -> tuple[Killed, float]:
-        killed = Killed(phase, victim, round(after_s, 2), 0.0)
+        killed = Killed(phase, victim, round(after_s, 2))
         self.killed.append(killed)
         _log.info("%s: kill -9 %s after %.1f s", phase, victim, after_s)
         return killed, time.monotonic()
@@ -136,7 +139,7 @@ class Play:
         """Runs until all kills are done; the last one's name."""
         while True:
             self._runs += 1
-            run, rounds = f"run-{self._runs}", kills + 3
+            run, rounds = f"run-{self._runs}", 2 * kills + 3
             command = self._consortium.train_command(run, rounds)
             training = _Training(self._consortium, run, rounds, command)
             training.complete_another(0)
@@ -150,8 +153,8 @@ class Play:
                     break
                 killed, at = self._killed("training", victim, after_s)
                 kills -= 1
-                training.complete_another(training.completed())
-                self._recovered(killed, at)
+                if training.complete_another(training.completed()):
+                    self._recovered(killed, at)
             training.finish()
             if not kills:
                 return run
@@ -298,13 +301,14 @@ class _Training:
         self._consortium._wait(f"{victim} to kill it", dead_or_late)
         return killed
 
-    def complete_another(self, completed: int) -> None:
-        """Wait for a round that completes, or the last one."""
+    def complete_another(self, completed: int) -> bool:
+        """Wait for a round that completes; False where the run ended without one."""
 
         def went_on() -> bool:
             return self.completed() > completed or self.ended()
 
         self._consortium._wait(f"more than {completed} rounds of {self._run}", went_on)
+        return self.completed() > completed
 
     def ended(self) -> bool:
         return len(self._consortium.records(self._run)) >= self._rounds
