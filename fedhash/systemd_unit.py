@@ -9,6 +9,7 @@ because torch compiles kernels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ User={user}
 ExecStart={command}
 Restart=on-failure
 RestartSec=5
-TimeoutStartSec=300
+{watchdog}TimeoutStartSec=300
 TimeoutStopSec=90
 KillMode=mixed
 UMask=0077
@@ -65,7 +66,13 @@ WantedBy=multi-user.target
 
 
 def systemd_unit(
-    name: str, description: str, command: Sequence[str], folder: Path, user: str
+    name: str,
+    description: str,
+    command: Sequence[str],
+    folder: Path,
+    user: str,
+    *,
+    watchdog_s: int | None = None,
 ) -> str:
     """The text of a unit.
 
@@ -75,10 +82,16 @@ def systemd_unit(
         command: Program, by its whole path, and arguments.
         folder: The only one that it may write.
         user: Whose rights it has.
+        watchdog_s: A daemon that has not said for so long that it lives is started again.
 
     Raises:
-        ConfigurationError: A path has a character that a unit cannot be told simply.
+        ConfigurationError: A path has a character that a unit cannot be told simply, or the user
+            is none.
     """
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", user):
+        raise ConfigurationError(
+            [Problem(Path("--user"), None, f"{user[:80]!r} is no name of a user of this machine")]
+        )
     for text in (*command, str(folder)):
         if not all(each.isalnum() or each in "/._-+@" for each in text):
             message = (
@@ -92,4 +105,5 @@ def systemd_unit(
         command=" ".join(command),
         folder=folder,
         user=user,
+        watchdog="" if watchdog_s is None else f"WatchdogSec={watchdog_s}\n",
     )

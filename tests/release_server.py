@@ -15,14 +15,15 @@ from grpc import aio
 from fedhash_server.release_service import release_handler
 
 
-def anybody(connection: object) -> None:
+def anybody(connection: object) -> str:
     """Admits every peer."""
+    return "anybody"
 
 
 @contextmanager
 def release_server(
     folder: Path,
-    admit: Callable[[object], object] = anybody,
+    admit: Callable[[object], str] = anybody,
     credentials: grpc.ServerCredentials | None = None,
 ) -> Iterator[str]:
     """The address of a server of a registry's folder."""

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
-from fedhash.errors import FedhashError, Problem
+from fedhash.errors import FedhashError
+from fedhash_client.commands.check import check
 from fedhash_client.commands.daemon import run, status
 from fedhash_client.commands.init import init, unit
 from fedhash_client.commands.search import search
@@ -37,61 +38,12 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
-for _command in (init, unit, run, status, search, withdraw, rebuild_index, audit):
+for _command in (init, check, unit, run, status, search, withdraw, rebuild_index, audit):
     app.command()(_command)
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-@app.command()
-def check(site: SiteFile, as_json: AsJson = False) -> None:
-    """Validate the site's files and its manifest, and name every row that cannot be used.
-
-    Ends with status 1 when a row cannot be used or no study is left, so that a script notices.
-    """
-    from fedhash_client.archive_index import read_site_manifest
-
-    try:
-        settings, agreement = _read(site)
-        manifest = read_site_manifest(settings, agreement)
-    except (FedhashError, OSError) as error:
-        _fail(error)
-    consenting = [study for study in manifest.studies if study.consent]
-    problems = list(manifest.problems)
-    if not consenting:
-        message = "no row is a usable study with consent; training and the index need some"
-        problems.append(Problem(settings.manifest, None, message))
-    counts = {
-        "site": settings.name,
-        "agreement": f"{agreement.name} {agreement.digest()[:12]}",
-        "usable studies": len(manifest.studies),
-        "patients": len({study.patient_id for study in manifest.studies}),
-        "without consent": len(manifest.studies) - len(consenting),
-        "rows with problems": len(manifest.problems),
-    }
-    positive = {
-        finding: sum(finding in study.positive for study in consenting)
-        for finding in agreement.findings
-    }
-    if as_json:
-        listed = [
-            {"file": str(each.file), "line": each.line, "message": each.message}
-            for each in problems
-        ]
-        _print_json({**counts, "positive studies": positive, "problems": listed})
-    else:
-        for name, value in counts.items():
-            _out.print(f"[dim]{name}:[/] {escape(str(value))}", highlight=False)
-        table = Table("finding", "positive studies", box=None, header_style="dim")
-        for finding, count in positive.items():
-            table.add_row(finding, str(count))
-        _out.print(table)
-        for problem in problems:
-            _err.print(escape(str(problem)), highlight=False, soft_wrap=True)
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -120,7 +72,10 @@ def identity(
 
 @app.command()
 def index(site: SiteFile, release: ReleaseFolder, as_json: AsJson = False) -> None:
-    """Encode the archive with a released model; the old index answers until the new is whole."""
+    """Encode the archive with a released model, for a site without a daemon.
+
+    The old index stays until the new is whole; meanwhile searches go by words.
+    """
     from fedhash.registry.release import load_release
     from fedhash_client.releases.download import install_release
     from fedhash_client.releases.served import ServedReleases, check_release

@@ -62,8 +62,15 @@ class OwnQuery(Settings):
         """
         try:
             return cls.model_validate_json(json.dumps(dict(asked)))
-        except (ValidationError, ValueError) as error:
-            raise QueryError(f"this is no search: {error}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise QueryError(
+                f"this is no search ({place + ': ' if place else ''}{first['msg']}); "
+                "its texts have to be UTF-8"
+            ) from error
+        except ValueError as error:  # no JSON can be made of it
+            raise QueryError(f"this is no search ({error})") from error
 
     def check(self, agreement: Agreement) -> int | None:
         """Hold it against the agreement; returns the radius that it asks for.

@@ -4,8 +4,8 @@
 2. A broken stream is opened again after a pause that doubles up to a minute and is drawn at random,
    so that a router that comes back is not met by all sites at once. A stream that held for a while
    begins anew with a short pause.
-3. Queries are answered by a few threads. So many may be unanswered at a time, and then no more are
-   read: a router that floods fills its own connection.
+3. Queries are answered by a few threads. So many may be without an answer that has left, and then
+   no more are read: a router that floods, or reads no answers, fills its own connection.
 4. What the router sends is trusted in nothing: the answers are those of
    `fedhash.index.answering.QueryDesk`, and what is no message ends the stream.
 
@@ -154,7 +154,8 @@ class QueryStream:
                 with ThreadPoolExecutor(_THREADS, thread_name_prefix="queries") as threads:
                     for data in stream.queries(self._accepted):
                         number, signed = read_to_site(data)
-                        stream.room.acquire()
+                        if not stream.wait_for_room():
+                            continue  # it has ended, which the loop finds out
                         threads.submit(self._work, stream, number, signed)
             finally:
                 with self._lock:
@@ -180,15 +181,13 @@ class QueryStream:
             # the router would wait for this answer for ever
             _log.exception("a query could not be answered")
             stream.close()
-        finally:
-            stream.room.release()
 
 
 class _Stream:
     """One call of `Attach`."""
 
     def __init__(self, channel: grpc.Channel, release: Callable[[], str | None]) -> None:
-        self.room = threading.BoundedSemaphore(_MOST_UNANSWERED)
+        self._room = threading.BoundedSemaphore(_MOST_UNANSWERED)
         self.accepted = threading.Event()
         self._release = release
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -207,9 +206,17 @@ class _Stream:
                 if data is None:
                     return
                 yield data
+                self._room.release()  # gRPC takes the next one when this one has left
+
+    def wait_for_room(self) -> bool:
+        """Wait until another query may be taken on; False where the stream has ended."""
+        while not self._room.acquire(timeout=_LOOKED_EVERY_S):
+            if not self._call.is_active():
+                return False
+        return True
 
     def send(self, data: bytes) -> None:
-        """Queue an answer; there are no more than queries under way."""
+        """Queue an answer; there are no more than there is room for."""
         self._outgoing.put(data)
 
     def queries(self, accepted: Callable[[], None]) -> Iterator[bytes]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,24 @@ queries:
   smallest_bucket: 3 # an answer that rests on fewer patients is empty
   queries_per_hour: 600 # of one requester
 
+# What this site trains, beside the agreement's limits.
+training:
+  aggregations: [secure] # plain would show the coordinator this site's own update
+  largest_model_parameters: 100000000 # bounds memory and the length of messages
+  largest_prepared_bytes: 4294967296 # of studies in memory; the disk holds twice as much
+  # frozen: {{image: frozen-image.safetensors}} # for rounds with frozen towers
+
+# What the daemon listens on, on loopback alone: whoever is on this machine reaches these ports.
+daemon:
+  health_port: 9464 # /health and /metrics
+  supernode_port: 9465 # of Flower's SuperNode
+
+# The consortium's releases: asked for, verified, and encoded in the background.
+releases:
+  poll_s: 30
+  largest_bytes: 2147483648
+  # smallest_number: 7 # after a loss of state/releases/newest.json, see docs/site.md
+
 # Connections go outwards only. Without this section the site works alone.
 network:
   superlink: {superlink}
@@ -110,13 +129,18 @@ def make_site_folder(
         coordinator: Host name or address of the coordinator's machine.
 
     Raises:
-        CertificateError: The name cannot be enrolled, a key is damaged, or the folder is that of
-            another site.
+        CertificateError: The name cannot be enrolled, the host is none, a key is damaged, or the
+            folder is that of another site.
         ConfigurationError: Others may use a key of the folder.
         StorageError: The operating system refuses.
     """
     # the name is checked before anything is written
     trial = ec.generate_private_key(ec.SECP256R1())
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,200}", coordinator):
+        raise CertificateError(
+            f"{coordinator[:80]!r} is neither a host name nor an IP address; name the "
+            "coordinator's machine, such as coordinator.example.org"
+        )
     public = _public_line(ec.generate_private_key(ec.SECP384R1()))
     make_request(name, trial, public, SiteIdentity.generate())
     made: list[str] = []

@@ -12,6 +12,7 @@ from fedhash.systemd_unit import systemd_unit
 __all__ = ["UNIT", "site_unit"]
 
 UNIT = "fedhash-site"
+_WATCHDOG_S = 60  # the daemon tells each five seconds that its sockets are served
 
 
 def site_unit(folder: Path, program: str, user: str) -> str:
@@ -21,4 +22,5 @@ def site_unit(folder: Path, program: str, user: str) -> str:
         ConfigurationError: A path has a character that a unit cannot be told simply.
     """
     command = [program, "run", str(folder / "site.yaml")]
-    return systemd_unit(UNIT, "fedhash site: training, index and answers", command, folder, user)
+    about = "fedhash site: training, index and answers"
+    return systemd_unit(UNIT, about, command, folder, user, watchdog_s=_WATCHDOG_S)

@@ -90,7 +90,7 @@ def withdraw(
             that is under way.
 
     Raises:
-        QueryError: The id is blank.
+        QueryError: The id is blank, or no text.
         ArchiveError: An archive cannot be written; the withdrawal stays pending.
         DataError: The list of those who withdrew is damaged.
         LedgerError: The privacy ledger was altered; everything is removed, and it stays pending.
@@ -99,6 +99,8 @@ def withdraw(
     """
     if not patient_id.strip() or patient_id != patient_id.strip():
         raise QueryError("the patient's id is blank or has white space around; give it as it is")
+    if any("\ud800" <= each <= "\udfff" for each in patient_id):  # as Python reads stray bytes
+        raise QueryError("the patient's id is not UTF-8, and no manifest holds such an id")
     withdrawn = Withdrawn(state_folder(settings))
     with withdrawn.locked():
         withdrawn.begin(patient_id)

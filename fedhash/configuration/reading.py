@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,8 @@ def resolved(settings: Settings, relative_to: Path | None = None) -> str:
 
 
 def _absolute(file: str, folder: Path) -> str:
-    return file if Path(file).is_absolute() else str((folder / file).resolve())
+    # links stay: a site's archive is one, and its place is the link's, not that of what it names
+    return file if Path(file).is_absolute() else os.path.abspath(folder / file)  # noqa: PTH100
 
 
 def _map_paths(

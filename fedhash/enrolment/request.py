@@ -19,7 +19,11 @@ from typing import Annotated, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
 from pydantic import Field, ValidationError
 
 from fedhash.configuration import Settings
@@ -76,6 +80,14 @@ class SiteRequest(Settings):
             ) from error
         if not isinstance(supernode, ec.EllipticCurvePublicKey):
             raise CertificateError(f"the SuperNode's key of {self.name} is no ECDSA key")
+        # one key has one spelling, or a key of another site or a struck one would pass as new
+        if supernode.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != (
+            self.supernode_key
+        ):
+            raise CertificateError(
+                f"the SuperNode's key of {self.name} is not written as OpenSSH writes it; have the "
+                "site run 'fedhash-site init' again"
+            )
         if fault := key_fault(bytes.fromhex(self.identity)):
             raise CertificateError(f"the identity of {self.name} {fault}")
         try:

@@ -59,6 +59,7 @@ __all__ = [
     "LARGEST_MANIFEST_BYTES",
     "MANIFEST_FILE",
     "Release",
+    "check_codes",
     "load_release",
     "named_files",
     "save_release",
@@ -248,15 +249,33 @@ def load_release(folder: Path) -> Release:
     return _release_of(manifest, model_bytes, frozen_bytes, folder)
 
 
-def named_files(manifest_bytes: bytes, release_id: str) -> dict[str, str]:
+def check_codes(release_id: str, theirs: Agreement, ours: Agreement) -> None:
+    """Refuse a release whose codes mean something else under our agreement than under its own.
+
+    Raises:
+        ReleaseError: Consortium, vocabulary, code length or modalities differ.
+    """
+    if theirs.codes_digest() != ours.codes_digest():
+        raise ReleaseError(
+            f"release {release_id[:12]} was trained under an agreement ({theirs.name!r}) with "
+            "another name, vocabulary, code length or other modalities than what this site signed "
+            f"({ours.name!r}); use a release of your own consortium"
+        )
+
+
+def named_files(
+    manifest_bytes: bytes, release_id: str, agreement: Agreement | None = None
+) -> dict[str, str]:
     """The other files of a release, each with the SHA-256 that its manifest demands of it.
 
     Args:
         manifest_bytes: From anyone.
         release_id: What its id has to be.
+        agreement: Ours, which its codes have to fit; None: any will do.
 
     Raises:
-        ReleaseError: It is no manifest, of another release, or does not fit this version.
+        ReleaseError: It is no manifest, of another release or agreement, or does not fit this
+            version.
     """
     manifest = _parsed(manifest_bytes, Path(f"release {release_id[:12]}"))
     if manifest.release_id() != release_id:
@@ -265,6 +284,8 @@ def named_files(manifest_bytes: bytes, release_id: str) -> dict[str, str]:
             f"{manifest.release_id()[:12]}; whoever sent it is not the coordinator, or its folder "
             "is damaged"
         )
+    if agreement is not None:
+        check_codes(release_id, manifest.agreement, agreement)
     digests = {_MODEL_FILE: manifest.model_digest}
     for modality in frozen_modalities(manifest.model):
         digest = str(manifest.model.towers[modality].options.get("sha256"))

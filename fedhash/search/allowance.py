@@ -1,7 +1,8 @@
 """How often somebody may do something: a bucket that refills evenly.
 
 A new bucket is full. Whoever waited may take all of it at once, so within any one window at most
-twice `count` are taken. Time is passed in; a clock that was set back gives nothing.
+twice `count` are taken. Time is passed in; a clock that was set back gives nothing, and one that
+was set back by more than a window counts from there: nobody waits until an hour that was wrong.
 
     >>> allowance = Allowance(count=2, window_ms=1000)
     >>> [allowance.take(now_ms=0) for _ in range(3)], allowance.take(now_ms=500)
@@ -29,6 +30,8 @@ class Allowance:
         full = self.count * self.window_ms
         if self._left_ms is None:
             self._left_ms, self._at_ms = full, now_ms
+        if now_ms < self._at_ms - self.window_ms:
+            self._at_ms = now_ms
         passed = max(0, now_ms - self._at_ms)
         self._at_ms = max(self._at_ms, now_ms)
         self._left_ms = min(full, self._left_ms + passed * self.count)

@@ -34,7 +34,10 @@ as if nothing were there, if
 What this protects: no single answer says of fewer than that many patients that they share a
 neighbourhood and attributes, and an empty answer does not say which of "none", a and b it was.
 
-What it does not: hits carry distances, so one lone study is seen by whoever asks with a radius that
+What it does not: **a filter tells of each hit that it has the value.** The bucket counts patients
+within the radius, while an answer lists k hits with handles, the same in every answer: who has a
+study's handle asks once with a filter and a wide radius, and sees whether it is among the hits.
+Hits carry distances, so one lone study is seen by whoever asks with a radius that
 takes in enough others; a site bounds that by `smallest_kappa`. Several answers, over other radii,
 over all values of an attribute but one, over conjunctions, or before and after a patient withdrew,
 can be subtracted from each other. How long an answer takes may depend on what is there. A hit's

@@ -14,13 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.durability import replace_file
 from fedhash.errors import ConfigurationError, Problem, StorageError
 
-__all__ = ["write_agreement_section"]
+__all__ = ["changed_agreement", "write_agreement_section"]
+
+
+def changed_agreement(path: Path, sections: dict[str, Any]) -> Agreement:
+    """The agreement as it would be with other top-level keys; nothing is written.
+
+    Raises:
+        ConfigurationError: The file is wrong, or would not be an agreement any more.
+    """
+    before = read_settings(path, Agreement)
+    try:
+        return Agreement.model_validate(before.model_dump() | sections)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        raise ConfigurationError([Problem(path, None, each["msg"]) for each in problems]) from error
 
 
 def write_agreement_section(path: Path, sections: dict[str, Any]) -> Agreement:
@@ -38,10 +53,9 @@ def write_agreement_section(path: Path, sections: dict[str, Any]) -> Agreement:
             be changed here; it stays as it was.
         StorageError: The operating system refuses.
     """
-    before = read_settings(path, Agreement)
-    meant = Agreement.model_validate(before.model_dump() | sections)
-    if meant == before:
-        return before
+    meant = changed_agreement(path, sections)
+    if meant == read_settings(path, Agreement):
+        return meant
     trial = path.with_name(f".{path.name}.new")
     try:
         text = path.read_text(encoding="utf-8")

@@ -205,8 +205,9 @@ def make_coordinator_folder(
     try:
         text = _AGREEMENT.format(consortium=_yaml_text(consortium))
         if agreement is not None:
-            text = agreement.read_text(encoding="utf-8")
-            if (named := read_settings(agreement, Agreement).name) != consortium:
+            named = read_settings(agreement, Agreement).name  # tells what is no text as well
+            text = agreement.read_text(encoding="utf-8-sig")
+            if named != consortium:
                 message = f"name is {named!r}, and the consortium {consortium!r}; make them equal"
                 raise ConfigurationError([Problem(agreement, None, message)])
         _make_folders(folder)

@@ -2,11 +2,13 @@
 
 1. A site is enrolled when `sites/NAME` stands and the agreement has its identity. The folder comes
    into being by one rename, the agreement by another; after a crash between them the same command
-   finishes the work. Repeated, it changes nothing.
+   finishes the work. Repeated, it changes nothing. A replaced certificate counts until the new one
+   stands in its place, so a site is enrolled at every moment in between.
 2. Other keys under a name that is taken are refused without `replace`, and keys of another site
    always. A SuperNode key that was struck off is refused for good, because Flower takes none twice.
-3. What is replaced or struck off moves to `struck/`, for the records. From then on no server takes
-   the certificate, whatever its dates say.
+3. What is replaced or struck off stands in `struck/`, for the records. From then on no server takes
+   the certificate, whatever its dates say. While a site is replaced it is enrolled at every moment:
+   a running coordinator that missed it would have Flower refuse its key for good.
 4. The agreement lists the identities, so it changes for all sites: each `welcome` folder gets
    the new one, and sites with an older one refuse to work until they have it.
 
@@ -23,12 +25,11 @@ from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
-from fedhash.agreement import Agreement
 from fedhash.durability import replace_file, sync_folder
 from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, read_request
 from fedhash.errors import CertificateError, StorageError
-from fedhash_server.agreement_file import write_agreement_section
+from fedhash_server.agreement_file import changed_agreement, write_agreement_section
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.roster import EnrolledSite, read_roster
 
@@ -88,8 +89,9 @@ def enrol(
         join = agreement.sites.get(request.name) != request.identity
         sites = agreement.sites | {request.name: request.identity}
         others = tuple(name for name in enrolled if name != request.name) if join else ()
+        # before a certificate is signed: the agreement may know no site of that name or key
+        meant = changed_agreement(folder.agreement_file, {"sites": sites})
         if dry_run:
-            meant = Agreement.model_validate(agreement.model_dump() | {"sites": sites})
             expires = "" if issue else _date(enrolled[request.name])
             return Enrolment(
                 request.name, issue or join, place / "welcome", expires, meant.digest(), others
@@ -177,35 +179,60 @@ def _stored_request(place: Path) -> SiteRequest | None:
 def _issue(folder: CoordinatorFolder, request: SiteRequest) -> None:
     """A certificate, and the site's folder around it."""
     certificate = folder.authority().sign(request.certificate_request.encode(), request.name)
+    place = folder.sites / request.name
     unfinished = folder.path / f".enrolling-{request.name}"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a crash left
-        unfinished.mkdir(mode=0o700)
-        (unfinished / "welcome").mkdir()
         contents = {
-            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
             "supernode.pub": f"{request.supernode_key}\n".encode(),
-            "certificate.pem": certificate,
             "welcome/site.pem": certificate,
             "welcome/ca.pem": folder.ca.read_bytes(),
+            "certificate.pem": certificate,
+            # last: by it the same command knows what is done
+            "request.json": (request.model_dump_json(indent=2) + "\n").encode(),
         }
-        for name, content in contents.items():
-            replace_file(unfinished / name, content)
-        if (folder.sites / request.name).exists():
-            enrolled = read_roster(folder).get(request.name)
-            if enrolled is not None:
-                _put_away(folder, enrolled)
-        unfinished.rename(folder.sites / request.name)
-        sync_folder(folder.sites)
+        enrolled = read_roster(folder).get(request.name)
+        if enrolled is not None:
+            _keep_record(folder, enrolled)
+            _write(place, contents)
+        else:
+            _write(unfinished, contents)
+            unfinished.rename(place)
+            sync_folder(folder.sites)
     except OSError as error:
-        raise StorageError(error, unfinished) from error
+        raise StorageError(error, place) from error
+
+
+def _write(place: Path, contents: dict[str, bytes]) -> None:
+    place.mkdir(mode=0o700, exist_ok=True)
+    (place / "welcome").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        replace_file(place / name, content)
+
+
+def _record(folder: CoordinatorFolder, site: EnrolledSite) -> Path:
+    """Where a site's files stay for the records; the serial number is of one certificate alone."""
+    folder.struck.mkdir(mode=0o700, exist_ok=True)
+    return folder.struck / f"{site.name}-{site.serial}"
+
+
+def _keep_record(folder: CoordinatorFolder, site: EnrolledSite) -> None:
+    """A copy of what is to be replaced; after a crash the whole one that was made before it."""
+    record = _record(folder, site)
+    if record.exists():
+        return
+    unfinished = folder.path / f".keeping-{site.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(folder.sites / site.name, unfinished)
+    unfinished.rename(record)
+    sync_folder(folder.struck)
 
 
 def _put_away(folder: CoordinatorFolder, site: EnrolledSite) -> None:
     try:
-        folder.struck.mkdir(mode=0o700, exist_ok=True)
-        # the serial number is the certificate's alone, so the place is free
-        (folder.sites / site.name).rename(folder.struck / f"{site.name}-{site.serial}")
+        record = _record(folder, site)
+        shutil.rmtree(record, ignore_errors=True)  # a replacing that a crash ended left a copy
+        (folder.sites / site.name).rename(record)
         sync_folder(folder.sites)
     except OSError as error:
         raise StorageError(error, folder.struck) from error

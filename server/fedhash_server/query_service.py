@@ -184,14 +184,15 @@ class QueryService:
         serving = cast("asyncio.Task[None]", asyncio.current_task())
         attachment = _Attachment(certificate, peer.name, serving)
         self._attachments[stream] = attachment
-        await context.send_initial_metadata(())  # by this the site knows that it is attached
-        _log.info("%s is attached from %s", peer.name, context.peer())
-        tasks = [
-            asyncio.create_task(self._read(stream, attachment, context)),
-            asyncio.create_task(self._write(stream, attachment, context)),
-            asyncio.create_task(attachment.ending.wait()),
-        ]
-        try:
+        tasks: list[asyncio.Task[Any]] = []
+        try:  # from here on, for a site may hang up before it is told anything
+            await context.send_initial_metadata(())  # by this it knows that it is attached
+            _log.info("%s is attached from %s", peer.name, context.peer())
+            tasks += [
+                asyncio.create_task(self._read(stream, attachment, context)),
+                asyncio.create_task(self._write(stream, attachment, context)),
+                asyncio.create_task(attachment.ending.wait()),
+            ]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:

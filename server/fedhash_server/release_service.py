@@ -3,8 +3,9 @@
 1. Who may ask is decided by `admit` from what TLS proved, before anything else, for each call.
 2. Only files of the release that `current.json` names are given, by the names that a release has.
    Nothing of a request becomes a path before it has the form of an id or of such a name.
-3. At most `LARGEST_DOWNLOADS` run at a time; another one is told to come again. A site that reads
-   slowly holds a place until its deadline, which a call must have, at most an hour away.
+3. At most `LARGEST_DOWNLOADS` run at a time, and two of a site, one of which may be left of a
+   broken connection; another one is told to come again. A site that reads slowly holds its place
+   until its deadline, which a call must have, at most an hour away.
 
     >>> server.add_generic_rpc_handlers([release_handler(Path("releases"), admit)])
 """
@@ -14,9 +15,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import Lock
 from typing import Any
 
 import grpc
@@ -37,29 +39,53 @@ from fedhash.registry.wire.releases_pb2 import Chunk, CurrentReply, FetchRequest
 __all__ = ["LARGEST_DOWNLOADS", "release_handler"]
 
 LARGEST_DOWNLOADS = 6  # the router has eight threads for calls like these
+_DOWNLOADS_OF_A_SITE = 2
 _LONGEST_CALL_S = 3600.0
 _FILE = re.compile(r"manifest\.json|model\.safetensors|frozen-[a-z][a-z0-9_]{0,63}\.safetensors")
 
 _log = logging.getLogger(__name__)
 
 
+class _Places:
+    """Who downloads now."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def take(self, site: str) -> bool:
+        with self._lock:
+            if (
+                self._taken[site] >= _DOWNLOADS_OF_A_SITE
+                or self._taken.total() >= LARGEST_DOWNLOADS
+            ):
+                return False
+            self._taken[site] += 1
+            return True
+
+    def give_back(self, site: str) -> None:
+        with self._lock:
+            self._taken[site] -= 1
+
+
 def release_handler(
-    folder: Path, admit: Callable[[Mapping[str, Iterable[bytes]]], object]
+    folder: Path, admit: Callable[[Mapping[str, Iterable[bytes]]], str]
 ) -> grpc.GenericRpcHandler:
     """The service's methods for a server of grpcio.
 
     Args:
         folder: The registry's (`fedhash.registry.registry`).
-        admit: Raises CertificateError for a connection (`context.auth_context()`) whose peer may
-            not fetch releases.
+        admit: The name of the site at the other end of a connection (`context.auth_context()`).
+            Raises CertificateError if it may not fetch releases.
     """
-    places = BoundedSemaphore(LARGEST_DOWNLOADS)
+    places = _Places()
 
-    def check(context: Any) -> None:
+    def check(context: Any) -> str:
         try:
-            admit(context.auth_context())
+            return admit(context.auth_context())
         except CertificateError as error:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            raise  # abort has raised already
 
     def current(request: bytes, context: grpc.ServicerContext) -> bytes:
         check(context)
@@ -73,21 +99,21 @@ def release_handler(
         return CurrentReply(statement=statement).SerializeToString()
 
     def fetch(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        check(context)
+        site = check(context)
         path, offset = _asked(request, folder, context)
         if not 0 < (context.time_remaining() or 0) <= _LONGEST_CALL_S:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"a fetch needs a deadline of at most {_LONGEST_CALL_S:.0f} s",
             )
-        if not places.acquire(blocking=False):
+        if not places.take(site):
             context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "too many downloads at a time; come again"
             )
         try:
             yield from _chunks(path, offset, context)
         finally:
-            places.release()
+            places.give_back(site)
 
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         CURRENT_METHOD: grpc.unary_unary_rpc_method_handler(current),

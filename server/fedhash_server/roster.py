@@ -67,9 +67,14 @@ def _enrolled(path: Path, consortium: str) -> EnrolledSite:
     if (peer.consortium, peer.role, peer.name) != (consortium, "site", name):
         raise CertificateError(
             f"{path} names the {peer.role} {peer.name!r} of {peer.consortium!r}, expected the site "
-            f"{name!r} of {consortium!r}; strike it and enrol it again"
+            f"{name!r} of {consortium!r}; "
+            # not by 'strike', which reads this as well; and a running coordinator would have
+            # Flower refuse the key of a site that is gone
+            "restore it from a copy, or end 'fedhash-coordinator run', move "
+            f"{path.parent} away, and enrol the request.json in it again"
         )
-    key = read_regular_file(path.with_name("supernode.pub"), _LARGEST_BYTES).decode().strip()
+    line = read_regular_file(path.with_name("supernode.pub"), _LARGEST_BYTES)
+    key = line.decode("ascii", errors="replace").strip()
     return EnrolledSite(
         name, peer.fingerprint, serial_number(certificate), expiry(certificate), key
     )

@@ -83,7 +83,7 @@ class RouterServer:
         self._settings = settings
         releases = release_handler(
             folder.releases,
-            lambda connection: self.members.peer(connection, frozenset({"site"})),
+            lambda connection: self.members.peer(connection, frozenset({"site"})).name,
         )
         self._handlers = [self.queries.handler(), releases]
         registry = CollectorRegistry()

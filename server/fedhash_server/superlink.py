@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -39,7 +40,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from fedhash.errors import ProtocolError, StorageError
+from fedhash.errors import CertificateError, ProtocolError, StorageError
 from fedhash.flower_version import check_flower_version
 from fedhash.offline import exempt_loopback
 from fedhash_server.coordinator_folder import CoordinatorFolder
@@ -129,9 +130,10 @@ class SuperLink:
         """Register the enrolled sites' SuperNode keys, and unregister all others.
 
         Raises:
+            CertificateError: What stands in the place of a site's key is none.
             ProtocolError: The SuperLink does not answer, or refuses.
         """
-        wanted = {_pem(site.supernode_key): name for name, site in roster.items()}
+        wanted = {_pem(site): name for name, site in roster.items()}
         known = self._ask(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
         live = {bytes(node.public_key): node for node in known if node.status != _UNREGISTERED}
         gone = {bytes(node.public_key) for node in known if node.status == _UNREGISTERED}
@@ -230,6 +232,12 @@ def _bundle(app: Path) -> bytes:
         return build_fab_from_disk(app)
 
 
-def _pem(ssh_key: str) -> bytes:
-    key = load_ssh_public_key(ssh_key.encode())
+def _pem(site: EnrolledSite) -> bytes:
+    try:
+        key = load_ssh_public_key(site.supernode_key.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateError(
+            f"sites/{site.name}/supernode.pub holds no key ({error}); restore it from a copy, or "
+            "write the one of the site's request.json there"
+        ) from error
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ _DIMENSIONS = 60
 _CLIP_NORM, _EPSILON, _DELTA = 0.7, 8.0, 1e-5
 _MARKER = "network-demo.json"  # a folder that a demo made, and that the next may replace
 _TIMEOUT_S = 180.0
+_GRACE_S = 20.0
 _REPORT = "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
 
 
@@ -71,8 +72,8 @@ def run_network_demo(folder: Path, tell: Callable[[str], object]) -> dict[str, o
         FedhashError: A party could not do its part; the message names its log.
     """
     _clear(folder)
-    with ExitStack() as parties:
-        demo = NetworkDemo(folder.resolve(), tell, parties)
+    demo = NetworkDemo(folder.resolve(), tell)
+    try:
         demo.enrol()
         demo.start()
         demo.train()
@@ -81,6 +82,8 @@ def run_network_demo(folder: Path, tell: Callable[[str], object]) -> dict[str, o
         demo.withdraw()
         demo.lose_a_site()
         return demo.facts
+    finally:
+        demo.end()
 
 
 class NetworkDemo:
@@ -90,15 +93,15 @@ class NetworkDemo:
         facts: What was measured.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], object], parties: ExitStack) -> None:
+    def __init__(self, folder: Path, tell: Callable[[str], object]) -> None:
         self._folder = folder
         self._tell = tell
-        self._parties = parties
         self._coordinator = folder / "coordinator"
         self._logs = folder / "logs"
         self._towers: dict[str, Any] = {}
         self._ports = _free_ports()
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._running: dict[str, subprocess.Popen[bytes]] = {}  # of these, those that shall
         self.facts: dict[str, object] = {}
 
     def enrol(self) -> None:
@@ -263,6 +266,16 @@ class NetworkDemo:
         self._expect_answers(self._search(), SITES)
         self._tell(f"{lost} is back and answers")
 
+    def end(self) -> None:
+        """End every party, in order if it will, and return when none is left."""
+        for party in self._started:
+            _signal(party, signal.SIGTERM)
+        for party in self._started:
+            with suppress(subprocess.TimeoutExpired):
+                party.wait(timeout=_GRACE_S)
+            _signal(party, signal.SIGKILL)  # also what an ended party left
+            party.wait()
+
     def _freeze(self, agreement: Path) -> dict[str, Any]:
         """Make the frozen features of public patients; the towers that read them."""
         towers = {}
@@ -422,7 +435,7 @@ class NetworkDemo:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
-        self._parties.callback(_end, party)
+        self._started.append(party)
         self._running[name] = party
 
     def _wait(self, what: str, happened: Callable[[], bool]) -> None:
@@ -452,13 +465,10 @@ def _last_line(log: Path) -> str:
         return (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
 
 
-def _end(party: subprocess.Popen[bytes]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(party.pid, how)
-            party.wait(timeout=20)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+def _signal(party: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Tell a party and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(party.pid, how)
 
 
 def _by_site(found: Mapping[str, Any]) -> dict[str, int]:

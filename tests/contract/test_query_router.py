@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -12,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -184,6 +185,31 @@ def test_a_silent_site_is_late_and_a_caller_that_leaves_ends_its_query(
         until(lambda: router.server.queries.under_way == 0, "the query has ended")
         silent.cancel()
         go_on.set()
+
+
+class Gone:
+    """The context of a call whose site hung up before the router said anything."""
+
+    def __init__(self, certificate: bytes) -> None:
+        self._certificate = certificate
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {"x509_pem_cert": [self._certificate]}
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def send_initial_metadata(self, _: object) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_site_that_hangs_up_at_once_leaves_nothing(place: Place, router: RouterThread) -> None:
+    queries = router.server.queries
+    certificate = place.network("hospital-b", router.port).certificate.read_bytes()
+    with pytest.raises(CancelledError):
+        router.call(queries._attach, None, Gone(certificate))
+    assert queries.attached() == ()
+    assert queries._attachments == {}
 
 
 def test_a_site_that_lies_costs_its_own_answers(
@@ -423,6 +449,50 @@ def test_a_site_takes_hostile_messages_of_a_router(
     assert int(status["connections"]) > 1, "what is no message ends the stream, and it comes back"
     stream.stop()
     server.stop(0).wait()
+
+
+def test_a_router_that_reads_no_answers_gets_no_more(place: Place) -> None:
+    """Or the answers would pile up in the memory of the site."""
+    sent, ended = 0, threading.Event()
+
+    def attach(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        nonlocal sent
+        signed = SignedQuery(b"x", bytes(64))
+        while not ended.is_set() and sent < 100_000:
+            yield encode_to_site(sent + 1, signed)
+            sent += 1
+
+    handler = grpc.stream_stream_rpc_method_handler(attach)
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {ATTACH: handler})]
+    )
+    key, certificate = place.folder.key("router"), place.folder.certificate("router")
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), certificate.read_bytes())], place.folder.ca.read_bytes(), True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    answered = 0
+
+    def answer(*_: object) -> Refusal:
+        nonlocal answered
+        answered += 1
+        return Refusal("malformed", "x" * 1000)
+
+    stream = QueryStream(place.network("hospital-a", port), answer, lambda: None)
+    stream.start()
+    try:
+        before = -1
+        while answered == 0 or answered != before:  # until nothing moves any more
+            before = answered
+            time.sleep(0.5)
+        assert before < sent, "more was sent than is taken on"
+        assert stream.status()["attached"]
+    finally:
+        stream.stop()
+        ended.set()
+        server.stop(0).wait()
 
 
 def memory_bytes() -> int:

@@ -242,6 +242,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("NOTIFY_SOCKET", f"@fedhash-{os.getpid()}")
         notify("STOPPING=1")
         assert manager.recv(100) == b"STOPPING=1"
+    notify("STOPPING=1")  # one that has gone ends no server
 
 
 def test_the_committed_units_are_those_that_the_commands_print() -> None:
@@ -256,10 +257,17 @@ def test_the_committed_units_are_those_that_the_commands_print() -> None:
     }
     for path, text in units.items():
         assert path.read_text() == text
+    told_by = {path.name: "\nWatchdogSec=" in text for path, text in units.items()}
+    assert told_by == {"fedhash-coordinator.service": False, "fedhash-site.service": True}, (
+        "the site's daemon alone tells that it lives"
+    )
     for app in (site_app, coordinator_app):
         result = CliRunner().invoke(app, ["unit", "/srv/x", "--user", "anna"])
         assert "\nUser=anna\n" in result.stdout
         assert "\nReadWritePaths=/srv/x\n" in result.stdout
+        for user in ("", "a b", "root\nExecStartPre=/bin/true"):
+            result = CliRunner().invoke(app, ["unit", "/srv/x", "--user", user])
+            assert (result.exit_code, result.stdout) == (1, "")
     assert CliRunner().invoke(site_app, ["unit", "/srv/a b"]).exit_code == 1
 
 

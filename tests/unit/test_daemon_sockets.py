@@ -258,6 +258,17 @@ def test_a_line_without_an_end_is_dropped(control: ControlSocket, tmp_path: Path
     wait_until(lambda: control.status()["dropped"] == 1)
 
 
+def test_a_daemon_that_is_busy_is_not_said_to_be_away(
+    control: ControlSocket, tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+    control.register("encode", lambda _: go_on.wait(60))
+    with pytest.raises(ProtocolError, match=r"'encode' within 0\.2 s; it may be busy"):
+        ask_daemon(tmp_path / "c", "encode", timeout_s=0.2)
+    go_on.set()
+    assert ask_daemon(tmp_path / "c", "encode") is True
+
+
 def test_where_no_daemon_is_the_remedy_is_told(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="fedhash-site run"):
         ask_daemon(tmp_path / "none", "status")

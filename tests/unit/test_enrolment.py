@@ -8,7 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -17,7 +21,7 @@ import fedhash_server.enrolment as enrolling
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.enrolment import check_certificate, peer_of
-from fedhash.enrolment.request import SiteRequest, read_request
+from fedhash.enrolment.request import SiteRequest, make_request, read_request
 from fedhash.errors import CertificateError, ConfigurationError, StorageError
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.cli import app as site_app
@@ -28,6 +32,7 @@ from fedhash_server.cli import app as coordinator_app
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.enrolment import enrol, strike
 from fedhash_server.roster import read_roster
+from fedhash_server.superlink import SuperLink
 
 
 def call(app: object, *arguments: object, code: int = 0) -> str:
@@ -110,6 +115,15 @@ def test_a_name_that_is_no_folder_is_refused_before_a_key_is_made(
 ) -> None:
     with pytest.raises(CertificateError, match="cannot be enrolled"):
         make_site_folder(tmp_path / "site", name)
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("host", ["", "a\nb", "c.example.org/x", "\udcff"])
+def test_a_coordinator_that_is_no_host_is_refused_before_a_key_is_made(
+    tmp_path: Path, host: str
+) -> None:
+    with pytest.raises(CertificateError, match="neither a host name nor an IP address"):
+        make_site_folder(tmp_path / "site", "a", coordinator=host)
     assert not (tmp_path / "site").exists()
 
 
@@ -202,6 +216,52 @@ def test_other_keys_under_a_taken_name_need_replace(
     assert peer_of((kept / "certificate.pem").read_bytes()).fingerprint == old.fingerprint
 
 
+@pytest.mark.parametrize("same_keys", [True, False])
+def test_a_crash_while_a_site_is_replaced_leaves_it_enrolled(
+    tmp_path: Path, folder: CoordinatorFolder, monkeypatch: pytest.MonkeyPatch, same_keys: bool
+) -> None:
+    """At no moment does a running coordinator miss the site: its key would be refused for good."""
+    first = request_of(tmp_path, "a")
+    second = first if same_keys else request_of(tmp_path, "a", "elsewhere")
+    enrol(folder, first)
+    old = read_roster(folder)["a"].fingerprint
+    write, keys = enrolling.replace_file, {first.supernode_key, second.supernode_key}
+    for last in range(5):
+        written: list[Path] = []
+
+        def dies(
+            path: Path, content: bytes, last: int = last, written: list[Path] = written
+        ) -> None:
+            assert read_roster(folder)["a"].supernode_key in keys
+            if len(written) == last:
+                power_cut()
+            written.append(path)
+            write(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enrolling, "replace_file", dies)
+            with pytest.raises(KeyboardInterrupt):
+                enrol(folder, second, replace=True)
+        assert read_roster(folder)["a"].supernode_key in keys
+    with monkeypatch.context() as patch:
+        rename = Path.rename
+
+        def elsewhere(path: Path, target: Path) -> Path:
+            assert path.parent != folder.sites, "between two renames there would be no site"
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", elsewhere)
+        enrol(folder, second, replace=True)
+    assert read_roster(folder)["a"].supernode_key == second.supernode_key
+    assert read_roster(folder)["a"].fingerprint != old
+    assert not enrol(folder, second).changed
+    records = [peer_of((each / "certificate.pem").read_bytes()) for each in folder.struck.iterdir()]
+    assert old in {each.fingerprint for each in records}
+    assert strike(folder, "a") == ()
+    with pytest.raises(CertificateError, match="was struck off"):
+        enrol(folder, second)
+
+
 def test_a_certificate_is_renewed_for_the_same_keys(
     tmp_path: Path, folder: CoordinatorFolder
 ) -> None:
@@ -241,6 +301,45 @@ def test_two_names_cannot_share_a_key(tmp_path: Path, folder: CoordinatorFolder)
     assert list(read_roster(folder)) == ["a"]
 
 
+def test_a_key_in_another_spelling_is_not_another_key(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    """136 bytes leave four bits of the last base64 digit unused, so a key has sixteen spellings."""
+    key = request_of(tmp_path, "a").supernode_key
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = key.rstrip("=")[-1]
+    spelt = key.rstrip("=")[:-1] + digits[digits.index(last) + 1] + "=="
+    identity = SiteIdentity.load(tmp_path / "a" / "secrets" / "identity.pem")
+    tls_key = load_pem_private_key((tmp_path / "a" / "secrets" / "tls.key").read_bytes(), None)
+    assert isinstance(tls_key, EllipticCurvePrivateKey)
+    for other in (spelt, f"{key}="):
+        path = tmp_path / "other.json"
+        path.write_text(make_request("b", tls_key, other, identity).model_dump_json())
+        with pytest.raises(CertificateError, match="not written as OpenSSH writes it"):
+            read_request(path)
+
+
+def test_a_site_that_the_agreement_cannot_list_gets_no_certificate(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    request_of(tmp_path, "coordinator")
+    agreement = folder.agreement_file.read_text()
+    for options in ([], ["--dry-run"]):
+        command = ("enrol", folder.path, tmp_path / "coordinator" / "request.json", *options)
+        assert "a site is called 'coordinator'" in call(coordinator_app, *command, code=1)
+    assert read_roster(folder) == {}
+    assert list(folder.sites.iterdir()) == []
+    assert folder.agreement_file.read_text() == agreement
+
+
+def test_a_draft_that_is_no_text_makes_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "draft.yaml").write_bytes(b"name: \xff")
+    init = ("init", tmp_path / "new", "--name", "x", "--host", "localhost")
+    told = call(coordinator_app, *init, "--agreement", tmp_path / "draft.yaml", code=1)
+    assert "not UTF-8" in told
+    assert not (tmp_path / "new").exists()
+
+
 def test_every_site_gets_the_new_agreement(tmp_path: Path, folder: CoordinatorFolder) -> None:
     enrol(folder, request_of(tmp_path, "a"))
     done = enrol(folder, request_of(tmp_path, "b"))
@@ -271,6 +370,47 @@ def test_a_crash_before_the_agreement_is_mended_by_the_same_command(
     assert (done.welcome / "agreement.yaml").exists()
 
 
+@pytest.mark.parametrize("same_keys", [True, False])
+def test_a_replacement_that_is_cut_short_anywhere_is_finished_by_the_same_command(
+    tmp_path: Path,
+    folder: CoordinatorFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    same_keys: bool,
+) -> None:
+    """The site is enrolled at every moment, and its SuperNode key never counts as struck off."""
+    enrol(folder, request_of(tmp_path, "a"))
+    request = request_of(tmp_path, "a", where="a" if same_keys else "another")
+    before = read_roster(folder)["a"].fingerprint
+    for step in range(1, 100):
+        left = step
+
+        def cut(function: Callable[..., None]) -> Callable[..., None]:
+            def each(*arguments: object) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+                function(*arguments)
+
+            return each
+
+        with monkeypatch.context() as patch:
+            patch.setattr(enrolling, "replace_file", cut(enrolling.replace_file))
+            patch.setattr(enrolling, "sync_folder", cut(enrolling.sync_folder))
+            patch.setattr(enrolling.shutil, "copytree", cut(enrolling.shutil.copytree))
+            try:
+                enrol(folder, request, replace=True)
+            except KeyboardInterrupt:
+                assert list(read_roster(folder)) == ["a"]
+                continue
+        break
+    assert step > 6, "each write was cut once"
+    assert read_roster(folder)["a"].fingerprint != before
+    assert read_request(folder.sites / "a" / "request.json") == request
+    strike(folder, "a")
+    assert read_roster(folder) == {}
+
+
 def power_cut(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -284,6 +424,33 @@ def test_a_certificate_in_the_wrong_folder_is_found(
     (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
     with pytest.raises(CertificateError, match=r"names the site 'a' .* expected the site 'b'"):
         read_roster(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"ecdsa-sha2-nistp384 AAAA", b"\xff\xfe", b"no key"])
+def test_a_damaged_supernode_key_is_told_and_ends_no_server(
+    tmp_path: Path, folder: CoordinatorFolder, content: bytes
+) -> None:
+    enrol(folder, request_of(tmp_path, "a"))
+    (folder.sites / "a" / "supernode.pub").write_bytes(content)
+    with (
+        SuperLink(folder, folder.settings()) as superlink,
+        pytest.raises(CertificateError, match=r"sites/a/supernode.pub holds no key"),
+    ):
+        superlink.keep_nodes(read_roster(folder))
+
+
+def test_the_remedy_for_a_certificate_in_the_wrong_folder_works(
+    tmp_path: Path, folder: CoordinatorFolder
+) -> None:
+    for name in "ab":
+        enrol(folder, request_of(tmp_path, name))
+    stolen = (folder.sites / "a" / "certificate.pem").read_bytes()
+    (folder.sites / "b" / "certificate.pem").write_bytes(stolen)
+    with pytest.raises(CertificateError, match=r"move .*/sites/b away, and enrol"):
+        strike(folder, "b")
+    away = (folder.sites / "b").rename(tmp_path / "away")
+    enrol(folder, read_request(away / "request.json"))
+    assert list(read_roster(folder)) == ["a", "b"]
 
 
 def test_servers_have_certificates_and_a_lost_one_is_made_again(folder: CoordinatorFolder) -> None:

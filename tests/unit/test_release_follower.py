@@ -153,7 +153,7 @@ def test_what_the_release_key_did_not_sign_is_refused(site: Site, registry: Path
     assert not list(site.served.releases.iterdir())
 
 
-def test_a_release_of_another_agreement_is_fetched_and_not_used(site: Site, registry: Path) -> None:
+def test_a_release_of_another_agreement_is_not_even_downloaded(site: Site, registry: Path) -> None:
     first = publish(registry, 1)
     site.follower.step()
     other = release_into(
@@ -170,6 +170,30 @@ def test_a_release_of_another_agreement_is_fetched_and_not_used(site: Site, regi
     with pytest.raises(ReleaseError, match="what this site signed"):
         site.follower.step()
     assert site.release() == first
+    assert not list(site.served.releases.glob("**/*.part"))
+    assert [path.name for path in site.served.releases.iterdir() if path.is_dir()].count(first) == 1
+    assert not (site.served.releases / other.release_id).exists()
+    assert not list(site.served.releases.glob(f"{other.release_id}.download/model*"))
+
+
+def test_ever_new_statements_do_not_fill_the_disk(site: Site, registry: Path) -> None:
+    """Downloads that break off, and releases that do not verify, leave one folder at most."""
+    for number in range(1, 5):
+        release_id = release_into(registry, number).release_id
+        model = registry / release_id / "model.safetensors"
+        model.write_bytes(model.read_bytes()[:-1] + b"x" * (number % 2))
+        statement = Statement(
+            consortium=AGREEMENT.name,
+            number=number,
+            kind="release",
+            release_id=release_id,
+            issued="2026-01-02T03:04:05Z",
+        )
+        site.source.statement = signed(statement, KEY)
+        with pytest.raises(ReleaseError):
+            site.follower.step()
+        folders = [path.name for path in site.served.releases.iterdir() if path.is_dir()]
+        assert folders == [f"{release_id}.download"]
 
 
 def test_a_coordinator_out_of_reach_keeps_nobody_from_finishing(
@@ -210,6 +234,16 @@ def test_as_a_service_over_grpc(site: Site, registry: Path) -> None:
     assert site.follower.status()["healthy"] is False
     assert site.release() == second, "searches go on"
     site.follower.stop()
+
+
+def test_stop_ends_a_rebuilding_and_the_index_stays(site: Site, registry: Path) -> None:
+    first = publish(registry, 1)
+    site.follower.step()
+    site.follower.stop()
+    with pytest.raises(ReleaseError, match="the daemon ends, and the old index stays"):
+        site.follower.rebuild()
+    assert site.release() == first
+    assert site.follower.status()["phase"] == "idle"
 
 
 def test_stop_ends_a_download(site: Site, registry: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -19,7 +19,8 @@ from fedhash.enrolment import peer_of
 from fedhash.errors import CertificateError, ProtocolError, ReleaseError
 from fedhash.registry import load_release
 from fedhash.registry.registry import read_current
-from fedhash.registry.wire import SERVICE
+from fedhash.registry.wire import FETCH_METHOD, SERVICE
+from fedhash.registry.wire.releases_pb2 import FetchRequest
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.releases.download import fetch_release, install_release
 from fedhash_client.releases.source import GrpcReleases
@@ -130,6 +131,26 @@ def test_large_files_come_in_pieces_that_the_router_lets_through(tmp_path: Path)
     assert b"".join(piece for _, piece in pieces) == content[7:]
 
 
+def test_a_site_that_reads_slowly_keeps_nobody_else_from_downloading(tmp_path: Path) -> None:
+    release_id = registry_in(tmp_path).publish(release_into(tmp_path, 1).release_id).release_id
+    with (tmp_path / release_id / "model.safetensors").open("r+b") as file:
+        file.truncate(64 << 20)  # more than a connection holds
+    names = iter(["slow"] * 3 + ["quick"])
+    with release_server(tmp_path, lambda _: next(names)) as address, ExitStack() as opened:
+
+        def begun() -> object:
+            channel = opened.enter_context(grpc.insecure_channel(address))
+            call = channel.unary_stream(f"/{SERVICE}/{FETCH_METHOD}")
+            asked = FetchRequest(release_id=release_id, file="model.safetensors", offset=0)
+            return next(call(asked.SerializeToString(), timeout=60))
+
+        assert begun()
+        assert begun()
+        with pytest.raises(grpc.RpcError, match="too many downloads"):
+            begun()
+        assert begun()
+
+
 def test_before_the_first_release_there_is_nothing(tmp_path: Path) -> None:
     with release_server(tmp_path) as address:
         assert GrpcReleases(lambda: grpc.insecure_channel(address)).current() == b""
@@ -140,12 +161,13 @@ def test_mutual_tls_and_who_may_ask(releases: Path, tmp_path: Path) -> None:
     router = ours.server("router")
     admitted: list[str] = []
 
-    def admit(connection: dict[str, list[bytes]]) -> None:
+    def admit(connection: dict[str, list[bytes]]) -> str:
         (certificate,) = connection["x509_pem_cert"]
         peer = peer_of(certificate)
         if (peer.consortium, peer.role) != (NAME, "site"):
             raise CertificateError(f"the {peer.role} {peer.name!r} may not fetch releases")
         admitted.append(peer.name)
+        return str(peer.name)
 
     credentials = grpc.ssl_server_credentials(
         [(router.key.read_bytes(), router.certificate.read_bytes())],
@@ -266,13 +288,25 @@ def test_sizes_are_bounded_whatever_is_announced(releases: Path, tmp_path: Path)
         def fetch(self, release_id: str, file: str, offset: int) -> Iterator[tuple[int, bytes]]:
             return iter(())
 
+    class Idle(Changed):
+        def fetch(self, release_id: str, file: str, offset: int) -> Iterator[tuple[int, bytes]]:
+            while True:
+                yield 5000, b""
+
+    with pytest.raises(ReleaseError, match="empty piece"):
+        fetch_release(Idle(releases, lambda f, c: c), tmp_path, wanted, BOUND)
     with pytest.raises(ReleaseError, match="broke off after 0 bytes"):
         fetch_release(Nothing(releases, lambda f, c: c), tmp_path, wanted, BOUND)
 
 
 def test_a_release_that_somebody_brought_is_copied(releases: Path, tmp_path: Path) -> None:
     wanted = current_id(releases)
-    assert install_release(releases / wanted, tmp_path).release_id == wanted
+    brought = tmp_path / "brought"
+    shutil.copytree(releases / wanted, brought)
+    (brought / "notes").symlink_to("/dev/zero")
+    assert install_release(brought, tmp_path).release_id == wanted
+    assert not (tmp_path / wanted / "notes").is_symlink()
+    assert not (tmp_path / wanted / "notes").exists()
     assert install_release(releases / wanted, tmp_path).release_id == wanted
     (tmp_path / ("cd" * 32)).mkdir()
     for path in (releases / wanted).iterdir():
@@ -282,7 +316,7 @@ def test_a_release_that_somebody_brought_is_copied(releases: Path, tmp_path: Pat
 
 
 def test_the_handler_serves_one_service_only(releases: Path) -> None:
-    handler = release_handler(releases, lambda connection: None)
+    handler = release_handler(releases, lambda connection: "a")
     assert handler.service_name() == SERVICE
 
 

@@ -373,3 +373,12 @@ def test_hostile_messages_to_the_core(noise: bytes, fresh: bool, position: int, 
     ((_, merged),) = router.take_finished()
     assert outcomes(merged)["hospital-b"] == "answered"
     assert [hit.site for hit in merged.hits] == ["hospital-b"]
+
+
+def test_a_clock_that_was_far_ahead_keeps_nobody_waiting_for_that_time() -> None:
+    allowance = Allowance(count=2, window_ms=1000)
+    year_ms = 365 * 86_400_000
+    assert [allowance.take(year_ms) for _ in range(3)] == [True, True, False]
+    assert not allowance.take(0), "to set a clock back gives nothing"
+    assert allowance.take(500)
+    assert not allowance.take(600)

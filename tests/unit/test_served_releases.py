@@ -107,7 +107,7 @@ def test_changed_data_and_a_rebuild_encode_everything(settings: SiteSettings) ->
 
 def test_one_process_at_a_time_and_one_agreement(settings: SiteSettings) -> None:
     release = a_release(settings, 1)
-    other = AGREEMENT.model_copy(update={"version": 2})
+    other = AGREEMENT.model_copy(update={"ancestor_weight": 0.25})
     with ServedReleases(settings, AGREEMENT) as served:
         with pytest.raises(ArchiveError, match="in use by another process"):
             ServedReleases(settings, AGREEMENT).acquire()

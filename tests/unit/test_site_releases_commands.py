@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_releases import make_site, registry_in, release_into, word_of
+from small_releases import AGREEMENT, make_site, registry_in, release_into, word_of
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
 
+from fedhash.configuration import read_settings
 from fedhash_client.cli import app
 from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.releases.in_daemon import add_releases
+from fedhash_client.releases.served import ServedReleases
+from fedhash_client.settings import SiteSettings
 from fedhash_client.withdrawal import audit_file
 
 
@@ -72,6 +75,20 @@ def test_a_release_that_cannot_be_used_falls_back_to_words_and_says_why(indexed:
     assert len(answer["hits"]) == 2
 
 
+def test_while_another_command_has_the_archives_words_are_searched(
+    indexed: Path, tmp_path: Path
+) -> None:
+    settings = read_settings(indexed, SiteSettings)
+    with ServedReleases(settings, AGREEMENT):  # as 'index' has, for as long as it encodes
+        answer = found(indexed, "--report", word_of(3))
+        assert answer["source"] == "keywords"
+        assert "in use by another process" in answer["reason"]
+        (folder,) = (tmp_path / "brought").iterdir()
+        told = call("search", indexed, "--report", "x", "--release", folder, code=1)
+        assert "in use by another process" in told
+    assert found(indexed, "--report", word_of(3))["source"] == "release"
+
+
 def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     receipt = json.loads(call("withdraw", indexed, "patient-7", "--json"))
     assert (receipt["studies"], receipt["archive_entries"]) == (2, 2)
@@ -86,7 +103,9 @@ def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"withdrawal", b"withdrawaL"))
     assert "was altered" in call("audit", indexed, code=1)
     assert "was altered" in call("withdraw", indexed, "patient-8", code=1)
-    studies = json.loads(call("check", indexed, "--json"))["usable studies"]
+    checked = CliRunner().invoke(app, ["check", str(indexed), "--json"])
+    assert checked.exit_code == 1, "the altered log is an error of the site"
+    studies = json.loads(checked.stdout)["usable studies"]
     assert studies == 20, "without a receipt the withdrawal is pending, and done all the same"
 
 
@@ -116,13 +135,13 @@ def daemon(site: Path, tmp_path: Path) -> Iterator[SiteDaemon]:
     audit = SiteAudit(audit_file(made.settings))
     made.add(audit)
     served = add_releases(made, audit, FolderSource(tmp_path / "releases"))
-    services = [each for each in made._services if each.name not in {"relay", "health"}]
-    for service in (*services[1:], services[0]):  # the control socket answers last
+    services = [*made._services, made.control]
+    for service in services:
         service.start()
     until(lambda: served.current() is not None)
     yield made
     assert all(service.status()["healthy"] for service in services)
-    for service in services:
+    for service in reversed(services):
         service.stop()
 
 
@@ -162,7 +181,4 @@ def test_a_daemon_refuses_what_is_no_search_or_no_patient(daemon: SiteDaemon) ->
 
 
 def audit_file_of(site: Path) -> Path:
-    from fedhash.configuration import read_settings
-    from fedhash_client.settings import SiteSettings
-
     return audit_file(read_settings(site, SiteSettings))

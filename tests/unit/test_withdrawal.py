@@ -11,6 +11,7 @@ import pytest
 from small_releases import AGREEMENT, make_site, release_into, word_of
 
 from fedhash.audit_log import AuditLog, read_audit_log
+from fedhash.configuration import read_settings
 from fedhash.errors import AuditError, DataError, QueryError
 from fedhash.index import site_handle
 from fedhash.models.prepared import prepare_studies
@@ -21,7 +22,7 @@ from fedhash_client.archive_index import read_handle_key, read_site_manifest
 from fedhash_client.daemon.prepared_cache import PreparedCache
 from fedhash_client.keyword_index import open_keywords
 from fedhash_client.releases.served import ServedReleases
-from fedhash_client.settings import SitePrivacy
+from fedhash_client.settings import SitePrivacy, SiteSettings
 from fedhash_client.withdrawal import (
     audit_file,
     complete_withdrawals,
@@ -244,9 +245,28 @@ def test_a_second_withdrawal_and_an_unknown_patient_are_told_as_such(site: Site)
         note = [].append
         unknown = withdraw(site.settings, AGREEMENT, "nobody", served=served, note=note)
         assert (unknown.studies, unknown.archive_entries) == (0, 0)
-        for blank in ("", " ", " patient-1"):
-            with pytest.raises(QueryError, match="white space"):
+        for blank in ("", " ", " patient-1", "patient-\udcff"):
+            with pytest.raises(QueryError, match=r"white space|not UTF-8"):
                 withdraw(site.settings, AGREEMENT, blank, served=served, note=note)
+
+
+def test_nothing_is_left_where_each_release_was_adopted_by_a_process_of_its_own(
+    site: Site,
+) -> None:
+    """Each reads the site's file anew, in which the archive is a link by then."""
+    link = site.settings.archive
+    for seed in (3, 4):
+        site.settings = read_settings(site.folder / "site.yaml", SiteSettings)
+        assert site.settings.archive == link
+        with ServedReleases(site.settings, AGREEMENT) as served:
+            served.open()
+            served.adopt(release_into(served.releases, seed))
+    site.settings = read_settings(site.folder / "site.yaml", SiteSettings)
+    site.withdraw()
+    assert site.traces() == []
+    assert sorted(path.parent for path in site.state.rglob("*.sqlite") if len(path.stem) > 30) == (
+        2 * [site.state / "archives"]
+    )
 
 
 def test_a_damaged_list_is_an_error_and_never_an_empty_one(site: Site) -> None:

@@ -124,21 +124,21 @@ def _direct(
     from fedhash_client.releases.served import ServedReleases
 
     given = None if release is None else load_release(release)
-    with ServedReleases(settings, agreement) as served:
-        try:
+    try:
+        with ServedReleases(settings, agreement) as served:
             now = served.open(given)
-        except (ReleaseError, ArchiveError) as error:
-            if given is not None:
-                raise
-            return search_words(settings, agreement, query, str(error))
-        if now is None and given is not None:
-            raise QueryError(
-                f"{settings.archive} is not there; make it first: "
-                f"fedhash-site index {site} --release {release}"
-            )
-        if now is None:
-            return search_words(settings, agreement, query, "this site has no release yet")
-        return search_own(now, settings, agreement, query)
+            if now is not None:
+                return search_own(now, settings, agreement, query)
+    except (ReleaseError, ArchiveError) as error:  # also while 'index' has the archives
+        if given is not None:
+            raise
+        return search_words(settings, agreement, query, str(error))
+    if given is not None:
+        raise QueryError(
+            f"{settings.archive} is not there; make it first: "
+            f"fedhash-site index {site} --release {release}"
+        )
+    return search_words(settings, agreement, query, "this site has no release yet")
 
 
 def _release_here(settings: SiteSettings) -> Path:

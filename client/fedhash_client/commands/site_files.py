@@ -10,9 +10,10 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash_client.daemon.control import ask_daemon
 from fedhash_client.daemon.paths import CONTROL_SOCKET
+from fedhash_client.daemon.unix_server import LONGEST_PATH_BYTES
 from fedhash_client.settings import SiteSettings
 
-__all__ = ["ask_running_daemon", "read_site"]
+__all__ = ["ask_running_daemon", "daemon_runs", "read_site"]
 
 
 def read_site(site: Path) -> tuple[SiteSettings, Agreement]:
@@ -31,16 +32,22 @@ def ask_running_daemon(settings: SiteSettings, command: str, **arguments: Any) -
     Raises:
         ProtocolError: A daemon runs, and cannot do it.
     """
-    path = None if settings.state is None else settings.state / CONTROL_SOCKET
-    if path is None or not _listens(path):
+    if settings.state is None or not daemon_runs(settings):
         return None
-    return ask_daemon(path, command, **arguments)
+    return ask_daemon(settings.state / CONTROL_SOCKET, command, **arguments)
 
 
-def _listens(path: Path) -> bool:
+def daemon_runs(settings: SiteSettings) -> bool:
+    """Whether somebody listens on the control socket of the site's state folder."""
+    if settings.state is None:
+        return False
+    path = str(settings.state / CONTROL_SOCKET)
+    if len(path.encode()) > LONGEST_PATH_BYTES:
+        return False  # no daemon can have made it
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):  # none, or that of a killed daemon
+            connection.connect(path)
+        # none, or that of a killed daemon, or a state that is no folder
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
     return True

@@ -56,7 +56,10 @@ def withdraw(
 
 
 def rebuild_index(site: SiteFile, as_json: AsJson = False) -> None:
-    """Encode the archive anew with the release that answers; the old one answers meanwhile."""
+    """Encode the archive anew with the release that answers.
+
+    Of a running daemon the old archive answers meanwhile; else searches go by words.
+    """
     from fedhash_client.commands.site_files import ask_running_daemon, read_site
 
     try:

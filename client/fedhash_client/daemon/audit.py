@@ -7,27 +7,38 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from fedhash.audit_log import AuditEntry, AuditLog
-from fedhash.errors import AuditError
+from fedhash.audit_log import START, AuditEntry, AuditLog
+from fedhash.errors import AuditError, FedhashError, StorageError
 from fedhash_client.daemon.service import Status
 
 __all__ = ["SiteAudit"]
+
+_AGAIN_S = 5.0
 
 
 class SiteAudit:
     """The service `audit`: opens and verifies the log at its start.
 
     What cannot be written is not done: each part asks for its entry before it answers anybody.
+    Where the system refused one, such as on a full disk, the log is opened and verified anew for
+    the next that comes after `again_s`: verifying reads all of it.
     """
 
     name = "audit"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, again_s: float = _AGAIN_S) -> None:
         self._path = path
+        self._again_s = again_s
         self._log: AuditLog | None = None
+        self._lock = Lock()
+        self._head = START
+        self._fault: str | None = None
+        self._failed_at = 0.0
 
     def start(self) -> None:
         """Open the log.
@@ -36,17 +47,24 @@ class SiteAudit:
             AuditError: It was altered, or another process writes it.
             StorageError: The operating system refuses it.
         """
-        self._log = AuditLog(self._path)
+        with self._lock:
+            self._log = AuditLog(self._path)
+            self._head = self._log.head
 
     def stop(self) -> None:
         """Close the log."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
 
     def status(self) -> Status:
         """See :class:`fedhash_client.daemon.service.Service`."""
-        return {"healthy": self._log is not None, "head": self._log.head if self._log else None}
+        return {
+            "healthy": self._log is not None and self._fault is None,
+            "head": self._head if self._log is not None else None,
+            "fault": self._fault,
+        }
 
     def append(self, content: dict[str, Any]) -> AuditEntry:
         """Write an entry; see `AuditLog.append`.
@@ -55,6 +73,27 @@ class SiteAudit:
             AuditError: The daemon does not run, or the log was altered.
             StorageError: The operating system refuses.
         """
-        if self._log is None:
-            raise AuditError(f"{self._path} is not open; the daemon is starting or ending")
-        return self._log.append(content)
+        with self._lock:
+            if self._log is None:
+                raise AuditError(f"{self._path} is not open; the daemon is starting or ending")
+            if self._fault is not None:
+                self._log = self._opened_again(self._fault)
+            try:
+                entry = self._log.append(content)
+            except StorageError as error:
+                self._fault, self._failed_at = str(error), time.monotonic()
+                raise
+            self._head, self._fault = entry.hash, None
+            return entry
+
+    def _opened_again(self, fault: str) -> AuditLog:
+        """The log that closed itself when the system refused it."""
+        if time.monotonic() - self._failed_at < self._again_s:
+            raise AuditError(f"nothing can be written to the audit log: {fault}")
+        if self._log is not None:
+            self._log.close()
+        try:
+            return AuditLog(self._path, noted=self._head)
+        except FedhashError as error:
+            self._fault, self._failed_at = str(error), time.monotonic()
+            raise

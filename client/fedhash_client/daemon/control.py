@@ -32,7 +32,6 @@ _CONNECTIONS = 8
 _RECEIVE_TIMEOUT_S = 10.0
 _LARGEST_REQUEST_BYTES = 1 << 20
 _LARGEST_ANSWER_BYTES = 16 << 20
-_COMMAND_TIMEOUT_S = 600.0
 
 
 class ControlSocket:
@@ -87,9 +86,16 @@ class ControlSocket:
 
 
 def ask_daemon(
-    path: Path, command: str, *, timeout_s: float = _COMMAND_TIMEOUT_S, **arguments: Json
+    path: Path, command: str, *, timeout_s: float | None = None, **arguments: Json
 ) -> Json:
     """Ask the daemon behind a control socket.
+
+    Args:
+        path: The socket.
+        command: The command's name.
+        timeout_s: None waits for as long as the command takes: a withdrawal for the training that
+            is under way, an index for all studies.
+        arguments: Of the command.
 
     Raises:
         ProtocolError: Nobody listens or answers in time, or the daemon cannot do it.
@@ -100,6 +106,11 @@ def ask_daemon(
             connection.connect(str(path))
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             answer = json.loads(_read_line(connection, _LARGEST_ANSWER_BYTES, timeout_s))
+    except TimeoutError as error:
+        raise ProtocolError(
+            f"the daemon at {path} has not answered {command!r} within {timeout_s:g} s; it may be "
+            "busy, and go on with it: ask again, or see its log"
+        ) from error
     except (OSError, ValueError) as error:
         raise ProtocolError(
             f"no daemon answers at {path} ({error}); start it with: fedhash-site run SITE.yaml"
@@ -111,12 +122,12 @@ def ask_daemon(
     return answer["result"]
 
 
-def _read_line(connection: socket.socket, largest_bytes: int, timeout_s: float) -> bytes:
-    deadline = time.monotonic() + timeout_s
+def _read_line(connection: socket.socket, largest_bytes: int, timeout_s: float | None) -> bytes:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     line = bytearray()
     while not line.endswith(b"\n"):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        left_s = None if deadline is None else deadline - time.monotonic()
+        if left_s is not None and left_s <= 0:
             raise TimeoutError("a line did not arrive in time")
         connection.settimeout(left_s)
         received = connection.recv(1 << 16)

@@ -127,7 +127,7 @@ class PreparedCache:
         """
         try:
             for path in self._folder.glob("*"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # a round under way renames and drops files of its own
         except OSError as error:
             raise StorageError(error, self._folder) from error
 

@@ -17,29 +17,27 @@ No socket is seen here. Rules:
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import problem_at
-from fedhash.errors import ConfigurationError, MessageError, Problem, RefusedError, StorageError
-from fedhash.private_file import write_private_file
+from fedhash.errors import MessageError, RefusedError
 from fedhash.rounds.aggregation import Contribution, PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent, answer_or_refuse
 from fedhash.rounds.site_state import FileSiteState
 from fedhash.rounds.training_messages import Refusal, TrainRequest, largest_message_bytes
 from fedhash.secagg.floors import SecureCohort
-from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.opened_rounds import FileOpenedRounds
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_client.daemon.training import Trainers
+from fedhash_client.daemon.training_seed import training_seed
 from fedhash_client.settings import SiteSettings
+from fedhash_client.site_identity import site_identity
 
-__all__ = ["RelayAnswers", "training_seed"]
+__all__ = ["RelayAnswers"]
 
 _MOST_COUNTED = 100  # reasons and kinds that the counters tell apart
 
@@ -104,7 +102,7 @@ class RelayAnswers:
             aggregations["secure"] = SecureSiteAggregation(
                 settings.name,
                 agreement,
-                _identity(site_file, settings, agreement),
+                site_identity(site_file, settings, agreement),
                 FileOpenedRounds(state_folder / "opened"),
                 seed,
             )
@@ -176,44 +174,3 @@ class RelayAnswers:
                 "its own file decides, by training.aggregations",
             )
         return self._aggregations[name]
-
-
-def training_seed(path: Path) -> int:
-    """The site's fixed seed of batches and rounding, made at the first call.
-
-    It hides nothing: privacy's noise, masks and keys come from the operating system each time. It
-    stays the same so that a round that is asked for again has the same answer.
-
-    Raises:
-        ConfigurationError: The file holds no number.
-        StorageError: The operating system refuses it.
-    """
-    if not path.exists():
-        write_private_file(path, f"{secrets.randbits(63)}\n".encode())
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError as error:
-        raise StorageError(error, path) from error
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        message = "expected one whole number; remove the file, and runs under way begin anew"
-        raise ConfigurationError([Problem(path, None, message)])
-    return int(text)
-
-
-def _identity(site_file: Path, settings: SiteSettings, agreement: Agreement) -> SiteIdentity:
-    if settings.network is None:
-        message = (
-            "training.aggregations has secure, and without a section network the site has no "
-            "identity to sign with; add network, as fedhash-site init writes it"
-        )
-        raise ConfigurationError([problem_at(site_file, ("training",), message)])
-    identity = SiteIdentity.load(settings.network.identity)
-    listed = agreement.sites.get(settings.name)
-    if listed != identity.public_hex:
-        found = f"lists {listed}" if listed else "does not list this site"
-        message = (
-            f"the agreement {found}, the key in network.identity is {identity.public_hex}; fetch "
-            "the agreement that names this key, or use the key that was enrolled"
-        )
-        raise ConfigurationError([problem_at(site_file, ("network", "identity"), message)])
-    return identity

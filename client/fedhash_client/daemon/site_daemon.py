@@ -2,7 +2,8 @@
 
 1. One daemon a state folder, by a lock that the kernel drops with the process; the folder is for
    the site's own user alone, and so is every file that the daemon makes (umask 077).
-2. What is wrong with the site's files is told before anything listens.
+2. What is wrong with the site's files is told before anything listens. The sockets open last and
+   close first, so whoever is answered finds all services there.
 3. It ends at SIGTERM or SIGINT: nobody new is served, services stop in the reverse of their order,
    and a training under way has some seconds. What is left of it then is as after a kill: every file
    is whole, and the ledger has counted the step.
@@ -82,7 +83,8 @@ class SiteDaemon:
         self.control = ControlSocket(self.state_folder / CONTROL_SOCKET)
         self.registry = CollectorRegistry()
         self.registry.register(ServiceMetrics(self._statuses, lambda: dict(self.answers.counts)))
-        self._services: list[Service] = [
+        self._services: list[Service] = []
+        self._listening: list[Service] = [
             relay_socket(self.state_folder / RELAY_SOCKET, self.answers),
             self.control,
             HealthPage(self.settings.daemon.health_port, self.health, self.registry),
@@ -92,7 +94,7 @@ class SiteDaemon:
         self.control.register("status", lambda _: self.status())
 
     def add(self, service: Service) -> None:
-        """Add a service, started after those that are there."""
+        """Add a service, started after those that are there and before anything listens."""
         self._services.append(service)
 
     def run(self) -> None:
@@ -107,7 +109,7 @@ class SiteDaemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         with _locked(self.state_folder / _LOCK), ExitStack() as running:
-            for service in self._services:
+            for service in self._all_services():
                 service.start()
                 running.callback(self._stop_service, service)
             _log.info("fedhash %s serves, as process %d", fedhash.__version__, os.getpid())
@@ -143,7 +145,10 @@ class SiteDaemon:
         }
 
     def _statuses(self) -> dict[str, Status]:
-        return {service.name: service.status() for service in self._services}
+        return {service.name: service.status() for service in self._all_services()}
+
+    def _all_services(self) -> list[Service]:
+        return [*self._services, *self._listening]
 
     def _beat(self) -> None:
         """Tell the service manager how it is, until somebody ends it."""

@@ -24,9 +24,9 @@ from pathlib import Path
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
 from fedhash_client.daemon.service import Status
 
-__all__ = ["UnixServer"]
+__all__ = ["LONGEST_PATH_BYTES", "UnixServer"]
 
-_LONGEST_PATH_BYTES = 107  # sun_path of Linux, less its last zero
+LONGEST_PATH_BYTES = 107  # sun_path of Linux, less its last zero
 _STOP_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ class UnixServer:
             ConfigurationError: The path is too long for a socket, or another kind of file.
             StorageError: The operating system refuses.
         """
-        if len(str(self._path).encode()) > _LONGEST_PATH_BYTES:
+        if len(str(self._path).encode()) > LONGEST_PATH_BYTES:
             message = (
-                f"the path of a socket has at most {_LONGEST_PATH_BYTES} bytes; "
+                f"the path of a socket has at most {LONGEST_PATH_BYTES} bytes; "
                 "give the site a state folder with a shorter name"
             )
             raise ConfigurationError([Problem(self._path, None, message)])

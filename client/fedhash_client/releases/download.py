@@ -7,7 +7,9 @@
 1. The manifest comes first. Its hash is the release id that the signed statement named, and it
    names the hash of each other file.
 2. A file that does not have its hash is thrown away, and so is a part that the service disowns.
-3. No more is written than the site's file allows, whatever sizes are announced.
+3. No more is written than the site's file allows, whatever sizes are announced. What is left of
+   other downloads goes before one begins, so ever new statements do not fill the disk.
+4. Each piece brings something: a source that sends empty ones is not waited for.
 
     >>> fetch_release(source, Path("state/releases"), release_id, largest_bytes=1 << 30)
 """
@@ -20,7 +22,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fedhash.durability import sync_folder
+from fedhash.agreement import Agreement
+from fedhash.durability import replace_file, sync_folder
 from fedhash.errors import ReleaseError, StorageError
 from fedhash.models.frozen_features import LARGEST_FILE_BYTES
 from fedhash.registry.release import (
@@ -42,6 +45,7 @@ def fetch_release(
     release_id: str,
     largest_bytes: int,
     progress: Callable[[int, int], None] = untold,
+    agreement: Agreement | None = None,
 ) -> Release:
     """The release, downloaded if need be.
 
@@ -51,6 +55,7 @@ def fetch_release(
         release_id: From a verified statement.
         largest_bytes: Of all files together.
         progress: Called with bytes of the present file done and in all; may raise to stop.
+        agreement: Of another one nothing but the manifest is downloaded; None: any will do.
 
     Raises:
         ReleaseError: What was sent is not this release, too large, or does not fit this version.
@@ -61,6 +66,9 @@ def fetch_release(
     try:
         if target.exists():
             return _verified(target, release_id)
+        for other in folder.glob("*.download"):
+            if other != partial:
+                shutil.rmtree(other)
         partial.mkdir(mode=0o700, parents=True, exist_ok=True)
         left = largest_bytes
         manifest = partial / MANIFEST_FILE
@@ -68,7 +76,9 @@ def fetch_release(
             source, release_id, manifest, min(left, LARGEST_MANIFEST_BYTES), progress
         )
         try:
-            digests = named_files(read_regular_file(manifest, LARGEST_MANIFEST_BYTES), release_id)
+            digests = named_files(
+                read_regular_file(manifest, LARGEST_MANIFEST_BYTES), release_id, agreement
+            )
         except ReleaseError:
             manifest.unlink()
             raise
@@ -82,11 +92,12 @@ def fetch_release(
                     "manifest names; it was thrown away and is fetched again"
                 )
         sync_folder(partial)
+        release = _verified(partial, release_id)  # or it would stay among the whole ones for good
         partial.replace(target)
         sync_folder(folder)
     except OSError as error:
         raise StorageError(error, folder) from error
-    return _verified(target, release_id)
+    return release
 
 
 def install_release(release_folder: Path, folder: Path) -> Release:
@@ -102,7 +113,12 @@ def install_release(release_folder: Path, folder: Path) -> Release:
         unfinished = folder / f"{release.release_id}.copying"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(release_folder, unfinished)
+            unfinished.mkdir(parents=True)
+            manifest = read_regular_file(release_folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
+            # and nothing else that lies there: it may be a link to anything
+            for name in (MANIFEST_FILE, *named_files(manifest, release.release_id)):
+                content = read_regular_file(release_folder / name, LARGEST_FILE_BYTES)
+                replace_file(unfinished / name, content)
             unfinished.replace(target)
             sync_folder(folder)
         except OSError as error:
@@ -142,6 +158,10 @@ def _fetch_file(
                     f"bytes, and {largest_bytes:,} are left of releases.largest_bytes and the "
                     "bounds of a release; raise it in site.yaml if the coordinator confirms the "
                     "size"
+                )
+            if not content and done < announced:
+                raise ReleaseError(
+                    f"an empty piece of {path.name} was sent before its end; it goes on there"
                 )
             total = announced
             done += len(content)

@@ -126,15 +126,21 @@ class ReleaseFollower:
         """Encode the archive of the present release anew.
 
         Raises:
-            ReleaseError: The site has no release.
+            ReleaseError: The site has no release, or the service was told to stop.
             FedhashError: The data cannot be encoded; the old archive stays.
         """
         with self._one_at_a_time:
             served = self._served.current()
             if served is None:
                 raise ReleaseError("this site has no release yet; there is no index to rebuild")
-            self._served.adopt(served.release, self._progress("encoding"), anew=True)
-            self._at("idle")
+            try:
+                self._served.adopt(served.release, self._progress("encoding"), anew=True)
+            except _Stopped as error:
+                raise ReleaseError(
+                    "the daemon ends, and the old index stays; start it and rebuild again"
+                ) from error
+            finally:
+                self._at("idle")
 
     def _run(self) -> None:
         poll_s = self._settings.releases.poll_s
@@ -170,6 +176,7 @@ class ReleaseFollower:
             wanted,
             self._settings.releases.largest_bytes,
             self._progress("downloading"),
+            self._agreement,
         )
         now = self._served.adopt(release, self._progress("encoding"))
         self._note(

@@ -40,7 +40,7 @@ from fedhash.index import Archive, archive_release, site_handle
 from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import HashModel
 from fedhash.models.prepared import prepare_studies
-from fedhash.registry.release import Release, load_release
+from fedhash.registry.release import Release, check_codes, load_release
 from fedhash_client.archive_index import (
     data_fingerprint,
     read_handle_key,
@@ -74,13 +74,7 @@ def check_release(release: Release, agreement: Agreement) -> None:
     Raises:
         ReleaseError: Consortium, vocabulary, code length or modalities differ.
     """
-    if release.agreement.codes_digest() != agreement.codes_digest():
-        raise ReleaseError(
-            f"release {release.release_id[:12]} was trained under an agreement "
-            f"({release.agreement.name!r}) with another name, vocabulary, code length or other "
-            f"modalities than what this site signed ({agreement.name!r}); use a release of your "
-            "own consortium"
-        )
+    check_codes(release.release_id, release.agreement, agreement)
 
 
 class ServedReleases:
@@ -119,8 +113,8 @@ class ServedReleases:
             except BlockingIOError as error:
                 os.close(lock)
                 raise ArchiveError(
-                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run'; "
-                    "stop that one"
+                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run' "
+                    "that is starting; ask again, or stop that one"
                 ) from error
         except OSError as error:
             raise StorageError(error, self._folder) from error
