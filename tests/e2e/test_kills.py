@@ -58,12 +58,15 @@ pytestmark = [
 
 @dataclass
 class Killed:
-    """One kill: what, when after the phase's last event, and how long until all was as before."""
+    """One kill: what, when after the phase's last event, and how long until all was as before.
+
+    That time is None where nobody saw it: the last round of a run was the one that failed.
+    """
 
     phase: str
     victim: str
     after_s: float
-    recovered_s: float
+    recovered_s: float | None = None
 
 
 def test_kills_spread_over_all_that_a_consortium_does(
@@ -118,7 +121,10 @@ class Play:
         after_s = self._random.uniform(0, within_s)
         self._consortium.pause(after_s)
         self._consortium._wait(f"{victim} to kill it", lambda: self._consortium.kill(victim))
-        killed = Killed(phase, victim, round(after_s, 2), 0.0)
+        return self._killed(phase, victim, after_s)
+
+    def _killed(self, phase: str, victim: str, after_s: float) -> tuple[Killed, float]:
+        killed = Killed(phase, victim, round(after_s, 2))
         self.killed.append(killed)
         _log.info("%s: kill -9 %s after %.1f s", phase, victim, after_s)
         return killed, time.monotonic()
@@ -133,18 +139,22 @@ class Play:
         """Runs until all kills are done; the last one's name."""
         while True:
             self._runs += 1
-            run, rounds = f"run-{self._runs}", kills + 2
+            run, rounds = f"run-{self._runs}", 2 * kills + 3
             command = self._consortium.train_command(run, rounds)
             training = _Training(self._consortium, run, rounds, command)
             training.complete_another(0)
             while kills and not training.ended():
+                after_s = self._random.uniform(0, 1.5 * training.round_s())
+                self._consortium.pause(after_s)
+                if training.ended():
+                    break
                 victim = next(self._decks["training"])
-                killed, at = self._kill("training", victim, 1.5 * training.round_s())
+                if not training.kill(victim):
+                    break
+                killed, at = self._killed("training", victim, after_s)
                 kills -= 1
-                training.complete_another(training.completed())
-                if training.ended():  # perhaps before the kill, and then it tells nothing
-                    self._well()
-                self._recovered(killed, at)
+                if training.complete_another(training.completed()):
+                    self._recovered(killed, at)
             training.finish()
             if not kills:
                 return run
@@ -159,11 +169,9 @@ class Play:
         for _ in range(kills):
             victim = next(self._decks["releasing"])
             if victim == "command":
-                consortium.pause(after := self._random.uniform(0, 5))
+                consortium.pause(after_s := self._random.uniform(0, 5))
                 making.kill()
-                _log.info("releasing: kill -9 the command after %.1f s", after)
-                lost.append((Killed("releasing", victim, round(after, 2), 0.0), time.monotonic()))
-                self.killed.append(lost[-1][0])
+                lost.append(self._killed("releasing", victim, after_s))
             else:
                 lost.append(self._kill("releasing", victim, 8.0))
         consortium._wait("the release", lambda: making.poll() is not None)
@@ -280,25 +288,38 @@ class _Training:
         self._go_on()
         return self._consortium.completed(self._run)
 
-    def complete_another(self, completed: int) -> None:
-        """Wait for a round that completes, or the last one."""
+    def kill(self, victim: str) -> bool:
+        """Kill it once it runs; False where the last round ended before."""
+        killed = False
+
+        def dead_or_late() -> bool:
+            nonlocal killed
+            self._go_on()
+            killed = self._consortium.kill(victim)
+            return killed or self.ended()
+
+        self._consortium._wait(f"{victim} to kill it", dead_or_late)
+        return killed
+
+    def complete_another(self, completed: int) -> bool:
+        """Wait for a round that completes; False where the run ended without one."""
 
         def went_on() -> bool:
             return self.completed() > completed or self.ended()
 
         self._consortium._wait(f"more than {completed} rounds of {self._run}", went_on)
+        return self.completed() > completed
 
     def ended(self) -> bool:
         return len(self._consortium.records(self._run)) >= self._rounds
 
     def round_s(self) -> float:
-        """Of the rounds that completed, the median's seconds."""
-        took = sorted(
+        """Of the quickest round that completed."""
+        return min(
             record.seconds
             for record in self._consortium.records(self._run)
             if record.failure is None
         )
-        return took[len(took) // 2]
 
     def finish(self) -> None:
         """All rounds, the last of them completed or failed."""

@@ -89,7 +89,11 @@ def test_a_run_is_released_listed_and_rolled_back(coordinator: Path) -> None:
     assert json.loads(call("release", "verify", made["folder"], "--json"))["privacy"] == (
         "no bound: it was trained without noise and may remember patients"
     )
-    assert "is current already" in call("release", "make", coordinator, "run-1", code=1)
+    again = json.loads(call("release", "make", coordinator, "run-1", "--json"))
+    assert again == made  # so a command that was killed is typed again
+    assert "is current already" in call(
+        "release", "make", coordinator, "run-1", "--after", 7, code=1
+    )
     assert "has no run 'run-9'; it has run-1" in call(
         "release", "make", coordinator, "run-9", code=1
     )

@@ -47,7 +47,10 @@ def make(
     after: After = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make the release of a run, sign it and make it current: sites fetch it from then on."""
+    """Make the release of a run, sign it and make it current: sites fetch it from then on.
+
+    Whatever crashed, the same command goes on; one that is current already stays so.
+    """
     from fedhash_server.run_release import release_run, run_ids
 
     try:
@@ -59,7 +62,9 @@ def make(
             )
         run = folder / "runs" / run_id
         made = release_run(run, registry.folder, unfinished_too=unfinished)
-        statement = registry.publish(made.release_id, after)
+        statement = registry.current()
+        if statement is None or statement.release_id != made.release_id or statement.number < after:
+            statement = registry.publish(made.release_id, after)
     except (FedhashError, OSError) as error:
         fail(error)
     facts = {"folder": str(registry.folder / made.release_id)} | _told(statement)
