@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ class Answers:
 class KilledConsortium(NetworkDemo):
     """Three sites and a coordinator below one folder, which stands in all their commands."""
 
-    def __init__(self, folder: Path, parties: ExitStack) -> None:
-        super().__init__(folder, _log.info, parties)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, _log.info)
         self._services: dict[str, tuple[tuple[object, ...], subprocess.Popen[bytes]]] = {}
         self._died: dict[str, float] = {}
 

@@ -75,8 +75,10 @@ def test_kills_spread_over_all_that_a_consortium_does(
     caplog.set_level("INFO")
     _log.info("FEDHASH_KILLS=%d FEDHASH_KILLS_SEED=%d", KILLS, SEED)
     smaller(monkeypatch, PATIENTS)
+    consortium = KilledConsortium(tmp_path / "consortium")
     with ExitStack() as parties:
-        play = Play(KilledConsortium(tmp_path / "consortium", parties), tmp_path / "scratch")
+        parties.callback(consortium.end)
+        play = Play(consortium, tmp_path / "scratch")
         phases = [_PHASES[number % len(_PHASES)] for number in range(KILLS)]
         for cycle, first in enumerate(range(0, KILLS, _KILLS_A_CYCLE)):
             here = phases[first : first + _KILLS_A_CYCLE]
