@@ -279,13 +279,14 @@ def test_consent_that_is_taken_back_during_encoding_counts(
 ) -> None:
     monkeypatch.setattr(served_module, "_BLOCK_STUDIES", 6)
     with ServedReleases(settings, AGREEMENT) as served:
+        served.adopt(a_release(settings, 1))
 
         def progress(done: int, total: int) -> None:
             if done == 6:
                 say(settings, {0, 11})  # one is encoded already
                 served.archive()
 
-        now = served.adopt(a_release(settings, 1), progress)
+        now = served.adopt(a_release(settings, 2), progress)
         assert set(expected(settings)) - now.archive.handles("report") == (
             of(settings, 0) | of(settings, 11)
         )
@@ -305,6 +306,22 @@ def test_where_entries_cannot_be_removed_nothing_answers(
             for _ in range(2):
                 with pytest.raises(ArchiveError):
                     served.archive()
+        archive = served.archive()
+        assert archive is not None
+        assert archive.count() == 22
+
+
+def test_consent_taken_back_while_the_first_archive_is_filled_counts_before_any_answer(
+    settings: SiteSettings,
+) -> None:
+    with ServedReleases(settings, AGREEMENT) as served:
+
+        def progress(done: int, total: int) -> None:
+            if done == 0:
+                say(settings, {0})  # the manifest was read already
+                assert served.archive() is None
+
+        served.adopt(a_release(settings, 1), progress)
         archive = served.archive()
         assert archive is not None
         assert archive.count() == 22

@@ -157,15 +157,19 @@ class ServedReleases:
     def heed_consent(self) -> None:
         """Remove studies whose row says no to consent, if the manifest has changed.
 
+        Where nothing answers yet there is nothing to do.
+
         Raises:
             ArchiveError: An archive that answers cannot be written, or the handle key is none.
             StorageError: The operating system refuses.
         """
-        if not self._refused.changed():
+        if self._served is None or not self._refused.changed():
             return
+        removed = 0
         with self._withdrawn.locked():
             self._refused.read()
-            removed = self._remove(lambda each: each.remove_studies(self._refused.handles))
+            if handles := self._refused.handles:
+                removed = self._remove(lambda each: each.remove_studies(handles))
             self._refused.heeded()  # not before: else another thread would search meanwhile
         if removed:
             _log.info("entries of studies without consent were removed from the archives")
