@@ -66,7 +66,7 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,200}")  # as fedhash.agreement.SiteName
 _AUTHORITY_DAYS = 3650
 _MEMBER_DAYS = 730
 _SKEW = timedelta(hours=1)  # by so much a member's clock may be behind the authority's
-_LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
+_LONGEST_COMMON_NAME_BYTES = 64  # ub-common-name, RFC 5280 appendix A.1
 _LARGEST_PEM_BYTES = 1 << 16
 
 
@@ -401,7 +401,8 @@ def _quoted(name: str) -> str:
 
 def _common_name(name: str) -> x509.Name:
     _quoted(name)
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:_LONGEST_COMMON_NAME])])
+    shown = name.encode()[:_LONGEST_COMMON_NAME_BYTES].decode(errors="ignore")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, shown)])
 
 
 def _builder(

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedhash.enrolment import Authority, Role, check_certificate, peer_of
@@ -50,6 +50,7 @@ def certificate(uri: str, authority: Authority = AUTHORITY) -> bytes:
 
 
 @given(NAMES, NAMES)
+@example("a", "00000000000000000000000000000" + "𐀀" * 9)  # 65 bytes in fewer than 64 characters
 def test_any_name_comes_back(consortium: str, name: str) -> None:
     authority = Authority.generate(consortium)
     request = new_request(ec.generate_private_key(ec.SECP256R1()))
