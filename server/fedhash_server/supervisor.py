@@ -5,7 +5,9 @@
 2. A child is well when its probe says so. One that was not well for half a minute is ended and
    started again: Flower's processes can stay alive, and hold their port, with a dead main thread.
 3. Children die with their parent, even one that is killed (PR_SET_PDEATHSIG, prctl(2)): a child
-   without a supervisor would hold its port against the next one.
+   without a supervisor would hold its port against the next one. They ask for that themselves
+   before they become the program: code between fork and exec would run beside gRPC's own, which
+   aborts a child now and then.
 4. An ended child gets ten seconds after SIGTERM; then its whole process group is killed.
 
     >>> supervisor = Supervisor([Child("gateway", ("nginx", "-c", "nginx.conf"), probe)])
@@ -15,11 +17,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +34,20 @@ _GOOD_LIFE_S = 60.0
 _PROBE_EVERY_S = 2.0
 _LONGEST_SILENCE_S = 30.0
 _GRACE_S = 10.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Arguments: the supervisor's process, the program and its arguments. 1 is PR_SET_PDEATHSIG of
+# linux/prctl.h. Python ignores SIGPIPE, which the program would inherit.
+_BECOME = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the supervisor has ended already")
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}")
+"""
 _log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None)  # loaded before the fork, after which little is safe
 
 
 @dataclass(frozen=True)
@@ -140,11 +153,10 @@ class Supervisor:
         each.started = each.next_probe = self._clock()
         try:
             each.process = subprocess.Popen(  # noqa: S603 - the command is our own
-                child.command,
+                (sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *child.command),
                 env=os.environ | dict(child.environment),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
             )
         except OSError as error:
             self._ended(each, f"cannot be started ({error})")
@@ -170,10 +182,6 @@ class Supervisor:
         each.next_start = self._clock() + each.wait_s
         _log.warning("%s: %s; it is started again in %g s", each.child.name, why, each.wait_s)
         each.wait_s = min(2 * each.wait_s, _LONGEST_WAIT_S)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(each: _Running) -> None:
