@@ -31,10 +31,9 @@ from fedhash.errors import ConfigurationError, DataError, ModelError
 from fedhash_client.cli import app
 from fedhash_client.daemon.assembly import site_daemon
 from fedhash_client.daemon.logs import start_logging
-from fedhash_client.daemon.notify import notify, watchdog_interval_s
-from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.supernode import _node_config
 from fedhash_client.settings import SiteSettings
+from fedhash_process.service import Status
 
 
 @pytest.fixture
@@ -196,19 +195,6 @@ def test_other_errors_of_fedhash_are_logged_with_their_text(untouched: None) -> 
     found = logged(error)
     assert found["error"][0]["message"] == "no such tower"
     assert "message" not in found["error"][1]
-
-
-def test_without_a_service_manager_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    notify("READY=1")
-    assert watchdog_interval_s() is None
-    monkeypatch.setenv("NOTIFY_SOCKET", "@fedhash-nobody")
-    notify("READY=1")  # and one that has gone is no failure
-    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert watchdog_interval_s() == 15
-    monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert watchdog_interval_s() is None
 
 
 @given(site=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fedhash_client.daemon.service import Status
+from fedhash_process.service import Status
 
 __all__ = ["Pace", "Supervised"]
 
@@ -96,17 +96,17 @@ class Supervised:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         self._thread.start()
 
     def stop(self) -> None:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         process = self._process
         running = process is not None and process.poll() is None
         return {
