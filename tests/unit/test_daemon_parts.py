@@ -32,6 +32,7 @@ from fedhash_client.cli import app
 from fedhash_client.daemon.assembly import site_daemon
 from fedhash_client.daemon.logs import start_logging
 from fedhash_client.daemon.supernode import _node_config
+from fedhash_client.daemon.supervised import Supervised
 from fedhash_client.settings import SiteSettings
 from fedhash_process.service import Status
 
@@ -207,7 +208,10 @@ def test_a_site_of_a_network_starts_a_supernode_that_shows_its_certificate(tmp_p
     site_file = make_site(tmp_path, "site-0")
     daemon = site_daemon(site_file)
     service = {each.name: each for each in daemon._services}["supernode"]
-    command: list[str] = getattr(service, "_command")  # noqa: B009
+    assert isinstance(service, Supervised)
+    command = service.child.command
+    assert service.child.environment is not None
+    assert service.child.environment["PATH"] == str(tmp_path / "state" / "programs")
     assert command[1] == "-I"
     assert "fedhash_client.supernode" in command
     arguments = dict(pairwise(command))
