@@ -117,7 +117,8 @@ def train(
     telling and not the run.
     """
     from fedhash_server.coordinator_folder import CoordinatorFolder
-    from fedhash_server.training_run import follow_run, prepare_run
+    from fedhash_server.followed_run import follow_run
+    from fedhash_server.training_run import prepare_run
 
     def tell(record: RoundRecord) -> None:
         counted = sum(outcome == "ok" for outcome in record.sites.values())
