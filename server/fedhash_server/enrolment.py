@@ -26,8 +26,8 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from fedhash.durability import replace_file, sync_folder
-from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, read_request
+from fedhash.enrolment.signing_request import request_key
 from fedhash.errors import CertificateError, StorageError
 from fedhash_server.agreement_file import changed_agreement, write_agreement_section
 from fedhash_server.coordinator_folder import CoordinatorFolder

@@ -18,28 +18,31 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc import aio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fedhash.errors import FedhashError, StorageError
 from fedhash.private_file import read_private_file
 from fedhash.search.wire.methods import CHANNEL_OPTIONS
+from fedhash_process.health import HealthPage
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.coordinator_settings import RouterSettings
-from fedhash_server.health import HealthPage
 from fedhash_server.members import Members
 from fedhash_server.query_service import QueryService
 from fedhash_server.release_service import release_handler
 
 __all__ = ["RouterServer", "main"]
 
+_T = TypeVar("_T")
 _GRACE_S = 1.0
+_LOOK_S = 5.0
 _THREADS = 8
 _OPTIONS = (
     *CHANNEL_OPTIONS,
@@ -88,7 +91,12 @@ class RouterServer:
         self._handlers = [self.queries.handler(), releases]
         registry = CollectorRegistry()
         registry.register(_Metrics(self.queries))
-        self.health = HealthPage(settings.health_port, self._health, registry)
+        self.health = HealthPage(
+            settings.health_port,
+            "router.health_port",
+            lambda: self._in_loop(self._health),
+            lambda: self._in_loop(lambda: generate_latest(registry)),
+        )
         self.port = settings.port
         self._credentials = grpc.ssl_server_credentials(
             [(read_private_file(folder.key("router")), folder.certificate("router").read_bytes())],
@@ -104,7 +112,8 @@ class RouterServer:
         Raises:
             StorageError: A port is taken.
         """
-        await self.health.start()
+        self._loop = asyncio.get_running_loop()
+        self.health.start()
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="router")
         self._server = aio.server(migration_thread_pool=threads, options=_OPTIONS)
         self._server.add_generic_rpc_handlers(self._handlers)
@@ -113,7 +122,7 @@ class RouterServer:
         try:
             self.port = self._server.add_secure_port(f"{address}:{self.port}", self._credentials)
         except RuntimeError as error:  # what grpcio raises, whatever the cause
-            await self.health.stop()
+            self.health.stop()
             raise StorageError(
                 OSError(
                     0,
@@ -132,7 +141,19 @@ class RouterServer:
         await self.queries.close()
         if self._server is not None:
             await self._server.stop(_GRACE_S)
-        await self.health.stop()
+        self.health.stop()
+
+    def _in_loop(self, look: Callable[[], _T]) -> _T:
+        """What `look` finds, for a thread of the health page.
+
+        In the loop no count changes meanwhile. And one that hangs leaves the page without an
+        answer, so that the router is started again.
+        """
+
+        async def looked() -> _T:
+            return look()
+
+        return asyncio.run_coroutine_threadsafe(looked(), self._loop).result(_LOOK_S)
 
     def _health(self) -> dict[str, object]:
         attached = [site.site for site in self.queries.attached()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from fedhash.errors import FedhashError, QueryError, ReleaseError
-from fedhash_client.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash.agreement import Agreement
@@ -23,7 +23,6 @@ __all__ = ["audit", "rebuild_index", "withdraw"]
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 _LONGEST_ID_BYTES = 1 << 16
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def withdraw(

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedhash.audit_log import START, AuditEntry, AuditLog
 from fedhash.errors import AuditError, FedhashError, StorageError
-from fedhash_client.daemon.service import Status
+from fedhash_process.service import Status
 
 __all__ = ["SiteAudit"]
 
@@ -59,7 +59,7 @@ class SiteAudit:
                 self._log = None
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         return {
             "healthy": self._log is not None and self._fault is None,
             "head": self._head if self._log is not None else None,

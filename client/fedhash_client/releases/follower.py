@@ -27,11 +27,11 @@ from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, ReleaseError
 from fedhash.registry.seen import NewestSeen
 from fedhash.registry.statement import read_statement
-from fedhash_client.daemon.service import Status
 from fedhash_client.releases.download import fetch_release
 from fedhash_client.releases.served import ServedReleases
 from fedhash_client.releases.source import ReleaseSource
 from fedhash_client.settings import SiteSettings
+from fedhash_process.service import Status
 
 __all__ = ["ReleaseFollower"]
 
@@ -101,7 +101,7 @@ class ReleaseFollower:
             self._thread.join(_STOP_TIMEOUT_S)
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`; a share, and no number of studies."""
+        """See :class:`fedhash_process.service.Service`; a share, and no number of studies."""
         served = self._served.current()
         return {
             "healthy": self._error is None,
