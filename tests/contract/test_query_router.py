@@ -42,6 +42,8 @@ from fedhash.search.wire.queries import SignedQuery, decode_signed
 from fedhash_client.federated_search import RouterClient
 from fedhash_client.query_stream import QueryStream
 from fedhash_client.router_channel import open_channel
+from fedhash_server import query_service
+from fedhash_server import router as router_module
 from tests.attached_site import HELD, LIMITS
 from tests.consortium_certificates import Consortium
 from tests.router_network import Place, RouterThread
@@ -212,6 +214,66 @@ def test_a_site_that_hangs_up_at_once_leaves_nothing(place: Place, router: Route
     assert queries._attachments == {}
 
 
+def test_a_site_that_attaches_in_a_loop_is_stopped_and_fills_no_log(
+    place: Place,
+    router: RouterThread,
+    serve: Callable[..., QueryStream],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_ms = [time.time_ns() // 1_000_000]
+    monkeypatch.setattr(query_service, "_now_ms", lambda: now_ms[0])
+    caplog.set_level(logging.INFO)
+    serve("hospital-a", router.port)
+    until(lambda: attached(router) == ["hospital-a"], "it is attached")
+
+    def attach(channel: grpc.Channel) -> grpc.StatusCode:
+        """How the stream ends."""
+        stream = channel.stream_stream(f"/{SERVICE}/{ATTACH}")(iter([encode_holds(None)]))
+        stream.initial_metadata()
+        stream.cancel()
+        return stream.code()
+
+    with open_channel(place.network("hospital-b", router.port)) as channel:
+        for minute in range(10):
+            codes = [attach(channel) for _ in range(30)]
+            assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 10
+            assert router.server.queries.attachments["hospital-b"] == 20 * (minute + 1)
+            now_ms[0] += 60_000
+        lines = [each for each in caplog.messages if each.startswith("hospital-b is")]
+        assert len(lines) <= 60 + 10, "an hour's, and what came back in ten minutes"
+        assert attach(channel) is not grpc.StatusCode.RESOURCE_EXHAUSTED, "whoever waits may come"
+    assert router.server.queries.attachments["hospital-a"] == 1
+    assert attached(router) == ["hospital-a"]
+
+
+def test_connections_beyond_the_bound_are_closed_before_their_handshake(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, few = "grpc.max_allowed_incoming_connections", 8
+    options = [(key, few if key == name else value) for key, value in router_module._OPTIONS]
+    assert (name, few) in options
+    monkeypatch.setattr(router_module, "_OPTIONS", options)
+    with RouterThread(place.folder) as router, ExitStack() as stack:
+        idle = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(4 * few)]
+        for each in idle:
+            stack.enter_context(each)
+            each.settimeout(0.2)
+
+        def is_closed(connection: socket.socket) -> bool:
+            try:
+                return connection.recv(1) == b""
+            except ConnectionResetError:
+                return True
+            except TimeoutError:
+                return False
+
+        until(lambda: sum(map(is_closed, idle)) >= 3 * few, "all but the first are closed")
+        for each in idle:
+            each.close()
+        assert ask(place, router.port, query()).hits == ()
+
+
 def test_a_site_that_lies_costs_its_own_answers(
     place: Place, router: RouterThread, serve: Callable[..., QueryStream]
 ) -> None:
@@ -360,7 +422,10 @@ def hostile(rng: random.Random, whole: list[bytes]) -> bytes:
     return b"\xff" if changed in whole else changed
 
 
-def test_hostile_messages_over_the_network(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_messages_over_the_network(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_service, "_STREAMS_A_MINUTE", 10_000_000)
     """Members that send anything: each gets a typed refusal or loses its stream; others go on."""
     caplog.set_level(logging.ERROR, "fedhash_server")  # pytest would keep each line in memory
     rng = random.Random(HOSTILE_MESSAGES)
