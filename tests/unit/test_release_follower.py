@@ -14,6 +14,7 @@ from small_releases import AGREEMENT, KEY, make_site, registry_in, release_into
 
 from fedhash.errors import ProtocolError, ReleaseError
 from fedhash.registry.registry import read_current
+from fedhash.registry.release import load_release
 from fedhash.registry.statement import Statement, signed
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.releases.follower import ReleaseFollower
@@ -174,6 +175,24 @@ def test_a_release_of_another_agreement_is_not_even_downloaded(site: Site, regis
     assert [path.name for path in site.served.releases.iterdir() if path.is_dir()].count(first) == 1
     assert not (site.served.releases / other.release_id).exists()
     assert not list(site.served.releases.glob(f"{other.release_id}.download/model*"))
+
+
+def test_a_model_above_the_site_s_bound_is_not_downloaded(site: Site, registry: Path) -> None:
+    wanted = publish(registry, 1)
+    most = load_release(registry / wanted).vector.size
+    training = site.settings.training
+    for allowed in (most - 1, most):
+        bound = training.model_copy(update={"largest_model_parameters": allowed})
+        site.settings = site.settings.model_copy(update={"training": bound})
+        site.restart()
+        if allowed < most:
+            with pytest.raises(ReleaseError, match=r"largest_model_parameters allows .*; raise it"):
+                site.follower.step()
+            assert site.release() is None
+            assert not list(site.served.releases.glob("*.download/*"))
+        else:
+            site.follower.step()
+    assert site.release() == wanted
 
 
 def test_ever_new_statements_do_not_fill_the_disk(site: Site, registry: Path) -> None:

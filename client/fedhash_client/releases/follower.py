@@ -189,6 +189,7 @@ class ReleaseFollower:
             self._settings.releases.largest_bytes,
             self._progress("downloading"),
             self._agreement,
+            self._settings.training.largest_model_parameters,
         )
         now = self._served.adopt(release, self._progress("encoding"))
         self._note(
