@@ -41,6 +41,8 @@ neighbourhood and attributes, and an empty answer does not say which of "none", 
 What it does not: **a filter tells of each hit that it has the value.** The bucket counts patients
 within the radius, while an answer lists k hits with handles, the same in every answer: who has a
 study's handle asks once with a filter and a wide radius, and sees whether it is among the hits.
+(Other handles for each query would change nothing: to the same code and weights a study has the
+same distance and score in every answer, and chosen weights make the score as good as a name.)
 Hits carry distances, so one lone study is seen by whoever asks with a radius that
 takes in enough others; a site bounds that by `smallest_kappa`. Several answers, over other radii,
 over all values of an attribute but one, over conjunctions, or before and after a patient withdrew,
