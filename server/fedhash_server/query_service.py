@@ -29,7 +29,7 @@ from grpc import aio
 from fedhash.enrolment import Peer, Role
 from fedhash.errors import CertificateError, MessageError, ProtocolError, RefusedError
 from fedhash.search.allowance import Allowance
-from fedhash.search.answers import Merged, Refusal
+from fedhash.search.answers import Gathered, Refusal
 from fedhash.search.routing import AttachedSite, Router
 from fedhash.search.terms import COORDINATOR, RouterLimits
 from fedhash.search.wire.answers import encode_reply
@@ -75,7 +75,7 @@ class QueryService:
         self._members = members
         self._router = Router(members.agreement, limits)
         self._attachments: dict[int, _Attachment] = {}
-        self._waiting: dict[int, asyncio.Future[Merged]] = {}
+        self._waiting: dict[int, asyncio.Future[Gathered]] = {}
         self.outcomes: Counter[str] = Counter()
         self.site_outcomes: Counter[str] = Counter()
         self.attachments: Counter[str] = Counter()
@@ -157,15 +157,19 @@ class QueryService:
         for attachment in self._attachments.values():
             attachment.work.set()
         try:
-            merged = await self._result(ticket)
+            gathered = await self._result(ticket)
         finally:  # also of a caller that hung up
             self._router.cancel(ticket)
             self._waiting.pop(ticket, None)
-        self.outcomes["partial" if merged.missing else "answered"] += 1
-        self.site_outcomes.update(each.outcome for each in merged.sites)
-        return encode_reply(merged)
+        whole = all(each.outcome == "answered" for each in gathered.sites)
+        self.outcomes["answered" if whole else "partial"] += 1
+        self.site_outcomes.update(each.outcome for each in gathered.sites)
+        try:
+            return encode_reply(gathered)
+        except MessageError as error:
+            return encode_reply(Refusal("too_large", f"{error}; ask for fewer hits"))
 
-    async def _result(self, ticket: int) -> Merged:
+    async def _result(self, ticket: int) -> Gathered:
         future = self._waiting[ticket]
         self._deliver()  # a query that no site can answer has ended already
         deadline_ms = self._router.deadline_ms(ticket)
@@ -177,10 +181,10 @@ class QueryService:
         return future.result()
 
     def _deliver(self) -> None:
-        for ticket, merged in self._router.take_finished():
+        for ticket, gathered in self._router.take_finished():
             future = self._waiting.get(ticket)
             if future is not None and not future.done():
-                future.set_result(merged)
+                future.set_result(gathered)
 
     async def _attach(self, _: Any, context: Any) -> None:
         peer = await self._admit(context, _SITE)

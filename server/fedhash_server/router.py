@@ -31,7 +31,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from fedhash.errors import FedhashError, StorageError
 from fedhash.private_file import read_private_file
-from fedhash.search.wire.methods import CHANNEL_OPTIONS
+from fedhash.search.wire.methods import SERVER_OPTIONS
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.coordinator_settings import RouterSettings
 from fedhash_server.health import HealthPage
@@ -44,7 +44,7 @@ __all__ = ["RouterServer", "main"]
 _GRACE_S = 1.0
 _THREADS = 8
 _OPTIONS = (
-    *CHANNEL_OPTIONS,
+    *SERVER_OPTIONS,
     ("grpc.so_reuseport", 0),  # a second router on the port must fail
     ("grpc.server_handshake_timeout_ms", 10_000),
     # of strangers too, as long as their handshake takes; 1024 open files are usual for a process

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,13 +27,15 @@ from fedhash.errors import ConfigurationError, ProtocolError, RefusedError, Stor
 from fedhash.index import SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search import Hit, Query, merge
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Merged, Refusal
 from fedhash.search.policy import QueryPolicy
 from fedhash.search.wire.answers import (
     Answer,
     decode_reply,
     encode_answer,
+    encode_hits,
     encode_holds,
+    encode_reply,
     encode_to_site,
     read_from_site,
     read_to_site,
@@ -47,7 +50,16 @@ from fedhash_server import router as router_module
 from tests.attached_site import HELD, LIMITS
 from tests.consortium_certificates import Consortium
 from tests.router_network import Place, RouterThread
-from tests.search_consortium import RELEASE, SITES, archive, asked, brute_force, handle, query
+from tests.search_consortium import (
+    RELEASE,
+    SITES,
+    archive,
+    asked,
+    brute_force,
+    handle,
+    identity,
+    query,
+)
 
 HOSTILE_MESSAGES = int(os.environ.get("FEDHASH_HOSTILE_MESSAGES", "200"))
 
@@ -312,6 +324,78 @@ def test_a_site_that_lies_costs_its_own_answers(
     assert list(ask(place, router.port, query()).hits) == expected(["hospital-a"], query())
 
 
+def add_a_hit(found: Found) -> Found:
+    return replace(found, hits=(*found.hits, Hit("hospital-b", handle("x", 1), 16, 0)))
+
+
+def leave_a_hit_out(found: Found) -> Found:
+    return replace(found, hits=found.hits[:-1])
+
+
+def change_a_handle(found: Found) -> Found:
+    return replace(found, hits=(*found.hits[:-1], replace(found.hits[-1], handle="ab" * 16)))
+
+
+def cut_the_radius(found: Found) -> Found:
+    return replace(found, cut_to_bits=16)
+
+
+def sign_with_another_key(found: Found) -> Found:
+    return replace(found, signature=identity("hospital-a").sign(encode_hits(found)))
+
+
+class Answered:
+    """What a site answered to the first query, given for each later one."""
+
+    def __init__(self) -> None:
+        self.first: Found | None = None
+
+    def __call__(self, found: Found) -> Found:
+        self.first = self.first or found
+        return self.first
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        add_a_hit,
+        leave_a_hit_out,
+        change_a_handle,
+        cut_the_radius,
+        sign_with_another_key,
+        Answered(),
+    ],
+    ids=lambda each: getattr(each, "__name__", "an_earlier_answer"),
+)
+def test_a_router_that_alters_an_answer_is_found_by_the_asker(
+    place: Place,
+    router: RouterThread,
+    serve: Callable[..., QueryStream],
+    monkeypatch: pytest.MonkeyPatch,
+    altered: Callable[[Found], Found],
+) -> None:
+    def lying(content: Gathered | Refusal) -> bytes:
+        assert isinstance(content, Gathered)
+        site = "hospital-b"
+        return encode_reply(
+            replace(content, found={**content.found, site: altered(content.found[site])})
+        )
+
+    for site in SITES[:2]:
+        serve(site, router.port)
+    until(lambda: len(attached(router)) == 2, "both are attached")
+    assert list(ask(place, router.port, query()).hits) == expected(list(SITES[:2]), query())
+    monkeypatch.setattr(query_service, "encode_reply", lying)
+    if isinstance(altered, Answered):
+        ask(place, router.port, query())  # is remembered, and true
+    merged = ask(place, router.port, query())
+    assert list(merged.hits) == expected(["hospital-a"], query()), "the other counts"
+    assert [(each.site, each.outcome, each.reason) for each in merged.missing] == [
+        ("hospital-b", "invalid", "bad_signature"),
+        ("hospital-c", "not_attached", ""),
+    ]
+
+
 def test_a_site_with_a_replaced_certificate_is_detached(
     place: Place, serve: Callable[..., QueryStream]
 ) -> None:
@@ -384,7 +468,7 @@ def test_a_coordinator_s_own_certificate_may_ask(place: Place, router: RouterThr
     )
     with grpc.secure_channel(f"localhost:{router.port}", credentials) as channel:
         merged = decode_reply(channel.unary_unary(f"/{SERVICE}/{ASK}")(data, timeout=10))
-    assert isinstance(merged, Merged)
+    assert isinstance(merged, Gathered)
     assert {each.outcome for each in merged.sites} == {"not_attached"}
 
 
