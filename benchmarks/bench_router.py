@@ -50,7 +50,7 @@ from fedhash.configuration import resolved
 from fedhash.index import Archive, SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search import Hit, Query
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Merged, Refusal
 from fedhash.search.policy import QueryPolicy
 from fedhash.search.terms import QueryLimits, SearchTerms
 from fedhash.search.wire.answers import encode_answer, encode_reply, encode_to_site
@@ -341,7 +341,9 @@ def bytes_of(
         "asker to router": len(encode_signed(signed)),
         "router to each site": len(encode_to_site(1 << 20, signed)),
         "each site to router": len(encode_answer(1 << 20, Found(hits))),
-        "router to asker": len(encode_reply(merged)),
+        "router to asker": len(
+            encode_reply(Gathered(merged.sites, {each.site: Found(hits) for each in merged.sites}))
+        ),
     }
     together = sizes["asker to router"] + sizes["router to asker"]
     together += sites * (sizes["router to each site"] + sizes["each site to router"])

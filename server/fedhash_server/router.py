@@ -7,8 +7,10 @@
    (`fedhash_server.members`).
 2. It keeps nothing on the disk. After a kill sites attach again by themselves and askers ask again;
    queries that were under way are lost to their askers, and nothing else is.
-3. Releases are served on the same port, by a few threads.
-4. It ends at SIGTERM or SIGINT, after a second for the calls under way.
+3. So many connections are open at a time, and those beyond are closed before their handshake. One
+   site can take all of them: it is known by its certificate, and to be struck off.
+4. Releases are served on the same port, by a few threads.
+5. It ends at SIGTERM or SIGINT, after a second for the calls under way.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from fedhash.errors import FedhashError, StorageError
 from fedhash.private_file import read_private_file
-from fedhash.search.wire.methods import CHANNEL_OPTIONS
+from fedhash.search.wire.methods import SERVER_OPTIONS
 from fedhash_process.health import HealthPage
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.coordinator_settings import RouterSettings
@@ -45,9 +47,12 @@ _GRACE_S = 1.0
 _LOOK_S = 5.0
 _THREADS = 8
 _OPTIONS = (
-    *CHANNEL_OPTIONS,
+    *SERVER_OPTIONS,
     ("grpc.so_reuseport", 0),  # a second router on the port must fail
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # of strangers too, as long as their handshake takes; 1024 open files are usual for a process
+    ("grpc.max_allowed_incoming_connections", 512),
+    ("grpc.max_connection_idle_ms", 300_000),  # without a call; an attached site has one
     ("grpc.max_concurrent_streams", 128),  # of one connection
     ("grpc.max_metadata_size", 8192),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -193,6 +198,7 @@ class _Metrics:
                 ("unanswered", each.unanswered),
                 ("invalid_answers", each.invalid_answers),
                 ("strange_answers", each.strange_answers),
+                ("attachments", queries.attachments[each.site]),
             ):
                 sites.add_metric([each.site, fact], value)
         yield sites

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.durability import replace_file, sync_folder
-from fedhash.errors import ConfigurationError, Problem, StorageError
+from fedhash.errors import ConfigurationError, Problem, ReleaseError, StorageError
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.training_messages import RunId
 from fedhash_server.coordinator_folder import CoordinatorFolder
@@ -90,7 +90,7 @@ def prepare_run(
         ConfigurationError: A file is wrong, the files do not fit each other, a site is not
             enrolled, or the run was begun with other settings.
         ModelError: The first model cannot be made.
-        ReleaseError: The release to start from does not verify.
+        ReleaseError: The release to start from has no such id, or does not verify.
         StorageError: The operating system refuses.
     """
     folder.settings()
@@ -100,6 +100,11 @@ def prepare_run(
     place = folder.runs / name
     start: dict[str, Any] = {}  # absolute, because the file is read at other places too
     if parent is not None:
+        if not re.fullmatch("[0-9a-f]{64}", parent):  # before it becomes a path
+            raise ReleaseError(
+                f"--parent is {parent!r}, and the id of a release has 64 hex digits; give the "
+                "whole one, as 'fedhash-coordinator release list' prints it"
+            )
         start["parent"] = str((folder.releases / parent).resolve())
     if frozen:
         start["frozen"] = {modality: str(path.resolve()) for modality, path in frozen.items()}

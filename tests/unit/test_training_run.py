@@ -17,7 +17,7 @@ from small_federation import AGREEMENT, round_settings
 from typer.testing import CliRunner
 
 from fedhash.configuration import read_settings, resolved
-from fedhash.errors import CheckpointError, ConfigurationError, ProtocolError
+from fedhash.errors import CheckpointError, ConfigurationError, ProtocolError, ReleaseError
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.training_messages import RunPlan
@@ -88,6 +88,16 @@ def test_a_run_id_is_no_path(folder: CoordinatorFolder, round_file: Path, run_id
     before = sorted(folder.path.parent.rglob("*"))
     with pytest.raises(ConfigurationError, match="is no name of a run"):
         prepare_run(folder, round_file, run_id=run_id)
+    assert sorted(folder.path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "parent", ["..", "../x", "/etc", "", "ab" * 31, "AB" * 32, "ab" * 32 + "\n"]
+)
+def test_a_parent_is_no_path(folder: CoordinatorFolder, round_file: Path, parent: str) -> None:
+    before = sorted(folder.path.parent.rglob("*"))
+    with pytest.raises(ReleaseError, match="the id of a release has 64 hex digits"):
+        prepare_run(folder, round_file, parent=parent)
     assert sorted(folder.path.parent.rglob("*")) == before
 
 
