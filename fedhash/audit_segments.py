@@ -106,11 +106,16 @@ class VerifiedSegments:
 class SegmentedAuditLog(AuditLog):
     """The newest segment, open for writing; a closing that a process died in is finished.
 
-    Args and Raises: as of `AuditLog`. Segments before this one are not read.
+    Args and Raises: as of `AuditLog`. Segments before this one are not read, but where there are
+    any and this one is not, the log is refused: a new one would begin the chain anew.
     """
 
     def __init__(self, path: Path, noted: str = START) -> None:
         self._segment = 1
+        if path.parent.is_dir() and not path.exists() and _closed_segments(path, None):
+            raise AuditError(
+                f"{path} is gone, and closed segments of it are there; restore it from a copy"
+            )
         super().__init__(path, noted)
         if self._newest.content.get("kind") == _CLOSED:
             self._begin_next()

@@ -165,6 +165,16 @@ def test_harm_to_a_segment_is_found(path: Path, harm: Callable[[Path], None], to
         verify_segments(path)
 
 
+def test_no_new_chain_begins_beside_closed_segments(path: Path) -> None:
+    kept = path.read_bytes()
+    path.unlink()
+    with pytest.raises(AuditError, match="is gone, and closed segments of it are there"):
+        SegmentedAuditLog(path)
+    assert not path.exists()
+    path.write_bytes(kept)
+    SegmentedAuditLog(path).close()
+
+
 @pytest.mark.parametrize("field", ["entries", "head", "signature", "segment", "signed_by"])
 def test_a_beginning_that_nobody_signed_is_refused(path: Path, field: str) -> None:
     """Without the segments before it, this line alone says what they held."""

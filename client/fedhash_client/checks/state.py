@@ -40,7 +40,8 @@ def check_state(site: CheckedSite, found: Findings) -> None:
     with found.gathered(newest):
         NewestSeen(newest, settings.releases.smallest_number)
     log = audit_file(settings)
-    if log.exists() and not site.running:  # the daemon verified it, and is writing to it
+    written = log.exists() or any(log.parent.glob(f"{log.stem}.*{log.suffix}"))
+    if written and not site.running:  # the daemon verified it, and is writing to it
         with found.gathered(log):
             verify_segments(log)
     if settings.privacy is not None:
