@@ -33,7 +33,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedhash.audit_log import (
     NOTHING,
@@ -70,6 +70,12 @@ class _Closing(Settings):
     head: _Hash
     signed_by: _Hash | None = None
     signature: Annotated[str, Field(pattern="^[0-9a-f]{128}$")] | None = None
+
+    @model_validator(mode="after")
+    def _a_key_that_is_named_signed(self) -> _Closing:
+        if (self.signed_by is None) != (self.signature is None):
+            raise ValueError("signed_by and signature are there together, or neither is")
+        return self
 
     def signed_text(self) -> bytes:
         return _DOMAIN + canonical_json([self.segment, self.entries, self.head]).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedhash.audit_log import AuditLog, read_audit_log
+from fedhash.audit_log import AuditEntry, AuditLog, entry_hash, entry_line, read_audit_log
 from fedhash.audit_segments import SegmentedAuditLog, closed_segment, verify_segments
 from fedhash.errors import AuditError, StorageError
 from fedhash.secagg.identity import SiteIdentity
@@ -186,6 +187,28 @@ def test_a_beginning_that_nobody_signed_is_refused(path: Path, field: str) -> No
     path.write_bytes(line[:place] + digit + line[place + 1 :] + b"\n")
     for reader in (verify_segments, SegmentedAuditLog):
         with pytest.raises(AuditError, match=r"audit\.jsonl:1"):
+            reader(path)
+
+
+@pytest.mark.parametrize("field", ["signature", "signed_by"])
+@pytest.mark.parametrize("missing", [False, True], ids=["null", "missing"])
+def test_a_beginning_with_half_a_signature_is_refused(
+    path: Path, field: str, *, missing: bool
+) -> None:
+    """Such a log could be written anew by anyone, under the site's name."""
+    for number in (1, 2, 3):
+        closed_segment(path, number).unlink()
+    content = json.loads(path.read_bytes().split(b"\n")[0])["content"]
+    closed = content["closed"]
+    closed[field] = None
+    forged = AuditEntry(
+        closed["entries"] + 1, closed, entry_hash(closed["head"], closed["entries"] + 1, closed)
+    )
+    if missing:
+        del closed[field]
+    path.write_bytes(entry_line(forged, content)[1])
+    for reader in (verify_segments, SegmentedAuditLog):
+        with pytest.raises(AuditError, match=r"audit\.jsonl:1: .* never signed"):
             reader(path)
 
 
