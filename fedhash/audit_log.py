@@ -137,6 +137,11 @@ class AuditLog:
         return self._newest.hash
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._file.closed
+
+    @property
     def size_bytes(self) -> int:
         """How long the file is, which is open."""
         return os.fstat(self._file.fileno()).st_size

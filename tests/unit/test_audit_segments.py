@@ -290,6 +290,26 @@ def test_a_name_that_is_taken_is_told_and_no_file_is_lost(path: Path) -> None:
     assert verify_segments(path).files[-2] == taken
 
 
+def test_the_daemon_says_that_a_name_is_taken_and_goes_on_once_it_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = SiteAudit(path, identity=IDENTITY, segment_bytes=1, again_s=0)
+    audit.start()
+    audit.append({"number": 1})
+    taken = closed_segment(path, 1)
+    taken.write_bytes(b"somebody's")
+    for _ in range(3):
+        with pytest.raises(AuditError, match=taken.name):
+            audit.append({"number": 2})
+        assert audit.status()["healthy"] is False
+        assert taken.name in str(audit.status()["fault"])
+    taken.rename(tmp_path / "elsewhere")
+    audit.append({"number": 3})
+    assert (audit.status()["healthy"], audit.status()["fault"]) == (True, None)
+    audit.stop()
+    mine = [each.content.get("number") for each in verify_segments(path, last=100).newest]
+    assert [number for number in mine if number] == [1, 3]
+
+
 def test_the_daemon_closes_segments_and_opens_the_newest_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
