@@ -112,8 +112,9 @@ class VerifiedSegments:
 class SegmentedAuditLog(AuditLog):
     """The newest segment, open for writing; a closing that a process died in is finished.
 
-    Args and Raises: as of `AuditLog`. Segments before this one are not read, but where there are
-    any and this one is not, the log is refused: a new one would begin the chain anew.
+    Args and Raises: as of `AuditLog`. Segments before this one are not read, but where one is there
+    that this one cannot follow, or this one is gone, the log is refused: it would go on with other
+    entries than those that were written.
     """
 
     def __init__(self, path: Path, noted: str = START) -> None:
@@ -123,6 +124,11 @@ class SegmentedAuditLog(AuditLog):
                 f"{path} is gone, and closed segments of it are there; restore it from a copy"
             )
         super().__init__(path, noted)
+        try:
+            _check_newest(path, self._segment, _closed_segments(path, None))
+        except (AuditError, StorageError):
+            self.close()
+            raise
         if self._newest.content.get("kind") == _CLOSED:
             self._begin_next()
 
@@ -154,7 +160,7 @@ class SegmentedAuditLog(AuditLog):
 
     def _begin_next(self) -> None:
         closed = closed_segment(self._path, self._segment)
-        if _is_closed_elsewhere(self._path, self._segment):
+        if closed.exists() and not closed.samefile(self._path):
             self.close()
             raise AuditError(
                 f"{closed} is there, and {self._path} is to get this name; move it to where the "
@@ -229,14 +235,8 @@ def verify_segments(
         StorageError: The operating system refuses a file.
     """
     segment = _read(path)
-    if _is_closed_elsewhere(path, segment.number):
-        segment = _read(path)  # its writer closed it while it was read
     closed = _closed_segments(path, archive)
-    if _is_closed_elsewhere(path, segment.number) or max(closed, default=0) > segment.number:
-        raise AuditError(
-            f"{path} holds segment {segment.number}, and {closed[max(closed)]} is there: an older "
-            "one was put in its place; restore it from a copy"
-        )
+    _check_newest(path, segment.number, closed)
     newest = segment
     files = [path]
     shown = _last(segment.entries, last)
@@ -338,7 +338,20 @@ def _closed_segments(path: Path, archive: Path | None) -> dict[int, Path]:
     return found
 
 
-def _is_closed_elsewhere(path: Path, segment: int) -> bool:
-    """Whether a closed segment of this number is another file than the one at `path`."""
-    closed = closed_segment(path, segment)
-    return closed.exists() and not closed.samefile(path)
+def _check_newest(path: Path, segment: int, closed: dict[int, Path]) -> None:
+    """Look for closed segments that are not before the one at `path`.
+
+    Raises:
+        AuditError: There is one, and it is another file.
+        StorageError: The operating system refuses a file.
+    """
+    newest = max(closed, default=0)
+    try:
+        follows = newest < segment or closed[newest].samefile(path)
+    except OSError as error:
+        raise StorageError(error, closed[newest]) from error
+    if not follows:
+        raise AuditError(
+            f"{path} holds segment {segment}, and {closed[newest]} is there: an older one was put "
+            "in its place; restore it from a copy. If that file is none of this log, move it away"
+        )

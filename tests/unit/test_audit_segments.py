@@ -166,6 +166,24 @@ def test_harm_to_a_segment_is_found(path: Path, harm: Callable[[Path], None], to
         verify_segments(path)
 
 
+@pytest.mark.parametrize("older", [1, 2, 3])
+def test_no_older_segment_is_gone_on_with(path: Path, tmp_path: Path, older: int) -> None:
+    """Beside closed segments it is not written; nor does it verify where they are archived."""
+    lines = closed_segment(path, older).read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))  # as before it was closed
+    with pytest.raises(AuditError, match="an older one was put in its place"):
+        SegmentedAuditLog(path)
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number in (1, 2, 3):
+        closed = closed_segment(path, number)
+        closed.rename(archive / closed.name)
+    with SegmentedAuditLog(path) as log:  # nothing here tells of the others
+        log.append({"other": "history"})
+    with pytest.raises(AuditError, match=r"archive/audit\.000003\.jsonl is there"):
+        verify_segments(path, archive=archive)
+
+
 def test_no_new_chain_begins_beside_closed_segments(path: Path) -> None:
     kept = path.read_bytes()
     path.unlink()
@@ -280,9 +298,12 @@ def test_one_process_writes_also_over_a_closing(path: Path) -> None:
 
 def test_a_name_that_is_taken_is_told_and_no_file_is_lost(path: Path) -> None:
     taken = closed_segment(path, 4)
-    taken.write_bytes(b"somebody's")
-    with SegmentedAuditLog(path) as log, pytest.raises(AuditError, match="is to get this name"):
-        log.close_segment(IDENTITY)
+    with SegmentedAuditLog(path) as log:
+        taken.write_bytes(b"somebody's")
+        with pytest.raises(AuditError, match="is to get this name"):
+            log.close_segment(IDENTITY)
+    with pytest.raises(AuditError, match="If that file is none of this log, move it away"):
+        SegmentedAuditLog(path, noted=log.head)
     assert taken.read_bytes() == b"somebody's"
     taken.unlink()
     with SegmentedAuditLog(path, noted=log.head) as log:
