@@ -55,6 +55,7 @@ from fedhash.secagg.identity import SiteIdentity, verify_signature
 __all__ = ["SegmentedAuditLog", "VerifiedSegments", "closed_segment", "verify_segments"]
 
 _DOMAIN = b"fedhash audit segment 1\n"
+_MOST_LOOKS = 5
 _BEGINS: Literal["segment"] = "segment"
 _CLOSED: Literal["segment closed"] = "segment closed"
 
@@ -234,8 +235,38 @@ def verify_segments(
             missing; or none holds `noted`.
         StorageError: The operating system refuses a file.
     """
+    for _ in range(_MOST_LOOKS):
+        before = _look(path, archive)
+        try:
+            found = _verified(path, _closed_segments(path, archive), noted, last)
+        except (AuditError, StorageError):
+            if _look(path, archive) == before:
+                raise
+        else:
+            if _look(path, archive) == before:
+                return found
+    raise AuditError(
+        f"{path} or a closed segment of it was exchanged each of {_MOST_LOOKS} times that it was "
+        "read, as its writer does now and then; verify it again"
+    )
+
+
+def _look(path: Path, archive: Path | None) -> dict[Path, int | None]:
+    """The files that are there, and which (their inodes): a writer that closes one changes this."""
+    return {file: _inode(file) for file in (path, *_closed_segments(path, archive).values())}
+
+
+def _inode(file: Path) -> int | None:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(error, file) from error
+
+
+def _verified(path: Path, closed: dict[int, Path], noted: str, last: int) -> VerifiedSegments:
     segment = _read(path)
-    closed = _closed_segments(path, archive)
     _check_newest(path, segment.number, closed)
     newest = segment
     files = [path]

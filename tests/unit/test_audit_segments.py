@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fedhash import audit_segments
 from fedhash.audit_log import AuditEntry, AuditLog, entry_hash, entry_line, read_audit_log
 from fedhash.audit_segments import SegmentedAuditLog, closed_segment, verify_segments
 from fedhash.errors import AuditError, StorageError
@@ -228,6 +231,40 @@ def test_a_beginning_with_half_a_signature_is_refused(
     for reader in (verify_segments, SegmentedAuditLog):
         with pytest.raises(AuditError, match=r"audit\.jsonl:1: .* never signed"):
             reader(path)
+
+
+def test_a_segment_that_is_closed_while_the_log_is_read_is_no_harm(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer goes on after any one reading of a file or folder; or after all of them."""
+    originals = {name: getattr(audit_segments, name) for name in ("_read", "_closed_segments")}
+
+    def closing(name: str, due: Callable[[], bool]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            found = originals[name](*arguments)
+            if due():
+                with monkeypatch.context() as patch:
+                    for each, original in originals.items():
+                        patch.setattr(audit_segments, each, original)
+                    log.close_segment(IDENTITY)
+            return found
+
+        return call
+
+    with SegmentedAuditLog(path) as log:
+        for moment in range(8):
+            calls = itertools.count()
+            with monkeypatch.context() as patch:
+                for name in originals:
+                    due = functools.partial(lambda calls, at: next(calls) == at, calls, moment)
+                    patch.setattr(audit_segments, name, closing(name, due))
+                found = verify_segments(path)
+            assert (found.head, found.archived) == (log.head, 0)
+            assert next(calls) > moment, "the writer went on meanwhile"
+        for name in originals:
+            monkeypatch.setattr(audit_segments, name, closing(name, lambda: True))
+        with pytest.raises(AuditError, match="verify it again"):
+            verify_segments(path)
 
 
 class Killed(BaseException):
