@@ -320,10 +320,7 @@ def _signed_by(segment: _Segment) -> frozenset[str | None]:
 
 
 def _read(path: Path) -> _Segment:
-    try:
-        data = read_whole_lines(path)
-    except OSError as error:
-        raise StorageError(error, path) from error
+    data = _bytes_of(path)
     number, before = _begun(data, path)
     return _Segment(number, before, verified_entries(data, path, before))
 
@@ -355,18 +352,37 @@ def _begun(data: bytes, path: Path) -> tuple[int, AuditEntry]:
 
 
 def _closed_segments(path: Path, archive: Path | None) -> dict[int, Path]:
-    """Files of closed segments by their number."""
-    name = re.compile(rf"{re.escape(path.stem)}\.([0-9]{{6,}}){re.escape(path.suffix)}")
-    found = {}
+    """Files of closed segments by their number.
+
+    Raises:
+        AuditError: The two folders have different ones of one number.
+        StorageError: The operating system refuses.
+    """
+    number_of = re.compile(rf"{re.escape(path.stem)}\.([0-9]{{6,18}}){re.escape(path.suffix)}")
+    found: dict[int, Path] = {}
     for folder in (path.parent,) if archive is None else (archive, path.parent):
         try:
-            files = sorted(folder.iterdir())
+            for file in folder.iterdir():
+                match = number_of.fullmatch(file.name)
+                number = int(match[1]) if match else 0
+                if number < 1 or file.name != closed_segment(path, number).name:
+                    continue
+                if number in found and _bytes_of(found[number]) != _bytes_of(file):
+                    raise AuditError(
+                        f"{found[number]} and {file} differ, and both are called segment {number}: "
+                        "one was altered, or is of another log; keep the one that verifies"
+                    )
+                found[number] = file
         except OSError as error:
             raise StorageError(error, folder) from error
-        found.update(
-            {int(match[1]): file for file in files if (match := name.fullmatch(file.name))}
-        )
     return found
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return read_whole_lines(file)
+    except OSError as error:
+        raise StorageError(error, file) from error
 
 
 def _check_newest(path: Path, segment: int, closed: dict[int, Path]) -> None:

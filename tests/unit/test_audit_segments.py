@@ -169,6 +169,37 @@ def test_harm_to_a_segment_is_found(path: Path, harm: Callable[[Path], None], to
         verify_segments(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["audit.jsonl", "audit.000002.jsonl", "archive/audit.000001.jsonl"]
+)
+def test_a_pipe_in_a_segment_s_place_is_not_waited_for(path: Path, name: str) -> None:
+    archive = path.parent / "archive"
+    archive.mkdir()
+    closed_segment(path, 1).rename(archive / closed_segment(path, 1).name)
+    (path.parent / name).unlink()
+    os.mkfifo(path.parent / name)
+    with pytest.raises(StorageError, match="no regular file"):
+        verify_segments(path, archive=archive)
+
+
+def test_names_that_no_closed_segment_has_are_no_segments(path: Path) -> None:
+    for name in ("audit.000000.jsonl", "audit.0000009.jsonl", "audit.٠٠٠٠٠٩.jsonl"):
+        path.with_name(name).write_bytes(b"somebody's")
+    assert len(verify_segments(path).files) == 4
+    SegmentedAuditLog(path).close()
+
+
+def test_a_segment_that_is_in_the_archive_as_well_is_the_same(path: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    kept = archive / closed_segment(path, 2).name
+    kept.write_bytes(closed_segment(path, 2).read_bytes())
+    assert verify_segments(path, archive=archive).archived == 0
+    kept.write_bytes(kept.read_bytes().replace(b'"entry":2', b'"entry":3'))
+    with pytest.raises(AuditError, match=r"archive/audit\.000002\.jsonl and .* differ"):
+        verify_segments(path, archive=archive)
+
+
 @pytest.mark.parametrize("older", [1, 2, 3])
 def test_no_older_segment_is_gone_on_with(path: Path, tmp_path: Path, older: int) -> None:
     """Beside closed segments it is not written; nor does it verify where they are archived."""
