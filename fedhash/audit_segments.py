@@ -24,67 +24,41 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import os
-import re
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
-
+from fedhash._segment_files import (
+    BEGINS,
+    CLOSED,
+    Closing,
+    begun,
+    bytes_of,
+    check_newest,
+    closed_segment,
+    closed_segments,
+)
 from fedhash.audit_log import (
     NOTHING,
     START,
     AuditEntry,
     AuditLog,
-    entry_hash,
     entry_line,
-    read_whole_lines,
     verified_entries,
     write_whole,
 )
-from fedhash.configuration import Settings
 from fedhash.durability import sync_folder
-from fedhash.errors import AuditError, RefusedError, StorageError
-from fedhash.rounds.messages import Json, canonical_json
-from fedhash.secagg.identity import SiteIdentity, verify_signature
+from fedhash.errors import AuditError, StorageError
+from fedhash.rounds.messages import Json
+from fedhash.secagg.identity import SiteIdentity
 
 __all__ = ["SegmentedAuditLog", "VerifiedSegments", "closed_segment", "verify_segments"]
 
-_DOMAIN = b"fedhash audit segment 1\n"
 _MOST_LOOKS = 5
-_BEGINS: Literal["segment"] = "segment"
-_CLOSED: Literal["segment closed"] = "segment closed"
-
-_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Closing(Settings):
-    """The content of the last line of a closed segment."""
-
-    kind: Literal["segment closed"] = _CLOSED
-    segment: int = Field(ge=1, lt=1 << 53)
-    entries: int = Field(ge=0, lt=1 << 53)
-    head: _Hash
-    signed_by: _Hash | None = None
-    signature: Annotated[str, Field(pattern="^[0-9a-f]{128}$")] | None = None
-
-    @model_validator(mode="after")
-    def _a_key_that_is_named_signed(self) -> _Closing:
-        if (self.signed_by is None) != (self.signature is None):
-            raise ValueError("signed_by and signature are there together, or neither is")
-        return self
-
-    def signed_text(self) -> bytes:
-        return _DOMAIN + canonical_json([self.segment, self.entries, self.head]).encode()
-
-    def entry(self) -> AuditEntry:
-        content = self.model_dump(mode="json")
-        number = self.entries + 1
-        return AuditEntry(number, content, entry_hash(self.head, number, content))
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # link(2)
 
 
 @dataclass(frozen=True)
@@ -120,21 +94,26 @@ class SegmentedAuditLog(AuditLog):
 
     def __init__(self, path: Path, noted: str = START) -> None:
         self._segment = 1
-        if path.parent.is_dir() and not path.exists() and _closed_segments(path, None):
+        if path.parent.is_dir() and not path.exists() and closed_segments(path, None):
             raise AuditError(
                 f"{path} is gone, and closed segments of it are there; restore it from a copy"
             )
+        if path.is_symlink():
+            raise AuditError(
+                f"{path} is a symbolic link, which a closing would replace by a file; have the "
+                "folder be the link"
+            )
         super().__init__(path, noted)
         try:
-            _check_newest(path, self._segment, _closed_segments(path, None))
+            check_newest(path, self._segment, closed_segments(path, None))
         except (AuditError, StorageError):
             self.close()
             raise
-        if self._newest.content.get("kind") == _CLOSED:
+        if self._newest.content.get("kind") == CLOSED:
             self._begin_next()
 
     def _before(self, data: bytes) -> AuditEntry:
-        self._segment, before = _begun(data, self._path)
+        self._segment, before = begun(data, self._path)
         return before
 
     def close_segment(self, identity: SiteIdentity | None) -> None:
@@ -149,7 +128,7 @@ class SegmentedAuditLog(AuditLog):
                 finishes what was begun.
         """
         with self._writing:
-            closing = _Closing(
+            closing = Closing(
                 segment=self._segment, entries=self._newest.number, head=self._newest.hash
             )
             if identity is not None:
@@ -168,7 +147,7 @@ class SegmentedAuditLog(AuditLog):
                 "archived segments are"
             )
         opening: dict[str, Json] = {
-            "kind": _BEGINS,
+            "kind": BEGINS,
             "file": closed.name,
             "closed": self._newest.content,
         }
@@ -190,7 +169,7 @@ class SegmentedAuditLog(AuditLog):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anybody else finds it
             write_whole(file, line)
             if not closed.exists():
-                os.link(self._path, closed)
+                _link(self._path, closed)
                 sync_folder(closed.parent)
             unfinished.replace(self._path)
             sync_folder(self._path.parent)
@@ -200,9 +179,22 @@ class SegmentedAuditLog(AuditLog):
         return file
 
 
-def closed_segment(path: Path, segment: int) -> Path:
-    """Where a segment of the log at `path` is once it is closed."""
-    return path.with_name(f"{path.stem}.{segment:06}{path.suffix}")
+def _link(path: Path, closed: Path) -> None:
+    """Give a file a second name, so that at no moment it has none.
+
+    Raises:
+        OSError: The operating system refuses.
+    """
+    try:
+        os.link(path, closed)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise OSError(
+            error.errno,
+            "this file system makes no hard links, without which no segment can be closed; move "
+            "the folder to one that does",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -238,7 +230,7 @@ def verify_segments(
     for _ in range(_MOST_LOOKS):
         before = _look(path, archive)
         try:
-            found = _verified(path, _closed_segments(path, archive), noted, last)
+            found = _verified(path, closed_segments(path, archive), noted, last)
         except (AuditError, StorageError):
             if _look(path, archive) == before:
                 raise
@@ -253,7 +245,7 @@ def verify_segments(
 
 def _look(path: Path, archive: Path | None) -> dict[Path, int | None]:
     """The files that are there, and which (their inodes): a writer that closes one changes this."""
-    return {file: _inode(file) for file in (path, *_closed_segments(path, archive).values())}
+    return {file: _inode(file) for file in (path, *closed_segments(path, archive).values())}
 
 
 def _inode(file: Path) -> int | None:
@@ -267,7 +259,7 @@ def _inode(file: Path) -> int | None:
 
 def _verified(path: Path, closed: dict[int, Path], noted: str, last: int) -> VerifiedSegments:
     segment = _read(path)
-    _check_newest(path, segment.number, closed)
+    check_newest(path, segment.number, closed)
     newest = segment
     files = [path]
     shown = _last(segment.entries, last)
@@ -316,89 +308,10 @@ def _signed_by(segment: _Segment) -> frozenset[str | None]:
     """Who closed the one before."""
     if segment.number == 1:
         return frozenset()
-    return frozenset([_Closing.model_validate(segment.before.content).signed_by])
+    return frozenset([Closing.model_validate(segment.before.content).signed_by])
 
 
 def _read(path: Path) -> _Segment:
-    data = _bytes_of(path)
-    number, before = _begun(data, path)
+    data = bytes_of(path)
+    number, before = begun(data, path)
     return _Segment(number, before, verified_entries(data, path, before))
-
-
-def _begun(data: bytes, path: Path) -> tuple[int, AuditEntry]:
-    """Number of the segment, and the entry that its first line follows.
-
-    Raises:
-        AuditError: The line says that it follows a segment, and not how, or nobody signed that.
-    """
-    try:
-        content = json.loads(data.partition(b"\n")[0])["content"]
-        follows = content["kind"] == _BEGINS
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 1, NOTHING  # as the first line of all, which is verified with the others
-    if not follows:
-        return 1, NOTHING
-    try:
-        closing = _Closing.model_validate(content.get("closed"))
-        if closing.signature is not None and closing.signed_by is not None:
-            signature = bytes.fromhex(closing.signature)
-            verify_signature(closing.signed_by, signature, closing.signed_text())
-    except (ValidationError, RefusedError) as error:
-        raise AuditError(
-            f"{path}:1: what this line repeats of the segment before was altered, or never signed; "
-            "restore the file from a copy and find out who wrote to it"
-        ) from error
-    return closing.segment + 1, closing.entry()
-
-
-def _closed_segments(path: Path, archive: Path | None) -> dict[int, Path]:
-    """Files of closed segments by their number.
-
-    Raises:
-        AuditError: The two folders have different ones of one number.
-        StorageError: The operating system refuses.
-    """
-    number_of = re.compile(rf"{re.escape(path.stem)}\.([0-9]{{6,18}}){re.escape(path.suffix)}")
-    found: dict[int, Path] = {}
-    for folder in (path.parent,) if archive is None else (archive, path.parent):
-        try:
-            for file in folder.iterdir():
-                match = number_of.fullmatch(file.name)
-                number = int(match[1]) if match else 0
-                if number < 1 or file.name != closed_segment(path, number).name:
-                    continue
-                if number in found and _bytes_of(found[number]) != _bytes_of(file):
-                    raise AuditError(
-                        f"{found[number]} and {file} differ, and both are called segment {number}: "
-                        "one was altered, or is of another log; keep the one that verifies"
-                    )
-                found[number] = file
-        except OSError as error:
-            raise StorageError(error, folder) from error
-    return found
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return read_whole_lines(file)
-    except OSError as error:
-        raise StorageError(error, file) from error
-
-
-def _check_newest(path: Path, segment: int, closed: dict[int, Path]) -> None:
-    """Look for closed segments that are not before the one at `path`.
-
-    Raises:
-        AuditError: There is one, and it is another file.
-        StorageError: The operating system refuses a file.
-    """
-    newest = max(closed, default=0)
-    try:
-        follows = newest < segment or closed[newest].samefile(path)
-    except OSError as error:
-        raise StorageError(error, closed[newest]) from error
-    if not follows:
-        raise AuditError(
-            f"{path} holds segment {segment}, and {closed[newest]} is there: an older one was put "
-            "in its place; restore it from a copy. If that file is none of this log, move it away"
-        )

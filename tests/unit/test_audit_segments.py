@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import itertools
@@ -268,7 +269,7 @@ def test_a_segment_that_is_closed_while_the_log_is_read_is_no_harm(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer goes on after any one reading of a file or folder; or after all of them."""
-    originals = {name: getattr(audit_segments, name) for name in ("_read", "_closed_segments")}
+    originals = {name: getattr(audit_segments, name) for name in ("_read", "closed_segments")}
 
     def closing(name: str, due: Callable[[], bool]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -377,6 +378,30 @@ def test_a_name_that_is_taken_is_told_and_no_file_is_lost(path: Path) -> None:
     with SegmentedAuditLog(path, noted=log.head) as log:
         log.append({"goes on": True})
     assert verify_segments(path).files[-2] == taken
+
+
+def test_a_file_system_without_hard_links_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as vfat does
+
+    with SegmentedAuditLog(path) as log, monkeypatch.context() as patch:
+        patch.setattr(os, "link", refusing)
+        with pytest.raises(StorageError, match="makes no hard links"):
+            log.close_segment(IDENTITY)
+    assert verify_segments(path, log.head).head == log.head
+    SegmentedAuditLog(path).close()  # on another file system it goes on
+    assert len(verify_segments(path).files) == 5
+
+
+def test_a_log_that_is_a_link_is_refused(path: Path) -> None:
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(AuditError, match="is a symbolic link"):
+        SegmentedAuditLog(path)
+    assert path.is_symlink()
 
 
 def test_the_daemon_says_that_a_name_is_taken_and_goes_on_once_it_is_free(tmp_path: Path) -> None:
