@@ -258,6 +258,9 @@ def _inode(file: Path) -> int | None:
 
 
 def _verified(path: Path, closed: dict[int, Path], noted: str, last: int) -> VerifiedSegments:
+    if not path.exists() and (closed or noted != START):
+        there = "closed segments of it are there" if closed else f"the hash {noted} was noted of it"
+        raise AuditError(f"{path} is gone, and {there}; restore it from a copy")
     segment = _read(path)
     check_newest(path, segment.number, closed)
     newest = segment

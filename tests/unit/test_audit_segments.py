@@ -160,7 +160,7 @@ def the_newest_is_gone(path: Path) -> None:
         (written_anew, r"audit\.000001\.jsonl does not end as the segment after it repeats"),
         (an_older_one_in_the_place_of_the_newest, "an older one was put in its place"),
         (a_copy_of_the_last_closed_in_the_place_of_the_newest, "an older one was put in its place"),
-        (the_newest_is_gone, "cannot be used"),
+        (the_newest_is_gone, "is gone, and closed segments of it are there; restore it from"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -217,6 +217,16 @@ def test_no_older_segment_is_gone_on_with(path: Path, tmp_path: Path, older: int
         log.append({"other": "history"})
     with pytest.raises(AuditError, match=r"archive/audit\.000003\.jsonl is there"):
         verify_segments(path, archive=archive)
+
+
+def test_a_log_that_is_gone_is_missed_by_who_noted_its_head(path: Path) -> None:
+    head = verify_segments(path).head
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(AuditError, match=f"is gone, and the hash {head} was noted of it; restore"):
+        verify_segments(path, head)
+    with pytest.raises(StorageError, match="No such file"):
+        verify_segments(path)  # of a site that has written nothing yet
 
 
 def test_no_new_chain_begins_beside_closed_segments(path: Path) -> None:
