@@ -212,11 +212,13 @@ class Agreement(Settings):
         if unknown:
             hints = "; ".join(f"'{name}' ({did_you_mean(name, findings)})" for name in unknown)
             raise ValueError(f"not among the findings: {hints}")
+        cleared: set[str] = set()  # else a long line is walked anew from each of its findings
         for child in parents:
             line = [child]
-            while (ancestor := parents.get(line[-1])) is not None:
+            while (ancestor := parents.get(line[-1])) is not None and ancestor not in cleared:
                 if ancestor in line:
                     cycle = " -> ".join([*line, ancestor])
                     raise ValueError(f"{cycle} is a circle; a finding cannot be its own ancestor")
                 line.append(ancestor)
+            cleared.update(line)
         return parents
