@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
@@ -32,6 +33,15 @@ _OF_CODES = {
     *("name", "findings", "parents", "ancestor_weight", "code_bits"),
     *("anchors_version", "modalities"),
 }
+
+
+# of Unicode: formats, such as zero-width and those that turn the direction, and separators of lines
+_HIDDEN = ("Cf", "Zl", "Zp")
+
+
+def _as_read(site: str) -> str:
+    """Equal for names that people take for one."""
+    return unicodedata.normalize("NFKC", site).casefold().strip()
 
 
 def _check_name(name: str) -> str:
@@ -151,21 +161,33 @@ class Agreement(Settings):
 
     @field_validator("sites")
     @classmethod
+    def _check_names_are_seen(cls, sites: dict[str, str]) -> dict[str, str]:
+        for site in sites:
+            hidden = [each for each in site if unicodedata.category(each) in _HIDDEN]
+            if hidden or site != site.strip():
+                raise ValueError(
+                    f"{site!a} is no name: it has characters that nobody sees, or blanks at "
+                    "an end, and would pass for another; write it without them"
+                )
+        return sites
+
+    @field_validator("sites")
+    @classmethod
     def _check_names_differ(cls, sites: dict[str, str]) -> dict[str, str]:
         spellings: dict[str, list[str]] = {}
         for site in sites:
-            spellings.setdefault(site.casefold(), []).append(site)
+            spellings.setdefault(_as_read(site), []).append(site)
         if alike := [" and ".join(map(repr, each)) for each in spellings.values() if each[1:]]:
             raise ValueError(
-                f"names that differ by upper and lower case alone: {'; '.join(alike)}; people and "
-                "some disks take them for one, so rename one of them"
+                "names that differ by upper and lower case or by their form in Unicode alone: "
+                f"{'; '.join(alike)}; people and some disks take them for one, so rename one"
             )
         return sites
 
     @field_validator("sites")
     @classmethod
     def _check_reserved_name(cls, sites: dict[str, str]) -> dict[str, str]:
-        if COORDINATOR in {site.casefold() for site in sites}:
+        if COORDINATOR in {_as_read(site) for site in sites}:
             raise ValueError(
                 f"a site is called {COORDINATOR!r}, by which name the coordinator asks; rename it"
             )
@@ -190,11 +212,13 @@ class Agreement(Settings):
         if unknown:
             hints = "; ".join(f"'{name}' ({did_you_mean(name, findings)})" for name in unknown)
             raise ValueError(f"not among the findings: {hints}")
+        cleared: set[str] = set()  # else a long line is walked anew from each of its findings
         for child in parents:
             line = [child]
-            while (ancestor := parents.get(line[-1])) is not None:
+            while (ancestor := parents.get(line[-1])) is not None and ancestor not in cleared:
                 if ancestor in line:
                     cycle = " -> ".join([*line, ancestor])
                     raise ValueError(f"{cycle} is a circle; a finding cannot be its own ancestor")
                 line.append(ancestor)
+            cleared.update(line)
         return parents

@@ -39,6 +39,7 @@ from threading import Lock
 
 from fedhash.durability import sync_folder
 from fedhash.errors import AuditError, MessageError, StorageError
+from fedhash.regular_file import read_regular_file
 from fedhash.rounds.messages import Json, canonical_json
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
 START = hashlib.sha256(b"fedhash audit log 1").hexdigest()  # the head of a log without entries
 
 _LINE_FEED = b"\n"
+_LARGEST_BYTES = 1 << 30  # a log from before there were segments was as long as it got
 _log = logging.getLogger(__name__)
 
 
@@ -135,6 +137,11 @@ class AuditLog:
     def head(self) -> str:
         """Hash of the newest entry; worth noting elsewhere."""
         return self._newest.hash
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._file.closed
 
     @property
     def size_bytes(self) -> int:
@@ -239,9 +246,9 @@ def read_whole_lines(path: Path) -> bytes:
 
     Raises:
         AuditError: The last line has no end.
-        OSError: The operating system refuses the file.
+        OSError: The operating system refuses the file, or it is none, or too large for a log.
     """
-    data = path.read_bytes()
+    data = read_regular_file(path, _LARGEST_BYTES)
     if data and not data.endswith(_LINE_FEED):
         raise AuditError(
             f"{path}:{data.count(_LINE_FEED) + 1}: the last line has no end: a crash left it "

@@ -24,60 +24,41 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import os
-import re
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-
+from fedhash._segment_files import (
+    BEGINS,
+    CLOSED,
+    Closing,
+    begun,
+    bytes_of,
+    check_newest,
+    closed_segment,
+    closed_segments,
+)
 from fedhash.audit_log import (
     NOTHING,
     START,
     AuditEntry,
     AuditLog,
-    entry_hash,
     entry_line,
-    read_whole_lines,
     verified_entries,
     write_whole,
 )
-from fedhash.configuration import Settings
 from fedhash.durability import sync_folder
-from fedhash.errors import AuditError, RefusedError, StorageError
-from fedhash.rounds.messages import Json, canonical_json
-from fedhash.secagg.identity import SiteIdentity, verify_signature
+from fedhash.errors import AuditError, StorageError
+from fedhash.rounds.messages import Json
+from fedhash.secagg.identity import SiteIdentity
 
 __all__ = ["SegmentedAuditLog", "VerifiedSegments", "closed_segment", "verify_segments"]
 
-_DOMAIN = b"fedhash audit segment 1\n"
-_BEGINS: Literal["segment"] = "segment"
-_CLOSED: Literal["segment closed"] = "segment closed"
-
-_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class _Closing(Settings):
-    """The content of the last line of a closed segment."""
-
-    kind: Literal["segment closed"] = _CLOSED
-    segment: int = Field(ge=1, lt=1 << 53)
-    entries: int = Field(ge=0, lt=1 << 53)
-    head: _Hash
-    signed_by: _Hash | None = None
-    signature: Annotated[str, Field(pattern="^[0-9a-f]{128}$")] | None = None
-
-    def signed_text(self) -> bytes:
-        return _DOMAIN + canonical_json([self.segment, self.entries, self.head]).encode()
-
-    def entry(self) -> AuditEntry:
-        content = self.model_dump(mode="json")
-        number = self.entries + 1
-        return AuditEntry(number, content, entry_hash(self.head, number, content))
+_MOST_LOOKS = 5
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # link(2)
 
 
 @dataclass(frozen=True)
@@ -106,22 +87,33 @@ class VerifiedSegments:
 class SegmentedAuditLog(AuditLog):
     """The newest segment, open for writing; a closing that a process died in is finished.
 
-    Args and Raises: as of `AuditLog`. Segments before this one are not read, but where there are
-    any and this one is not, the log is refused: a new one would begin the chain anew.
+    Args and Raises: as of `AuditLog`. Segments before this one are not read, but where one is there
+    that this one cannot follow, or this one is gone, the log is refused: it would go on with other
+    entries than those that were written.
     """
 
     def __init__(self, path: Path, noted: str = START) -> None:
         self._segment = 1
-        if path.parent.is_dir() and not path.exists() and _closed_segments(path, None):
+        if path.parent.is_dir() and not path.exists() and closed_segments(path, None):
             raise AuditError(
                 f"{path} is gone, and closed segments of it are there; restore it from a copy"
             )
+        if path.is_symlink():
+            raise AuditError(
+                f"{path} is a symbolic link, which a closing would replace by a file; have the "
+                "folder be the link"
+            )
         super().__init__(path, noted)
-        if self._newest.content.get("kind") == _CLOSED:
+        try:
+            check_newest(path, self._segment, closed_segments(path, None))
+        except (AuditError, StorageError):
+            self.close()
+            raise
+        if self._newest.content.get("kind") == CLOSED:
             self._begin_next()
 
     def _before(self, data: bytes) -> AuditEntry:
-        self._segment, before = _begun(data, self._path)
+        self._segment, before = begun(data, self._path)
         return before
 
     def close_segment(self, identity: SiteIdentity | None) -> None:
@@ -136,7 +128,7 @@ class SegmentedAuditLog(AuditLog):
                 finishes what was begun.
         """
         with self._writing:
-            closing = _Closing(
+            closing = Closing(
                 segment=self._segment, entries=self._newest.number, head=self._newest.hash
             )
             if identity is not None:
@@ -148,14 +140,14 @@ class SegmentedAuditLog(AuditLog):
 
     def _begin_next(self) -> None:
         closed = closed_segment(self._path, self._segment)
-        if _is_closed_elsewhere(self._path, self._segment):
+        if closed.exists() and not closed.samefile(self._path):
             self.close()
             raise AuditError(
                 f"{closed} is there, and {self._path} is to get this name; move it to where the "
                 "archived segments are"
             )
         opening: dict[str, Json] = {
-            "kind": _BEGINS,
+            "kind": BEGINS,
             "file": closed.name,
             "closed": self._newest.content,
         }
@@ -177,7 +169,7 @@ class SegmentedAuditLog(AuditLog):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anybody else finds it
             write_whole(file, line)
             if not closed.exists():
-                os.link(self._path, closed)
+                _link(self._path, closed)
                 sync_folder(closed.parent)
             unfinished.replace(self._path)
             sync_folder(self._path.parent)
@@ -187,9 +179,22 @@ class SegmentedAuditLog(AuditLog):
         return file
 
 
-def closed_segment(path: Path, segment: int) -> Path:
-    """Where a segment of the log at `path` is once it is closed."""
-    return path.with_name(f"{path.stem}.{segment:06}{path.suffix}")
+def _link(path: Path, closed: Path) -> None:
+    """Give a file a second name, so that at no moment it has none.
+
+    Raises:
+        OSError: The operating system refuses.
+    """
+    try:
+        os.link(path, closed)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise OSError(
+            error.errno,
+            "this file system makes no hard links, without which no segment can be closed; move "
+            "the folder to one that does",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -222,15 +227,42 @@ def verify_segments(
             missing; or none holds `noted`.
         StorageError: The operating system refuses a file.
     """
+    for _ in range(_MOST_LOOKS):
+        before = _look(path, archive)
+        try:
+            found = _verified(path, closed_segments(path, archive), noted, last)
+        except (AuditError, StorageError):
+            if _look(path, archive) == before:
+                raise
+        else:
+            if _look(path, archive) == before:
+                return found
+    raise AuditError(
+        f"{path} or a closed segment of it was exchanged each of {_MOST_LOOKS} times that it was "
+        "read, as its writer does now and then; verify it again"
+    )
+
+
+def _look(path: Path, archive: Path | None) -> dict[Path, int | None]:
+    """The files that are there, and which (their inodes): a writer that closes one changes this."""
+    return {file: _inode(file) for file in (path, *closed_segments(path, archive).values())}
+
+
+def _inode(file: Path) -> int | None:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(error, file) from error
+
+
+def _verified(path: Path, closed: dict[int, Path], noted: str, last: int) -> VerifiedSegments:
+    if not path.exists() and (closed or noted != START):
+        there = "closed segments of it are there" if closed else f"the hash {noted} was noted of it"
+        raise AuditError(f"{path} is gone, and {there}; restore it from a copy")
     segment = _read(path)
-    if _is_closed_elsewhere(path, segment.number):
-        segment = _read(path)  # its writer closed it while it was read
-    closed = _closed_segments(path, archive)
-    if _is_closed_elsewhere(path, segment.number) or max(closed, default=0) > segment.number:
-        raise AuditError(
-            f"{path} holds segment {segment.number}, and {closed[max(closed)]} is there: an older "
-            "one was put in its place; restore it from a copy"
-        )
+    check_newest(path, segment.number, closed)
     newest = segment
     files = [path]
     shown = _last(segment.entries, last)
@@ -279,60 +311,10 @@ def _signed_by(segment: _Segment) -> frozenset[str | None]:
     """Who closed the one before."""
     if segment.number == 1:
         return frozenset()
-    return frozenset([_Closing.model_validate(segment.before.content).signed_by])
+    return frozenset([Closing.model_validate(segment.before.content).signed_by])
 
 
 def _read(path: Path) -> _Segment:
-    try:
-        data = read_whole_lines(path)
-    except OSError as error:
-        raise StorageError(error, path) from error
-    number, before = _begun(data, path)
+    data = bytes_of(path)
+    number, before = begun(data, path)
     return _Segment(number, before, verified_entries(data, path, before))
-
-
-def _begun(data: bytes, path: Path) -> tuple[int, AuditEntry]:
-    """Number of the segment, and the entry that its first line follows.
-
-    Raises:
-        AuditError: The line says that it follows a segment, and not how, or nobody signed that.
-    """
-    try:
-        content = json.loads(data.partition(b"\n")[0])["content"]
-        follows = content["kind"] == _BEGINS
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 1, NOTHING  # as the first line of all, which is verified with the others
-    if not follows:
-        return 1, NOTHING
-    try:
-        closing = _Closing.model_validate(content.get("closed"))
-        if closing.signature is not None and closing.signed_by is not None:
-            signature = bytes.fromhex(closing.signature)
-            verify_signature(closing.signed_by, signature, closing.signed_text())
-    except (ValidationError, RefusedError) as error:
-        raise AuditError(
-            f"{path}:1: what this line repeats of the segment before was altered, or never signed; "
-            "restore the file from a copy and find out who wrote to it"
-        ) from error
-    return closing.segment + 1, closing.entry()
-
-
-def _closed_segments(path: Path, archive: Path | None) -> dict[int, Path]:
-    """Files of closed segments by their number."""
-    name = re.compile(rf"{re.escape(path.stem)}\.([0-9]{{6,}}){re.escape(path.suffix)}")
-    found = {}
-    for folder in (path.parent,) if archive is None else (archive, path.parent):
-        try:
-            files = sorted(folder.iterdir())
-        except OSError as error:
-            raise StorageError(error, folder) from error
-        found.update(
-            {int(match[1]): file for file in files if (match := name.fullmatch(file.name))}
-        )
-    return found
-
-
-def _is_closed_elsewhere(path: Path, segment: int) -> bool:
-    """Whether a closed segment of this number is another file than the one at `path`."""
-    closed = closed_segment(path, segment)
-    return closed.exists() and not closed.samefile(path)

@@ -185,4 +185,7 @@ def _check_distances(words: Int8[np.ndarray, "words b"]) -> None:
 
 
 def _depth(finding: str, parents: dict[str, str]) -> int:
-    return 1 + _depth(parents[finding], parents) if finding in parents else 0
+    depth = 0
+    while (parent := parents.get(finding)) is not None:  # as many as there are findings
+        finding, depth = parent, depth + 1
+    return depth

@@ -121,7 +121,7 @@ def check_times(asked: AskedQuery, now_ms: int) -> None:
         raise RefusedError(
             "clock",
             f"the query was asked {asked.asked_at_ms - now_ms} ms from now, at most "
-            f"{CLOCK_TOLERANCE_MS} are tolerated; set the asker's clock",
+            f"{CLOCK_TOLERANCE_MS} are tolerated; compare the clocks of both",
         )
 
 

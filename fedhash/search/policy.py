@@ -6,8 +6,8 @@ The rules, in this order; the first one that is broken names the refusal.
  2. It is of the agreement that this site signed                            other_agreement
  3. Its asker has a key in the agreement and signed every byte of it        unknown_requester,
                                                                             bad_signature
- 4. It is not over, not from the future, not from before this site began    late, clock,
-                                                                            too_old, own_clock
+ 4. This site's clock is not before what it knows to be over; the query is  own_clock, late,
+    not over, not from the future, not from before this site began          clock, too_old
  5. It was not answered before                                              replayed
  6. The asker has not used up its queries of the hour                       too_many_queries
  7. The agreement knows the purpose, and lets this asker ask for it         unknown_purpose,
@@ -24,8 +24,9 @@ Nothing of a query is acted upon before rule 3: a router can neither invent nor 
 them, and refuses what was asked before; one whose clock is set back refuses what is as old as the
 nonces that it forgot. Where the site's own clock is before either, it was ahead, or was set back:
 all is refused (own_clock), for what was answered before could pass as new, and a restart under the
-right clock mends it. (An asker whose clock is ahead could be asked for twice
-across a restart, by a router that lies; it would get the answer that it got.)
+right clock mends it. (Across a restart a router that lies could have a query answered twice, where
+the asker's clock is ahead or the site's was set back meanwhile; the asker would get the answer that
+it got.)
 
 Then the site searches within its own radius (`fedhash.index.searcher`) and looks at the **bucket**:
 the patients with a study of that modality, within the radius and the filters. The answer is empty,
@@ -123,7 +124,6 @@ class QueryPolicy:
             RefusedError: Another one is.
         """
         asked = open_query(signed, self._digest, self._keys)
-        check_times(asked, now_ms)
         if now_ms < self._since_ms:
             raise RefusedError(
                 "own_clock",
@@ -131,6 +131,7 @@ class QueryPolicy:
                 f"{(self._since_ms - now_ms) / 1000:.0f} s before what the site knows to be over. "
                 "Have the site check its clock and restart its daemon; nothing is to be deleted",
             )
+        check_times(asked, now_ms)
         if asked.asked_at_ms < self._since_ms:
             raise RefusedError(
                 "too_old", "the query is from before this site began to answer; ask again"

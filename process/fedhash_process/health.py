@@ -3,7 +3,8 @@ r"""`/health` and `/metrics` on loopback, for the monitoring of the machine that
 1. Whoever can reach the machine's loopback may ask, so there are liveness, names of sites and
    counts of messages, and nothing of data or of a query, not even how many patients train.
 2. `/health` answers 503 when it says that something is not healthy, else 200.
-3. A few requests are served at once, each for a few seconds at most.
+3. A few requests are served at once, each for a few seconds at most. Whoever on the machine holds
+   eight slow connections keeps others from asking meanwhile.
 4. Requests are answered in threads of their own: what is told has to bear that.
 
     $ curl http://127.0.0.1:9464/health
@@ -113,10 +114,14 @@ class _Server(ThreadingHTTPServer):
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started, and none gives the room back
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

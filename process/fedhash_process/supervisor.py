@@ -3,15 +3,19 @@
 1. A child that ends is started again after one second, then two, four, and so on up to its pace's
    longest wait; one that lived long enough begins anew at one second.
 2. A child serves when its probe says so. One that did not for too long is ended and started again:
-   Flower's processes can stay alive, and hold their port, with a dead main thread.
+   Flower's processes can stay alive, and hold their port, with a dead main thread. A probe that
+   raises says no.
 3. Children die with their parent, even one that is killed (PR_SET_PDEATHSIG, prctl(2)): a child
    without a supervisor would hold its port against the next one. They ask for that themselves
    before they become the program: code between fork and exec would run beside gRPC's own, which
    aborts a child now and then. The parent is the *thread* that starts them, so one thread that
-   lives as long as they makes all steps.
-4. An ended child gets ten seconds after SIGTERM; then its whole process group is killed.
+   lives as long as they makes all steps. What they get is SIGTERM, so one that is deaf to it
+   outlives a supervisor that is killed.
+4. An ended child gets ten seconds after SIGTERM; then its whole process group is killed. Its
+   descendants in other sessions or groups escape that.
 5. What a child prints goes where the parent's own output goes, or, where it is to be logged, to the
-   parent's log, line by line, shortened.
+   parent's log, line by line, shortened. It is heard for a second after the child's end; then the
+   pipe is closed, whoever of its descendants still holds it.
 
     >>> supervisor = Supervisor([Child("gateway", ("nginx", "-c", "nginx.conf"), probe)])
     >>> supervisor.step()    # again and again, a few times a second
@@ -23,13 +27,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -37,6 +41,9 @@ from typing import IO
 __all__ = ["Child", "ChildStatus", "Pace", "Supervisor"]
 
 _GRACE_S = 10.0
+_LAST_WORDS_S = 1.0
+_LOOK_S = 0.05
+_LONGEST_READ = 4096
 _LONGEST_LINE = 500
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Arguments: the supervisor's process, the program and its arguments. 1 is PR_SET_PDEATHSIG of
@@ -125,6 +132,7 @@ class _Running:
         self.child = child
         self.process: subprocess.Popen[bytes] | None = None
         self.printed: threading.Thread | None = None
+        self.heard = threading.Event()
         self.starts = 0
         self.started = self.last_served = self.next_start = self.next_probe = 0.0
         self.wait_s = child.pace.first_wait_s
@@ -160,16 +168,16 @@ class Supervisor:
             if each.process is None:
                 if self._clock() >= each.next_start and each.child.may_start():
                     self._start(each)
-            elif (code := each.process.poll()) is not None:
-                self._ended(each, f"ended with status {code}")
+            elif _has_ended(each.process):
+                self._ended(each, f"ended with status {_sweep(each)}")
             elif self._clock() >= each.next_probe:
                 self._probe(each)
 
     def signal(self, name: str, number: int) -> None:
-        """Send a child a signal, if it runs."""
+        """Send a child a signal, if it runs; of the thread that makes the steps."""
         for each in self._children:
             if each.child.name == name and each.process is not None:
-                each.process.send_signal(number)
+                os.kill(each.process.pid, number)
 
     def stop(self) -> None:
         """End all children, the last one first."""
@@ -200,14 +208,19 @@ class Supervisor:
             return
         _log.info("%s: started, process %d", child.name, each.process.pid)
         if each.process.stdout is not None:
+            each.heard = threading.Event()
             each.printed = threading.Thread(
-                target=_log_lines, args=(child.name, each.process.stdout), daemon=True
+                target=_log_lines, args=(child.name, each.process.stdout, each.heard), daemon=True
             )
             each.printed.start()
 
     def _probe(self, each: _Running) -> None:
         pace = each.child.pace
-        each.serves = each.child.probe()
+        try:
+            each.serves = each.child.probe()
+        except Exception:  # noqa: BLE001 - the other children are kept running
+            _log.exception("%s: it cannot be told whether it serves", each.child.name)
+            each.serves = False
         each.next_probe = self._clock() + (pace.probe_every_s if each.serves else 0)
         if each.serves:
             each.last_served = self._clock()
@@ -219,7 +232,6 @@ class Supervisor:
             self._ended(each, f"did not serve for {pace.longest_silence_s:g} s")
 
     def _ended(self, each: _Running, why: str) -> None:
-        _sweep(each)
         pace = each.child.pace
         if self._clock() - each.started > pace.good_life_s:
             each.wait_s = pace.first_wait_s
@@ -228,32 +240,63 @@ class Supervisor:
         each.wait_s = min(2 * each.wait_s, pace.longest_wait_s)
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ended; it is not reaped, so that no other process gets the number of its group."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _end(each: _Running) -> None:
     if each.process is None:
         return
-    each.process.terminate()
-    try:
-        each.process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        _log.warning("%s: does not end; it is killed", each.child.name)
+    os.kill(each.process.pid, signal.SIGTERM)
+    latest = time.monotonic() + _GRACE_S
+    while not _has_ended(each.process):
+        if time.monotonic() > latest:
+            _log.warning("%s: does not end; it is killed", each.child.name)
+            break
+        time.sleep(_LOOK_S)
     _sweep(each)
 
 
-def _sweep(each: _Running) -> None:
-    """Kill what is left of a child's process group, which would hold the port."""
+def _sweep(each: _Running) -> int | None:
+    """Kill what is left of a child's process group, which would hold the port.
+
+    Returns:
+        The child's status.
+    """
+    code = None
     if each.process is not None:
-        with suppress(ProcessLookupError):  # all of it has ended
-            os.killpg(each.process.pid, signal.SIGKILL)
-        each.process.wait()
+        os.killpg(each.process.pid, signal.SIGKILL)
+        code = each.process.wait()
     if each.printed is not None:
-        each.printed.join(_GRACE_S)  # its last words stand in the log before what becomes of it
+        each.printed.join(_LAST_WORDS_S)  # they stand in the log before what becomes of the child
+        each.heard.set()
+        each.printed.join()
     each.process, each.printed, each.serves = None, None, False
+    return code
 
 
-def _log_lines(name: str, stream: IO[bytes]) -> None:
+def _log_lines(name: str, stream: IO[bytes], heard: threading.Event) -> None:
+    """Log what is printed, to its end or until `heard`."""
     printed = logging.getLogger(f"{__name__}.{name}")
+    waiting = select.poll()
+    waiting.register(stream, select.POLLIN)
+    line = b""
     with stream:
-        while line := stream.readline(4096):
-            text = _COLOURS.sub("", line.decode(errors="replace")).strip()
-            if text and not text.endswith(" :"):  # Flower's empty lines
-                printed.info("%s", text[:_LONGEST_LINE])
+        while not heard.is_set():
+            if not waiting.poll(1000 * _LOOK_S):
+                continue
+            if not (data := os.read(stream.fileno(), _LONGEST_READ)):
+                break
+            *lines, line = (line + data).split(b"\n")
+            if len(line) > _LONGEST_READ:
+                lines, line = [*lines, line], b""
+            for each in lines:
+                _log_line(printed, each)
+    _log_line(printed, line)
+
+
+def _log_line(printed: logging.Logger, line: bytes) -> None:
+    text = _COLOURS.sub("", line.decode(errors="replace")).strip()
+    if text and not text.endswith(" :"):  # Flower's empty lines
+        printed.info("%s", text[:_LONGEST_LINE])

@@ -164,3 +164,9 @@ def test_labels_of_another_vocabulary_are_refused() -> None:
     anchors = Anchors.build(agreement(3, 16))
     with pytest.raises(ModelError, match="labels of 4 findings were given, the anchors have 3"):
         anchors.targets(np.zeros((1, 4), dtype=np.int8))
+
+
+def test_the_longest_line_of_ancestors_is_no_limit() -> None:
+    parents = {f"finding_{k}": f"finding_{k + 1}" for k in range(999)}
+    lineage = Anchors.build(agreement(1000, 256, parents=parents)).lineage
+    assert [child for child, _, _ in lineage] == list(range(999)), "the deepest first"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
+import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from fedhash.audit_log import AuditLog, read_audit_log
+from fedhash import audit_segments
+from fedhash.audit_log import AuditEntry, AuditLog, entry_hash, entry_line, read_audit_log
 from fedhash.audit_segments import SegmentedAuditLog, closed_segment, verify_segments
 from fedhash.errors import AuditError, StorageError
 from fedhash.secagg.identity import SiteIdentity
@@ -155,7 +160,7 @@ def the_newest_is_gone(path: Path) -> None:
         (written_anew, r"audit\.000001\.jsonl does not end as the segment after it repeats"),
         (an_older_one_in_the_place_of_the_newest, "an older one was put in its place"),
         (a_copy_of_the_last_closed_in_the_place_of_the_newest, "an older one was put in its place"),
-        (the_newest_is_gone, "cannot be used"),
+        (the_newest_is_gone, "is gone, and closed segments of it are there; restore it from"),
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
@@ -163,6 +168,65 @@ def test_harm_to_a_segment_is_found(path: Path, harm: Callable[[Path], None], to
     harm(path)
     with pytest.raises((AuditError, StorageError), match=told):
         verify_segments(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["audit.jsonl", "audit.000002.jsonl", "archive/audit.000001.jsonl"]
+)
+def test_a_pipe_in_a_segment_s_place_is_not_waited_for(path: Path, name: str) -> None:
+    archive = path.parent / "archive"
+    archive.mkdir()
+    closed_segment(path, 1).rename(archive / closed_segment(path, 1).name)
+    (path.parent / name).unlink()
+    os.mkfifo(path.parent / name)
+    with pytest.raises(StorageError, match="no regular file"):
+        verify_segments(path, archive=archive)
+
+
+def test_names_that_no_closed_segment_has_are_no_segments(path: Path) -> None:
+    for name in ("audit.000000.jsonl", "audit.0000009.jsonl", "audit.٠٠٠٠٠٩.jsonl"):
+        path.with_name(name).write_bytes(b"somebody's")
+    assert len(verify_segments(path).files) == 4
+    SegmentedAuditLog(path).close()
+
+
+def test_a_segment_that_is_in_the_archive_as_well_is_the_same(path: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    kept = archive / closed_segment(path, 2).name
+    kept.write_bytes(closed_segment(path, 2).read_bytes())
+    assert verify_segments(path, archive=archive).archived == 0
+    kept.write_bytes(kept.read_bytes().replace(b'"entry":2', b'"entry":3'))
+    with pytest.raises(AuditError, match=r"archive/audit\.000002\.jsonl and .* differ"):
+        verify_segments(path, archive=archive)
+
+
+@pytest.mark.parametrize("older", [1, 2, 3])
+def test_no_older_segment_is_gone_on_with(path: Path, tmp_path: Path, older: int) -> None:
+    """Beside closed segments it is not written; nor does it verify where they are archived."""
+    lines = closed_segment(path, older).read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))  # as before it was closed
+    with pytest.raises(AuditError, match="an older one was put in its place"):
+        SegmentedAuditLog(path)
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number in (1, 2, 3):
+        closed = closed_segment(path, number)
+        closed.rename(archive / closed.name)
+    with SegmentedAuditLog(path) as log:  # nothing here tells of the others
+        log.append({"other": "history"})
+    with pytest.raises(AuditError, match=r"archive/audit\.000003\.jsonl is there"):
+        verify_segments(path, archive=archive)
+
+
+def test_a_log_that_is_gone_is_missed_by_who_noted_its_head(path: Path) -> None:
+    head = verify_segments(path).head
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(AuditError, match=f"is gone, and the hash {head} was noted of it; restore"):
+        verify_segments(path, head)
+    with pytest.raises(StorageError, match="No such file"):
+        verify_segments(path)  # of a site that has written nothing yet
 
 
 def test_no_new_chain_begins_beside_closed_segments(path: Path) -> None:
@@ -187,6 +251,62 @@ def test_a_beginning_that_nobody_signed_is_refused(path: Path, field: str) -> No
     for reader in (verify_segments, SegmentedAuditLog):
         with pytest.raises(AuditError, match=r"audit\.jsonl:1"):
             reader(path)
+
+
+@pytest.mark.parametrize("field", ["signature", "signed_by"])
+@pytest.mark.parametrize("missing", [False, True], ids=["null", "missing"])
+def test_a_beginning_with_half_a_signature_is_refused(
+    path: Path, field: str, *, missing: bool
+) -> None:
+    """Such a log could be written anew by anyone, under the site's name."""
+    for number in (1, 2, 3):
+        closed_segment(path, number).unlink()
+    content = json.loads(path.read_bytes().split(b"\n")[0])["content"]
+    closed = content["closed"]
+    closed[field] = None
+    forged = AuditEntry(
+        closed["entries"] + 1, closed, entry_hash(closed["head"], closed["entries"] + 1, closed)
+    )
+    if missing:
+        del closed[field]
+    path.write_bytes(entry_line(forged, content)[1])
+    for reader in (verify_segments, SegmentedAuditLog):
+        with pytest.raises(AuditError, match=r"audit\.jsonl:1: .* never signed"):
+            reader(path)
+
+
+def test_a_segment_that_is_closed_while_the_log_is_read_is_no_harm(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer goes on after any one reading of a file or folder; or after all of them."""
+    originals = {name: getattr(audit_segments, name) for name in ("_read", "closed_segments")}
+
+    def closing(name: str, due: Callable[[], bool]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            found = originals[name](*arguments)
+            if due():
+                with monkeypatch.context() as patch:
+                    for each, original in originals.items():
+                        patch.setattr(audit_segments, each, original)
+                    log.close_segment(IDENTITY)
+            return found
+
+        return call
+
+    with SegmentedAuditLog(path) as log:
+        for moment in range(8):
+            calls = itertools.count()
+            with monkeypatch.context() as patch:
+                for name in originals:
+                    due = functools.partial(lambda calls, at: next(calls) == at, calls, moment)
+                    patch.setattr(audit_segments, name, closing(name, due))
+                found = verify_segments(path)
+            assert (found.head, found.archived) == (log.head, 0)
+            assert next(calls) > moment, "the writer went on meanwhile"
+        for name in originals:
+            monkeypatch.setattr(audit_segments, name, closing(name, lambda: True))
+        with pytest.raises(AuditError, match="verify it again"):
+            verify_segments(path)
 
 
 class Killed(BaseException):
@@ -257,14 +377,61 @@ def test_one_process_writes_also_over_a_closing(path: Path) -> None:
 
 def test_a_name_that_is_taken_is_told_and_no_file_is_lost(path: Path) -> None:
     taken = closed_segment(path, 4)
-    taken.write_bytes(b"somebody's")
-    with SegmentedAuditLog(path) as log, pytest.raises(AuditError, match="is to get this name"):
-        log.close_segment(IDENTITY)
+    with SegmentedAuditLog(path) as log:
+        taken.write_bytes(b"somebody's")
+        with pytest.raises(AuditError, match="is to get this name"):
+            log.close_segment(IDENTITY)
+    with pytest.raises(AuditError, match="If that file is none of this log, move it away"):
+        SegmentedAuditLog(path, noted=log.head)
     assert taken.read_bytes() == b"somebody's"
     taken.unlink()
     with SegmentedAuditLog(path, noted=log.head) as log:
         log.append({"goes on": True})
     assert verify_segments(path).files[-2] == taken
+
+
+def test_a_file_system_without_hard_links_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as vfat does
+
+    with SegmentedAuditLog(path) as log, monkeypatch.context() as patch:
+        patch.setattr(os, "link", refusing)
+        with pytest.raises(StorageError, match="makes no hard links"):
+            log.close_segment(IDENTITY)
+    assert verify_segments(path, log.head).head == log.head
+    SegmentedAuditLog(path).close()  # on another file system it goes on
+    assert len(verify_segments(path).files) == 5
+
+
+def test_a_log_that_is_a_link_is_refused(path: Path) -> None:
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(AuditError, match="is a symbolic link"):
+        SegmentedAuditLog(path)
+    assert path.is_symlink()
+
+
+def test_the_daemon_says_that_a_name_is_taken_and_goes_on_once_it_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = SiteAudit(path, identity=IDENTITY, segment_bytes=1, again_s=0)
+    audit.start()
+    audit.append({"number": 1})
+    taken = closed_segment(path, 1)
+    taken.write_bytes(b"somebody's")
+    for _ in range(3):
+        with pytest.raises(AuditError, match=taken.name):
+            audit.append({"number": 2})
+        assert audit.status()["healthy"] is False
+        assert taken.name in str(audit.status()["fault"])
+    taken.rename(tmp_path / "elsewhere")
+    audit.append({"number": 3})
+    assert (audit.status()["healthy"], audit.status()["fault"]) == (True, None)
+    audit.stop()
+    mine = [each.content.get("number") for each in verify_segments(path, last=100).newest]
+    assert [number for number in mine if number] == [1, 3]
 
 
 def test_the_daemon_closes_segments_and_opens_the_newest_alone(

@@ -69,6 +69,22 @@ def test_a_peer_that_asks_nothing_is_hung_up_on(
         assert peer.recv(1) == b""
 
 
+def test_where_no_thread_can_be_had_the_room_is_given_back(
+    serve: Callable[..., HealthPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = serve(dict)
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        for _ in range(2 * health._MOST_REQUESTS):
+            with socket.create_connection(("127.0.0.1", page.port), timeout=60) as peer:
+                assert peer.recv(1) == b""
+    assert asked(page, "/health")[0] == 200
+
+
 def test_a_few_are_served_at_once_and_the_next_is_hung_up_on(
     serve: Callable[..., HealthPage], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from fedhash.registry.registry import read_current
 from fedhash.registry.release import load_release
 from fedhash.registry.statement import Statement, signed
 from fedhash.secagg.identity import SiteIdentity
+from fedhash_client.releases.download import install_release
 from fedhash_client.releases.follower import ReleaseFollower
 from fedhash_client.releases.served import ServedReleases
 from fedhash_client.releases.source import GrpcReleases
@@ -193,6 +194,24 @@ def test_a_model_above_the_site_s_bound_is_not_downloaded(site: Site, registry: 
             assert not list(site.served.releases.glob("*.download/*"))
         else:
             site.follower.step()
+    assert site.release() == wanted
+
+
+def test_a_model_above_the_site_s_bound_is_not_built_though_it_is_there(
+    site: Site, registry: Path
+) -> None:
+    wanted = publish(registry, 1)
+    most = load_release(registry / wanted).vector.size
+    install_release(registry / wanted, site.served.releases)
+    for allowed in (most - 1, most):
+        bound = site.settings.training.model_copy(update={"largest_model_parameters": allowed})
+        site.settings = site.settings.model_copy(update={"training": bound})
+        site.restart()
+        if allowed < most:
+            with pytest.raises(ReleaseError, match=r"largest_model_parameters allows .*; raise it"):
+                site.follower.step()
+            assert site.release() is None
+    site.follower.step()
     assert site.release() == wanted
 
 

@@ -91,6 +91,17 @@ def test_a_site_that_began_with_a_clock_ahead_says_so_until_it_is_restarted() ->
     restarted.admit(signed(now_ms=NOW_MS + 9_001), RELEASE, NOW_MS + 9_001)
 
 
+def test_a_site_whose_clock_is_set_back_blames_no_asker() -> None:
+    gate = policy()
+    right_ms = NOW_MS + 60_000
+    with pytest.raises(RefusedError, match="check its clock") as refused:
+        gate.admit(signed(now_ms=right_ms), RELEASE, right_ms - 3_600_000)
+    assert refused.value.reason == "own_clock"
+    with pytest.raises(RefusedError, match="compare the clocks of both") as refused:
+        gate.admit(signed(now_ms=right_ms), RELEASE, NOW_MS)  # who of the two is wrong?
+    assert refused.value.reason == "clock"
+
+
 def test_a_clock_that_is_set_back_repeats_no_query() -> None:
     gate, sent = policy(), signed()
     gate.admit(sent, RELEASE, NOW_MS)

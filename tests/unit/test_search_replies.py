@@ -125,6 +125,13 @@ def test_what_no_site_can_find_does_not_count_though_it_is_signed(hits: tuple[Hi
     assert merged.missing[0] == SiteResult("hospital-a", "invalid", "impossible")
 
 
+def test_more_hits_than_were_asked_for_are_not_even_verified() -> None:
+    hits = tuple(Hit("hospital-a", f"{n:032x}", 0, -8) for n in range(WANTED.k + 1))
+    unverified = {"hospital-a": Found(hits, signature=bytes(64))}
+    merged = read(WANTED, SIGNED, gathered(unverified))
+    assert merged.missing[0] == SiteResult("hospital-a", "invalid", "impossible")
+
+
 def test_other_sites_than_the_agreement_has_are_no_answer() -> None:
     whole = gathered(honest(HELD, WANTED, SIGNED))
     for sites in (whole.sites[:2], (*whole.sites, SiteResult("hospital-d", "late")), ()):

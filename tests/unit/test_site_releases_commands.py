@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from fedhash.audit_segments import SegmentedAuditLog, closed_segment
 from fedhash.configuration import read_settings
+from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.cli import app
 from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
@@ -128,6 +129,25 @@ def test_audit_tells_what_is_archived(indexed: Path, tmp_path: Path) -> None:
     assert (facts["archived segments"], len(facts["segments"])) == (0, 2)
     call("withdraw", indexed, "patient-7")
     assert json.loads(call("audit", indexed, "--json"))["entries"] == 4
+
+
+@pytest.mark.parametrize("signer", ["mine", "other", "nobody"])
+def test_audit_tells_of_segments_that_this_site_did_not_close(site: Path, signer: str) -> None:
+    mine, path = SiteIdentity.generate(), audit_file_of(site)
+    mine.save(site.parent / "identity.pem")
+    network = {"superlink": "127.0.0.1:1", "router": "127.0.0.1:1", "identity": "identity.pem"}
+    network |= dict.fromkeys(["ca", "certificate", "key", "supernode_key"], "unused")
+    site.write_text(site.read_text() + f"network: {json.dumps(network)}\n")
+    with SegmentedAuditLog(path) as log:
+        log.append({"kind": "noted"})
+        call("audit", site)
+        log.close_segment({"mine": mine, "other": SiteIdentity.generate(), "nobody": None}[signer])
+    if signer == "mine":
+        assert mine.public_hex in call("audit", site)
+    else:
+        assert f"not by this site's key {mine.public_hex}" in call("audit", site, code=1)
+        result = CliRunner().invoke(app, ["audit", str(site), "--json"])
+        assert (result.exit_code, json.loads(result.stdout)["entries"]) == (1, 3)
 
 
 def test_the_patient_s_id_may_come_by_standard_input(indexed: Path) -> None:

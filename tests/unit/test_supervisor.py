@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +206,68 @@ def test_what_a_killed_child_left_behind_is_killed(
     until(supervisor, lambda: supervisor.status()["a"].pid is None)
     pids = [int(each.name) for each in tmp_path.iterdir()]
     until(supervise(), lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_descendant_that_holds_the_pipe_keeps_nothing_waiting(
+    supervise: Callable[..., Supervisor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a session of its own it outlives the child, but neither thread nor pipe stay with it."""
+    caplog.set_level("INFO")
+    leaves = (
+        "import os, time\n"
+        "if os.fork():\n"
+        "    print('last words', flush=True)\n"
+        "    os._exit(0)\n"
+        "os.setsid()\n"
+        f"open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w').close()\n"
+        "time.sleep(600)\n"
+    )
+    threads, files = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    command = (sys.executable, "-S", "-c", leaves)
+    supervisor = supervise(Child("a", command, lambda: True, logged=True))
+    supervisor.step()
+    until(supervisor, lambda: supervisor.status()["a"].pid is None)
+    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == (
+        threads,
+        files,
+    )
+    assert "last words" in caplog.text
+    until(supervise(), lambda: list(tmp_path.iterdir()))
+    (left,) = [int(each.name) for each in tmp_path.iterdir()]
+    assert not gone(left)
+    os.kill(left, signal.SIGKILL)
+
+
+def test_a_group_is_killed_before_its_number_may_be_another_s(
+    supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+
+    def kill_group(group: int, number: int) -> None:
+        assert (Path("/proc") / str(group)).exists(), "the child was not reaped"
+        killed.append(number)
+
+    monkeypatch.setattr(os, "killpg", kill_group)
+    supervisor = supervise(Child("a", ENDING, lambda: True))
+    supervisor.step()
+    until(supervisor, lambda: supervisor.status()["a"].pid is None)
+    assert killed == [signal.SIGKILL]
+
+
+def test_a_probe_that_raises_says_no(
+    supervise: Callable[..., Supervisor], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def probe() -> bool:
+        raise RuntimeError("no port in this file")
+
+    supervisor = supervise(Child("a", FOREVER, probe))
+    supervisor.step()
+    supervisor.step()
+    assert (supervisor.well, supervisor.status()["a"].pid is None) == (False, False)
+    assert "no port in this file" in caplog.text
+    clock.now += 31
+    supervisor.step()
+    assert supervisor.status()["a"].pid is None, "it is ended as one that does not serve"
 
 
 def test_what_a_child_prints_is_logged_and_it_sees_what_it_is_given(

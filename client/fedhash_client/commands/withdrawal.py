@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from fedhash.errors import FedhashError, QueryError, ReleaseError
+from fedhash.errors import AuditError, FedhashError, QueryError, ReleaseError
 from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -102,15 +102,19 @@ def audit(
     """Verify the chain of the site's audit log and show its newest entries.
 
     Entries missing at the end are found only with a --head that was noted before. Segments that
-    are archived are counted, and verified with --archive.
+    are archived are counted, and verified with --archive. A segment that was closed without this
+    site's key is an error, told after what was found.
     """
     from fedhash.audit_log import START
     from fedhash.audit_segments import verify_segments
+    from fedhash.secagg.identity import SiteIdentity
     from fedhash_client.commands.site_files import read_site
     from fedhash_client.withdrawal import audit_file
 
     try:
         settings, _ = read_site(site)
+        network = settings.network
+        key = None if network is None else SiteIdentity.load(network.identity).public_hex
         log = verify_segments(
             audit_file(settings), START if head is None else head, last=last, archive=archive
         )
@@ -127,9 +131,17 @@ def audit(
     }
     if as_json:
         print_json(facts | {"newest": [{"number": e.number, **e.content} for e in log.newest]})
-        return
-    print_facts(facts, as_json=False)
-    print_facts({f"entry {each.number}": each.content for each in log.newest}, as_json=False)
+    else:
+        print_facts(facts, as_json=False)
+        print_facts({f"entry {each.number}": each.content for each in log.newest}, as_json=False)
+    if others := sorted(each or "nobody" for each in log.signed_by - {key}):
+        fail(
+            AuditError(
+                f"segments were closed by {', '.join(others)}, not by this site's key "
+                f"{key or '(it has none)'}: somebody wrote the log anew, or they are from before "
+                "this key was enrolled. Compare with the key of then; archive those that it signed"
+            )
+        )
 
 
 def _read_line(file: BinaryIO) -> str:

@@ -29,7 +29,7 @@ class SiteAudit:
     """The service `audit`: opens the log and verifies its newest segment at its start.
 
     What cannot be written is not done: each part asks for its entry before it answers anybody.
-    Where the system refused one, such as on a full disk, the log is opened and verified anew for
+    Where one could not be written, such as on a full disk, the log is opened and verified anew for
     the next that comes after `again_s`: verifying reads all of a segment.
 
     Args:
@@ -89,7 +89,8 @@ class SiteAudit:
         """Write an entry; see `AuditLog.append`.
 
         Raises:
-            AuditError: The daemon does not run, or the log was altered.
+            AuditError: The daemon does not run, the log was altered, or a file has the name that
+                the closed segment is to get.
             StorageError: The operating system refuses.
         """
         with self._lock:
@@ -101,15 +102,16 @@ class SiteAudit:
                 if self._log.size_bytes > self._segment_bytes:
                     self._log.close_segment(self._identity)
                 entry = self._log.append(content)
-            except StorageError as error:
-                self._head = self._log.head
-                self._fault, self._failed_at = str(error), time.monotonic()
+            except (AuditError, StorageError) as error:
+                if self._log.closed:  # else the entry is no JSON, and the next may be
+                    self._head = self._log.head
+                    self._fault, self._failed_at = str(error), time.monotonic()
                 raise
             self._head, self._fault = entry.hash, None
             return entry
 
     def _opened_again(self, fault: str) -> SegmentedAuditLog:
-        """The log that closed itself when the system refused it."""
+        """The log that closed itself when it could not be written."""
         if time.monotonic() - self._failed_at < self._again_s:
             raise AuditError(f"nothing can be written to the audit log: {fault}")
         if self._log is not None:

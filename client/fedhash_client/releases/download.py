@@ -57,7 +57,8 @@ def fetch_release(
         largest_bytes: Of all files together.
         progress: Called with bytes of the present file done and in all; may raise to stop.
         agreement: Of another one nothing but the manifest is downloaded; None: any will do.
-        largest_parameters: Nor of a model with more; None: any will do.
+        largest_parameters: Nor of a model with more, and none that was downloaded before is built;
+            None: any will do.
 
     Raises:
         ReleaseError: What was sent is not this release, too large, or does not fit this version.
@@ -67,6 +68,7 @@ def fetch_release(
     target, partial = folder / release_id, folder / f"{release_id}.download"
     try:
         if target.exists():
+            _check_size(_announced(target, release_id, None), release_id, largest_parameters)
             return _verified(target, release_id)
         for other in folder.glob("*.download"):
             if other != partial:
@@ -78,9 +80,7 @@ def fetch_release(
             source, release_id, manifest, min(left, LARGEST_MANIFEST_BYTES), progress
         )
         try:
-            announced = announced_release(
-                read_regular_file(manifest, LARGEST_MANIFEST_BYTES), release_id, agreement
-            )
+            announced = _announced(partial, release_id, agreement)
             _check_size(announced, release_id, largest_parameters)
         except ReleaseError:
             manifest.unlink()
@@ -117,9 +117,9 @@ def install_release(release_folder: Path, folder: Path) -> Release:
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            manifest = read_regular_file(release_folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
             # and nothing else that lies there: it may be a link to anything
-            for name in (MANIFEST_FILE, *announced_release(manifest, release.release_id).files):
+            announced = _announced(release_folder, release.release_id, None)
+            for name in (MANIFEST_FILE, *announced.files):
                 content = read_regular_file(release_folder / name, LARGEST_FILE_BYTES)
                 replace_file(unfinished / name, content)
             unfinished.replace(target)
@@ -127,6 +127,11 @@ def install_release(release_folder: Path, folder: Path) -> Release:
         except OSError as error:
             raise StorageError(error, folder) from error
     return _verified(target, release.release_id)
+
+
+def _announced(folder: Path, release_id: str, agreement: Agreement | None) -> AnnouncedRelease:
+    manifest = read_regular_file(folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
+    return announced_release(manifest, release_id, agreement)
 
 
 def _check_size(announced: AnnouncedRelease, release_id: str, largest: int | None) -> None:
