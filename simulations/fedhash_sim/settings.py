@@ -27,6 +27,7 @@ from fedhash.models.frozen_features import FeatureLayer
 from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+from fedhash_sim.engines.vectorised import unfit
 
 __all__ = [
     "Direction",
@@ -208,7 +209,7 @@ class StudySettings(Settings):
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    engine: Literal["inprocess", "flower"] = "inprocess"
+    engine: Literal["inprocess", "vectorised", "flower"] = "inprocess"
     evaluation: EvaluationSettings = EvaluationSettings()
     method_settings: dict[Method, dict[str, bool | int | float | str | None]] = Field(
         default={},
@@ -327,6 +328,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             )
         messages = [each.message for each in wrong]
         if not wrong:
+            if settings.engine == "vectorised" and (fault := _unfit(method, round_of[method])):
+                problems.append(problem_at(path, ("engine",), f"{method}: {fault}", own))
             others = check_round(round_of[method], agreement)
             messages += [message for key, message in others if (key, message) not in refused]
             messages += _faults_of(method, round_of[method], base)
@@ -401,6 +404,12 @@ def _public_round(
             problems.append(problem_at(settings.public.round, key, message, []))
         return public_round, problems
     return None, problems
+
+
+def _unfit(method: str, settings: RoundSettings) -> str | None:
+    """Why the vectorised engine cannot run a method; only `federated` sums as the file says."""
+    plain = {} if method == "federated" else {"aggregation": "plain"}
+    return unfit(settings.model_copy(update=plain))
 
 
 def _partition_faults(
