@@ -137,8 +137,12 @@ def batches_of(
     while True:
         order = torch.randperm(len(patients), generator=generator)
         for part in torch.tensor_split(order, batches):
-            yield [_one_of(patients[place], generator) for place in part.tolist()]
+            yield _one_of_each([patients[place] for place in part.tolist()], generator)
 
 
-def _one_of(rows: Sequence[int], generator: torch.Generator) -> int:
-    return rows[int(torch.randint(len(rows), (), generator=generator))]
+def _one_of_each(patients: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
+    """One drawn row of each patient; where all have one the draws are made at once, as many."""
+    if all(len(rows) == 1 for rows in patients):
+        torch.randint(1, (len(patients),), generator=generator)
+        return [rows[0] for rows in patients]
+    return [rows[int(torch.randint(len(rows), (), generator=generator))] for rows in patients]

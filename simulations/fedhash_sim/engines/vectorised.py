@@ -62,7 +62,7 @@ from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import weight_of
 from fedhash.rounds.site_state import FileSiteState
-from fedhash.rounds.training_messages import RunPlan, TrainRequest, slices
+from fedhash.rounds.training_messages import RunPlan, TrainRequest
 
 __all__ = ["VectorisedSites", "unfit"]
 
@@ -133,6 +133,7 @@ class VectorisedSites:
         self._encoder = _Encoder(self._model)
         self._layout = Layout.of(self._model)
         self._loss = build_loss(settings.loss, anchors)
+        self._buffers: dict[int, list[nn.Parameter]] = {}
         self._state = FileSiteState(folder)
         self._carried: tuple[int, Mapping[str, np.ndarray]] | None = None
         self._sites = []
@@ -177,9 +178,13 @@ class VectorisedSites:
         yield from ()
         counted = request.counted.get(self._sites[0].name, 0)  # no site counts without the others
         carried = self._carried_after(counted)
-        steps_of = [self._steps(site, request.drift) for site in self._sites]
-        parts = slices(request.blocks)
-        total = np.zeros(sum(request.blocks.values()))
+        learning = self._plan.settings.learning
+        steps_of = [
+            min(planned_steps(len(site.patients), learning), self._most_steps)
+            for site in self._sites
+        ]
+        first = self._layout.split(request.model)
+        sums = {name: torch.zeros(length) for name, length in request.blocks.items()}
         following = {name: np.empty_like(array) for name, array in carried.items()}
         for rows in _alike(steps_of, max(1, _PARAMETERS_AT_ONCE // self._layout.size)):
             group = _Group(
@@ -187,22 +192,20 @@ class VectorisedSites:
                 steps_of[rows[0]],
                 {name: array[rows] for name, array in carried.items()},
             )
-            trained = self._train(request, group)
-            weights = np.array([site.weight for site in group.sites])
-            for name, values in trained.vectors.items():
-                total[parts[name]] += weights @ values
-            for name, array in trained.carried.items():
+            for name, array in self._train(request, first, group, sums).items():
                 following[name][rows] = array
+        total = torch.cat([sums[name] for name in request.blocks]).double().numpy()
+        if not np.isfinite(total).all():
+            raise ProtocolError(
+                f"the training of round {request.round_number} left the finite numbers; lower "
+                "learning_rate or set gradient_clip_norm"
+            )
         if following:
             self._state.keep(
                 self._plan.run_id, request.round_number, following, counted_round=counted
             )
             self._carried = (request.round_number, following)
         return Aggregate(total, sum(site.weight for site in self._sites))
-
-    def _steps(self, site: _Site, drift: float) -> int:
-        learning = self._plan.settings.learning.under_drift(drift)
-        return min(planned_steps(len(site.patients), learning), self._most_steps)
 
     def _carried_after(self, counted: int) -> Mapping[str, np.ndarray]:
         """What all sites carry after a round, a row a site; zeros before the first."""
@@ -222,31 +225,35 @@ class VectorisedSites:
             )
         return kept
 
-    def _train(self, request: TrainRequest, group: _Group) -> _Trained:
-        """Train the sites of a group from the request's model."""
+    def _train(
+        self,
+        request: TrainRequest,
+        first: Sequence[torch.Tensor],
+        group: _Group,
+        sums: Mapping[str, Float32[torch.Tensor, " _"]],
+    ) -> dict[str, np.ndarray]:
+        """Train the sites of a group from the round's model, and add up what they would reply.
+
+        Returns:
+            What they carry on, a row a site.
+        """
         settings, count = self._plan.settings, len(group.sites)
-        learning = settings.learning.under_drift(request.drift)
-        first = self._layout.split(request.model)
-        parameters = [
-            nn.Parameter(
-                each.expand(count, *each.shape).clone(memory_format=torch.contiguous_format)
-            )
-            for each in first
-        ]
+        learning = settings.learning
+        parameters = self._started(first, count)
         named = {
             entry.name: parameter
             for entry, parameter in zip(self._layout.entries, parameters, strict=True)
         }
         optimiser = local_optimiser(parameters, learning, request.round_number, settings.rounds)
         self._restore_moments(optimiser, parameters, group.carried)
-        corrections = None
+        gradient_sums, corrections = [], []
         if request.control is not None:
+            gradient_sums = [torch.zeros_like(each) for each in parameters]
             corrections = self._split(request.control - group.carried[CONTROL])
-        sums = [torch.zeros_like(each) for each in parameters]
         losses = torch.zeros(count)
-        for rows, weights in self._batches(request, group, learning.batch_patients):
+        for rows, row_weights in self._batches(request, group, learning.batch_patients):
             optimiser.zero_grad()
-            own_losses = self._losses(named, rows, weights, request)
+            own_losses = self._losses(named, rows, row_weights, request)
             own_losses.sum().backward()  # type: ignore[no-untyped-call]
             losses += own_losses.detach()
             if learning.gradient_clip_norm is not None:
@@ -256,30 +263,36 @@ class VectorisedSites:
                 if gradient is None:
                     continue
                 if request.control is not None:
-                    sums[place] += gradient
-                if corrections is not None:
+                    gradient_sums[place] += gradient
                     gradient += corrections[place]
                 if learning.proximal_weight:
                     gradient += learning.proximal_weight * (parameter.detach() - first[place])
             optimiser.step()
-        vectors = {
-            "update": self._joined(parameters) - request.model,
-            "loss": (losses / group.steps)[:, None].numpy(),
-        }
         carried: dict[str, np.ndarray] = {}
-        if request.control is not None:
-            carried[CONTROL] = self._joined(sums) / np.float32(group.steps)
-            vectors["control"] = carried[CONTROL] - group.carried[CONTROL]
         if FIRST_MOMENT in group.carried:
             carried |= self._moments(optimiser, parameters)
-        for values in vectors.values():
-            if not np.isfinite(values).all():
-                site = group.sites[int(np.argmin(np.isfinite(values).all(axis=1)))].name
-                raise ProtocolError(
-                    f"the training at {site} left the finite numbers; lower learning_rate or set "
-                    "gradient_clip_norm"
-                )
-        return _Trained(vectors, carried)
+        weights = torch.tensor([site.weight for site in group.sites])
+        place = 0
+        for parameter, start in zip(parameters, first, strict=True):
+            updates = parameter.detach().sub_(start).flatten(1)
+            sums["update"][place : place + start.numel()].addmv_(updates.T, weights)
+            place += start.numel()
+        sums["loss"].add_(weights @ losses / group.steps)
+        if request.control is not None:
+            carried[CONTROL] = _joined(gradient_sums) / np.float32(group.steps)
+            deltas = torch.from_numpy(carried[CONTROL] - group.carried[CONTROL])
+            sums["control"].addmv_(deltas.T, weights)
+        return carried
+
+    def _started(self, first: Sequence[torch.Tensor], count: int) -> list[nn.Parameter]:
+        """The round's model, a row a site, in memory that rounds use again."""
+        if count not in self._buffers:
+            self._buffers[count] = [nn.Parameter(torch.empty(count, *each.shape)) for each in first]
+        parameters = self._buffers[count]
+        for parameter, start in zip(parameters, first, strict=True):
+            parameter.detach().copy_(start.expand_as(parameter))
+            parameter.grad = None
+        return parameters
 
     def _batches(
         self, request: TrainRequest, group: _Group, batch_patients: int
@@ -350,10 +363,6 @@ class VectorisedSites:
             for _, shape, offset in self._layout.entries
         ]
 
-    @staticmethod
-    def _joined(tensors: Sequence[torch.Tensor]) -> Float32[np.ndarray, "S d"]:
-        return torch.cat([each.detach().flatten(1) for each in tensors], dim=1).numpy()
-
     def _restore_moments(
         self,
         optimiser: torch.optim.Optimizer,
@@ -376,8 +385,8 @@ class VectorisedSites:
         states = [optimiser.state[parameter] for parameter in parameters]
         steps = np.array([float(each["step"]) for each in states], np.float32)
         return {
-            FIRST_MOMENT: self._joined([each["exp_avg"] for each in states]),
-            SECOND_MOMENT: self._joined([each["exp_avg_sq"] for each in states]),
+            FIRST_MOMENT: _joined([each["exp_avg"] for each in states]),
+            SECOND_MOMENT: _joined([each["exp_avg_sq"] for each in states]),
             MOMENT_STEPS: np.tile(steps, (len(parameters[0]), 1)),
         }
 
@@ -388,14 +397,6 @@ class _Group:
 
     sites: Sequence[_Site]
     steps: int
-    carried: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """Blocks of the sites' replies and what they carry on, a row a site."""
-
-    vectors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
 
 
@@ -418,6 +419,10 @@ def _alike(steps_of: Sequence[int], most: int) -> Iterator[list[int]]:
     for _, same in groupby(by_steps, key=steps_of.__getitem__):
         while rows := list(islice(same, most)):
             yield rows
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> Float32[np.ndarray, "S d"]:
+    return torch.cat([each.detach().flatten(1) for each in tensors], dim=1).numpy()
 
 
 def _clip_each(parameters: Sequence[nn.Parameter], largest_norm: float) -> None:
