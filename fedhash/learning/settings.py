@@ -25,9 +25,9 @@ class LossSettings(Settings):
     """Which loss, and its constants.
 
     Attributes:
-        name: anchor_margin (`fedhash.learning.loss`, which all others but `temperature` belong to),
-            logistic (`fedhash.learning.logistic`) for heads of logits, or as a baseline contrastive
-            (`fedhash.learning.contrastive`), which takes its negatives from the batch.
+        name: One of `fedhash.learning.losses`: anchor_margin, which all others but `temperature`
+            belong to; logistic for heads of logits; or as a baseline contrastive, which takes its
+            negatives from the batch.
         scale: s; None takes max(4, sqrt(2) log(K - 1)) for K findings.
         beta: Weight of the pull towards the target code.
         gamma: Weight of the quantisation term.

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError
-from fedhash.learning.contrastive import ContrastiveLoss
-from fedhash.learning.loss import AnchorMarginLoss, Loss, Margins
+from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.losses import LOSSES, build_loss
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss
+from fedhash.learning.losses.contrastive import ContrastiveLoss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 

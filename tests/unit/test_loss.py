@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError
-from fedhash.learning.loss import AnchorMarginLoss, Margins, default_scale
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss, default_scale
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 

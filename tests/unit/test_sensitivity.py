@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from fedhash.evaluation import sensitivity
 from fedhash.evaluation.sensitivity import Sensitivity, audit_sensitivity
-from fedhash.learning.contrastive import ContrastiveLoss
 from fedhash.learning.losses import LOSSES
+from fedhash.learning.losses.contrastive import ContrastiveLoss
 from fedhash_sim.cli import app
 
 

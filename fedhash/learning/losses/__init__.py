@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from fedhash.learning.contrastive import ContrastiveLoss
-from fedhash.learning.logistic import LogisticLoss
-from fedhash.learning.loss import AnchorMarginLoss, Loss
+from fedhash.learning.loss import Loss
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss
+from fedhash.learning.losses.contrastive import ContrastiveLoss
+from fedhash.learning.losses.logistic import LogisticLoss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 
