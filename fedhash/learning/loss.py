@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int8
 
+from fedhash.learning.settings import LossSettings
+from fedhash.models.anchors import Anchors
+
 __all__ = ["Loss", "Margins"]
 
 
@@ -48,6 +51,8 @@ class Loss(Protocol):
 
     sum_of_patient_terms: ClassVar[bool]
 
+    def __init__(self, anchors: Anchors, settings: LossSettings) -> None: ...
+
     def __call__(
         self,
         outputs: Mapping[str, Float[torch.Tensor, "B b"]],
@@ -55,5 +60,12 @@ class Loss(Protocol):
         labels: Int8[torch.Tensor, "B K"],
         margins: Margins,
     ) -> Float[torch.Tensor, " B"]:
-        """Losses of B patients, one study each; see `fedhash.learning.losses.anchor_margin`."""
+        """A row a patient, one study each; a baseline's rows may depend on each other.
+
+        Args:
+            outputs: Modality to raw outputs u.
+            present: Modality to whether the study has it; where not, it adds nothing.
+            labels: 1 positive, 0 negative, -1 uncertain.
+            margins: One mu and one w a finding.
+        """
         ...

@@ -51,7 +51,6 @@ class AnchorMarginLoss:
     Attributes:
         sum_of_patient_terms: See :class:`fedhash.learning.loss.Loss`.
         anchors: A and t.
-        settings: As given.
         scale: s as used.
     """
 
@@ -59,8 +58,9 @@ class AnchorMarginLoss:
 
     def __init__(self, anchors: Anchors, settings: LossSettings) -> None:
         self.anchors = anchors
-        self.settings = settings
-        self.scale = settings.scale or default_scale(len(anchors.findings))
+        self.scale = settings.value("scale", default_scale(len(anchors.findings)))
+        self._beta, self._gamma = settings.value("beta"), settings.value("gamma")
+        self._kappa = settings.value("kappa")
         self._matrix = torch.from_numpy(anchors.matrix).float()
 
     def __call__(
@@ -91,7 +91,7 @@ class AnchorMarginLoss:
         theta = torch.from_numpy(self.anchors.closeness(targets))
         total = torch.zeros(len(labels))
         for modality, raw in outputs.items():
-            relaxed = normalised(raw, self.settings.kappa)
+            relaxed = normalised(raw, self._kappa)
             cosines = relaxed @ self._matrix.T / sqrt(relaxed.shape[1])
             loss = positives_before_negatives(cosines, labels, theta, margins, self.scale)
             loss = loss + self._code_terms(relaxed, torch.from_numpy(targets))
@@ -105,7 +105,7 @@ class AnchorMarginLoss:
         root = sqrt(relaxed.shape[1])
         agreement = 1 - (relaxed * targets).sum(dim=1) / root
         quantisation = 1 - relaxed.abs().sum(dim=1) / root
-        return self.settings.beta * agreement + self.settings.gamma * quantisation
+        return self._beta * agreement + self._gamma * quantisation
 
 
 def positives_before_negatives(
