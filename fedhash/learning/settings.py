@@ -41,7 +41,7 @@ LossName = Literal[
 _READ: dict[LossName, dict[str, float | None]] = {
     "anchor_margin": {"scale": None, "beta": 0.5, "gamma": 0.1, "kappa": KAPPA, "margin": 0.3},
     "contrastive": {"kappa": KAPPA, "temperature": 0.1},
-    "csq": {"gamma": 1e-4},
+    "csq": {"gamma": 0.05},
     "dpsh": {"gamma": 0.1},
     "hashnet": {"scale": None},
     "logistic": {},
@@ -65,7 +65,7 @@ class LossSettings(Settings):
         beta: Weight of the pull towards the target code (anchor_margin: .5); of the pairs within
             the batch (sadh: 1).
         gamma: Weight of the quantisation term (anchor_margin and dpsh: .1; sadh and
-            sadh_asymmetric: .01; csq: 1e-4).
+            sadh_asymmetric: .01; csq: .05).
         kappa: Softening of the outputs' normalisation (anchor_margin, contrastive, orthohash, sadh,
             sadh_asymmetric and supcon: .1).
         margin: mu_0, the margin of every finding (anchor_margin: .3 before a schedule moves it;

@@ -179,6 +179,6 @@ def test_a_constant_is_read_or_refused(name: LossName, constant: str) -> None:
 def test_zero_is_a_constant_and_no_default() -> None:
     assert LossSettings(gamma=0.0).value("gamma") == 0
     assert LossSettings().value("gamma") == 0.1
-    assert LossSettings(name="csq").value("gamma") == 1e-4
+    assert LossSettings(name="csq").value("gamma") == 0.05
     assert LossSettings(name="hashnet").value("scale", 0.25) == 0.25
     assert LossSettings(name="orthohash").value("scale") == 8

@@ -1,4 +1,4 @@
-"""CSQ: central similarity quantisation (Yuan et al., arXiv 1908.00347, equations 5 to 9).
+"""CSQ: central similarity quantisation (Yuan et al., arXiv 1908.00347, section 3).
 
 A baseline, and a sum of patient terms: a study is compared with its own centre alone.
 
@@ -14,8 +14,9 @@ d a bit:
 
 What differs from the paper: centres are the agreement's anchors; a study of several findings gets
 their majority, as in the paper, but ties go by the published tie vector and not by chance at each
-site, and ancestors count where the agreement has them. L_Q is a mean over the bits and gamma 1e-4,
-as in the authors' code. Uncertain findings have no part in the centre.
+site, and ancestors count where the agreement has them. L_Q is a mean over the bits and gamma .05,
+as in the authors' code; the term over pairs that it adds to the paper's is left out. Uncertain
+findings have no part in the centre.
 
     >>> loss = CsqLoss(anchors, LossSettings(name="csq"))
 """

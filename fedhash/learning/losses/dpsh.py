@@ -1,4 +1,4 @@
-"""DPSH: the likelihood of pairwise labels (Li, Wang and Kang, arXiv 1511.03855, equations 1 to 5).
+"""DPSH: the likelihood of pairwise labels (Li, Wang and Kang, arXiv 1511.03855, section 3).
 
 A baseline. It compares the patients of a batch with each other, so no bound on a patient's
 influence follows from clipping, and `fedhash.privacy` refuses it.
@@ -12,9 +12,9 @@ With u a row's raw output, s_ij 1 for similar rows and 0 for dissimilar ones
     L = R/|S| sum_ij (log(1 + exp(theta_ij)) - s_ij theta_ij) + gamma/b sum_i |sign(u_i) - u_i|^2
 
 What differs from the paper: pairs are those of the batch, not of all training data, and modalities
-pair too; both sums are means, so that gamma does not hang on the amount of data. The paper's eta =
-10 beside sums over its 5000 images weighs 10/5000 = .002, as gamma = .1 does at 48 bits. At u = 0
-the quantisation term has no slope.
+pair too; both sums are means, so that gamma does not hang on the amount of data. The authors' code
+has eta = 10 beside pairs with each of 5000 images, which weighs 10/5000 = .002, as gamma = .1 does
+at 48 bits. At u = 0 the quantisation term has no slope.
 
     >>> loss = DpshLoss(anchors, LossSettings(name="dpsh"))
 """

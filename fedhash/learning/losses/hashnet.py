@@ -1,4 +1,4 @@
-"""HashNet: weighted pairwise likelihood by continuation (Cao et al., arXiv 1702.00758, eq. 1 to 4).
+"""HashNet: weighted pairwise likelihood by continuation (Cao et al., arXiv 1702.00758, section 3).
 
 A baseline. It compares the patients of a batch with each other, so no bound on a patient's
 influence follows from clipping, and `fedhash.privacy` refuses it.
