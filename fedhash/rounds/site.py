@@ -55,7 +55,7 @@ from fedhash.models.settings import ModelSettings
 from fedhash.privacy.public_count import published_patients
 from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
-from fedhash.rounds.settings import RoundSettings, check_privacy
+from fedhash.rounds.settings import RoundSettings, check_privacy, starting_margins
 from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, largest_message_bytes
 from fedhash.secagg.floors import SecureCohort
@@ -251,7 +251,7 @@ class SiteAgent:
         if _MARGIN in kept:
             earlier, before = newest, kept[_MARGIN]
         else:
-            earlier, before = 1, np.full_like(mu, plan.settings.loss.margin)
+            earlier, before = 1, starting_margins(plan.settings.loss, self._agreement).mu
         steps = 0 if schedule is None else schedule.steps_between(earlier, request.round_number)
         most = steps * self._agreement.largest_margin_step
         moved = float(np.abs(mu - before).max())

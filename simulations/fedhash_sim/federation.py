@@ -37,7 +37,7 @@ from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, Round
 from fedhash.rounds.engine import Engine
 from fedhash.rounds.margin_audit import MarginEntry, verify_margin_audit
 from fedhash.rounds.run import coordinator_of, run_rounds
-from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.settings import RoundSettings, starting_margins
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
 from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
@@ -197,7 +197,7 @@ class Outcome:
 def untrained(federation: Federation) -> Outcome:
     """The model before its first round, as if it had been trained."""
     model = federation.first_model()
-    margins = Margins.constant(len(federation.agreement.findings), federation.settings.loss.margin)
+    margins = starting_margins(federation.settings.loss, federation.agreement)
     return Outcome(federation, Layout.of(model).flatten(model), margins, (), {}, ())
 
 
