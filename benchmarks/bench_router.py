@@ -42,6 +42,7 @@ import numpy as np
 
 from benchmarks.bench_search import clustered_codes, entries_of, make_queries
 from benchmarks.figures import BENCH, Figure, write_figures
+from benchmarks.router_member import member_network
 from fedhash.agreement import Agreement
 from fedhash.audit_log import AuditLog
 from fedhash.codes import hamming_distances, unpack_signs
@@ -49,14 +50,13 @@ from fedhash.configuration import resolved
 from fedhash.index import Archive, SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search import Hit, Query
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Merged, Refusal
 from fedhash.search.policy import QueryPolicy
 from fedhash.search.terms import QueryLimits, SearchTerms
 from fedhash.search.wire.answers import encode_answer, encode_reply, encode_to_site
 from fedhash.search.wire.queries import SignedQuery, decode_query, decode_signed, encode_signed
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.federated_search import RouterClient
-from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.query_stream import QueryStream
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 
@@ -122,19 +122,6 @@ def make_consortium(folder: Path, sites: list[str], port: int, health: int) -> A
     return agreement
 
 
-def network(folder: Path, site: str, port: int) -> NetworkSettings:
-    own = folder / site
-    return NetworkSettings(
-        superlink="localhost:1",
-        router=f"localhost:{port}",
-        ca=folder / "coordinator" / "certificates" / "ca.pem",
-        certificate=own / "site.pem",
-        key=own / "tls.key",
-        identity=own / "identity.pem",
-        supernode_key=own / "none",
-    )
-
-
 def serve(folder: Path, site: str, port: int, count: int, agreement: Agreement, pipe: Any) -> None:
     """A site's process: answers until it is told to end, and then tells its times."""
     codes, handles = site_codes(site, count)
@@ -168,7 +155,7 @@ def serve(folder: Path, site: str, port: int, count: int, agreement: Agreement, 
             times[nonce] = (searches.seconds, time.perf_counter() - start)
             return answered
 
-        stream = QueryStream(network(folder, site, port), answer, lambda: searcher)
+        stream = QueryStream(member_network(folder, site, port), answer, lambda: searcher)
         stream.start()
         pipe.recv()
         stream.stop()
@@ -308,7 +295,7 @@ def bench(folder: Path, sites: list[str], count: int, seconds: float) -> Iterato
 
         def client() -> TimedClient:
             site = sites[next(turn) % len(sites)]
-            return TimedClient(site, agreement, network(folder, site, port))
+            return TimedClient(site, agreement, member_network(folder, site, port))
 
         expected = one_index(sites, count, queries[:COMPARED])
         with client() as asker:
@@ -354,7 +341,9 @@ def bytes_of(
         "asker to router": len(encode_signed(signed)),
         "router to each site": len(encode_to_site(1 << 20, signed)),
         "each site to router": len(encode_answer(1 << 20, Found(hits))),
-        "router to asker": len(encode_reply(merged)),
+        "router to asker": len(
+            encode_reply(Gathered(merged.sites, {each.site: Found(hits) for each in merged.sites}))
+        ),
     }
     together = sizes["asker to router"] + sizes["router to asker"]
     together += sites * (sizes["router to each site"] + sizes["each site to router"])

@@ -12,10 +12,8 @@ site adds a known number to all parameters, which takes a millisecond.
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +21,7 @@ from typing import NoReturn
 import numpy as np
 
 from benchmarks.network_averaging_client import EXAMPLES, update_of
+from benchmarks.network_daemon import agent_behind
 from fedhash.agreement import Agreement
 from fedhash.configuration import resolved
 from fedhash.learning.local_training import LocalResult
@@ -33,7 +32,6 @@ from fedhash.models.layout import Layout
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import RoundRecord
-from fedhash.rounds.messages import Message
 from fedhash.rounds.settings import RoundSettings
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
@@ -41,7 +39,6 @@ from fedhash.rounds.training_messages import RunPlan, TrainRequest
 from fedhash.secagg.identity import SiteIdentity
 from fedhash.secagg.opened_rounds import FileOpenedRounds
 from fedhash.secagg.site import SecureSiteAggregation
-from fedhash_client.site_socket import read_frame, write_frame
 from fedhash_server.flower import write_app_folder
 
 __all__ = ["PARAMETERS", "SecureRun"]
@@ -103,7 +100,7 @@ class SecureRun:
         """The sites' daemons, each behind its socket."""
         with ExitStack() as running:
             for place, (site, path) in enumerate(sockets.items()):
-                running.enter_context(_daemon(self._agent(place, site), path))
+                running.enter_context(agent_behind(self._agent(place, site), path))
             yield
 
     def _agent(self, place: int, site: str) -> SiteAgent:
@@ -162,31 +159,3 @@ class _Trainer:
 
     def shared_step(self, request: TrainRequest, cohort: object) -> NoReturn:  # noqa: ARG002
         raise AssertionError("the run has no privacy mode")
-
-
-@contextmanager
-def _daemon(agent: SiteAgent, path: Path) -> Iterator[None]:
-    """A site's long-lived half: answers one frame for each connection."""
-    path.unlink(missing_ok=True)
-    with closing(socket.socket(socket.AF_UNIX)) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:  # shut down
-                    return
-                with connection:
-                    data = read_frame(connection)
-                    request = Message.decode(data, max_bytes=agent.max_message_bytes)
-                    write_frame(connection, agent.handle(request).encode())
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()

@@ -92,8 +92,8 @@ class Agreement(Settings):
         largest_k: Most hits that one query may ask of a site.
         largest_local_steps: Most optimiser steps that one round may ask of a site.
         sites: The roster: each site's name and the Ed25519 public key of its identity, 64 hex
-            digits, each site another. Secure aggregation takes no keys but those signed by an
-            identity of this list.
+            digits, each site another. Names differ by more than upper and lower case. Secure
+            aggregation takes no keys but those signed by an identity of this list.
         secure_aggregation: The terms of secure aggregation.
         release_key: The coordinator's Ed25519 public key, 64 hex digits: sites take a release from
             the network only if it has signed it. Null where none is released so.
@@ -151,8 +151,21 @@ class Agreement(Settings):
 
     @field_validator("sites")
     @classmethod
+    def _check_names_differ(cls, sites: dict[str, str]) -> dict[str, str]:
+        spellings: dict[str, list[str]] = {}
+        for site in sites:
+            spellings.setdefault(site.casefold(), []).append(site)
+        if alike := [" and ".join(map(repr, each)) for each in spellings.values() if each[1:]]:
+            raise ValueError(
+                f"names that differ by upper and lower case alone: {'; '.join(alike)}; people and "
+                "some disks take them for one, so rename one of them"
+            )
+        return sites
+
+    @field_validator("sites")
+    @classmethod
     def _check_reserved_name(cls, sites: dict[str, str]) -> dict[str, str]:
-        if COORDINATOR in sites:
+        if COORDINATOR in {site.casefold() for site in sites}:
             raise ValueError(
                 f"a site is called {COORDINATOR!r}, by which name the coordinator asks; rename it"
             )

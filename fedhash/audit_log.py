@@ -17,6 +17,7 @@ A line is canonical JSON (sorted keys, no white space) of one object, and ends w
 4. A changed, inserted, deleted or moved line is found by reading alone. **A log that was cut short
    at the end of a line, or written anew as a whole, is found only with a hash that was noted
    elsewhere** (`noted`): the chain has no key.
+5. A chain may go over several files: `fedhash.audit_segments`.
 
     >>> with AuditLog(Path("queries.jsonl")) as log:
     ...     log.append({"kind": "query", "hits": 3})
@@ -32,6 +33,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 
@@ -39,7 +41,18 @@ from fedhash.durability import sync_folder
 from fedhash.errors import AuditError, MessageError, StorageError
 from fedhash.rounds.messages import Json, canonical_json
 
-__all__ = ["START", "AuditEntry", "AuditLog", "read_audit_log"]
+__all__ = [
+    "NOTHING",
+    "START",
+    "AuditEntry",
+    "AuditLog",
+    "entry_hash",
+    "entry_line",
+    "read_audit_log",
+    "read_whole_lines",
+    "verified_entries",
+    "write_whole",
+]
 
 START = hashlib.sha256(b"fedhash audit log 1").hexdigest()  # the head of a log without entries
 
@@ -52,7 +65,7 @@ class AuditEntry:
     """One line.
 
     Attributes:
-        number: From 1; also the line in the file.
+        number: From 1; in a log of one file also the line.
         content: What happened.
         hash: Over it and over all lines before.
     """
@@ -62,11 +75,11 @@ class AuditEntry:
     hash: str
 
 
+NOTHING = AuditEntry(0, {}, START)  # what the first entry of a log follows
+
+
 class AuditLog:
     """A log that is open for writing, made where there is none.
-
-    Attributes:
-        head: Hash of the newest entry; worth noting elsewhere.
 
     Args:
         path: The file; its folder is made if need be.
@@ -99,13 +112,15 @@ class AuditLog:
             raise AuditError(
                 f"{self._path} is being written by another process; stop it"
             ) from error
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise AuditError(f"{self._path} was just exchanged by its writer; stop that process")
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(_LINE_FEED) + 1
-        entries = _entries(data[:whole], self._path)
-        self.head = entries[-1].hash if entries else START
-        self._number = len(entries)
-        _check_noted(entries, noted, self._path)
+        before = self._before(data[:whole])
+        entries = verified_entries(data[:whole], self._path, before)
+        self._newest = entries[-1] if entries else before
+        _check_noted((before, *entries), noted, self._path)
         if whole < len(data):
             _log.warning(
                 "%s: the last %d bytes are of a line that a crash left unfinished; removed",
@@ -115,6 +130,20 @@ class AuditLog:
             self._file.truncate(whole)
         os.fsync(self._file.fileno())
         sync_folder(self._path.parent)
+
+    @property
+    def head(self) -> str:
+        """Hash of the newest entry; worth noting elsewhere."""
+        return self._newest.hash
+
+    @property
+    def size_bytes(self) -> int:
+        """How long the file is, which is open."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def _before(self, data: bytes) -> AuditEntry:  # noqa: ARG002 - logs of several files read it
+        """What the first line of the file follows."""
+        return NOTHING
 
     def append(self, content: dict[str, Json]) -> AuditEntry:
         """Write an entry; it is on the disk when this returns.
@@ -133,10 +162,8 @@ class AuditLog:
                 f"{self._path} was closed, perhaps after an entry that could not be written; open "
                 "it again, which reads it again"
             )
-        number = self._number + 1
         try:
-            digest = _digest(self.head, number, content)
-            line = _line(self.head, number, content, digest)
+            entry, line = entry_line(self._newest, content)
         except MessageError as error:
             raise AuditError(f"{self._path}: an entry cannot be written: {error}") from error
         try:
@@ -144,17 +171,14 @@ class AuditLog:
         except OSError as error:
             self.close()
             raise StorageError(error, self._path) from error
-        self._number, self.head = number, digest
-        return AuditEntry(number, content, digest)
+        self._newest = entry
+        return entry
 
     def _write(self, line: bytes) -> None:
         """The whole of it and on the disk, or nothing of it."""
-        before = os.fstat(self._file.fileno()).st_size
+        before = self.size_bytes
         try:
-            left = memoryview(line)
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            write_whole(self._file, line)
         except OSError:
             self._file.truncate(before)
             os.fsync(self._file.fileno())
@@ -171,6 +195,18 @@ class AuditLog:
         self.close()
 
 
+def write_whole(file: FileIO, line: bytes) -> None:
+    """All bytes of a line, on the disk when this returns.
+
+    Raises:
+        OSError: The operating system refuses; it may have taken some of them.
+    """
+    left = memoryview(line)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
 def read_audit_log(path: Path, noted: str = START) -> tuple[AuditEntry, ...]:
     """All entries of a log, after verifying the whole of it; writes nothing.
 
@@ -184,7 +220,7 @@ def read_audit_log(path: Path, noted: str = START) -> tuple[AuditEntry, ...]:
         StorageError: The operating system refuses the file.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole_lines(path)
     except FileNotFoundError as error:
         if noted == START:
             raise StorageError(error, path) from error
@@ -193,28 +229,42 @@ def read_audit_log(path: Path, noted: str = START) -> tuple[AuditEntry, ...]:
         ) from error
     except OSError as error:
         raise StorageError(error, path) from error
+    entries = verified_entries(data, path)
+    _check_noted((NOTHING, *entries), noted, path)
+    return entries
+
+
+def read_whole_lines(path: Path) -> bytes:
+    """The bytes of a log that no process died in.
+
+    Raises:
+        AuditError: The last line has no end.
+        OSError: The operating system refuses the file.
+    """
+    data = path.read_bytes()
     if data and not data.endswith(_LINE_FEED):
         raise AuditError(
             f"{path}:{data.count(_LINE_FEED) + 1}: the last line has no end: a crash left it "
             "unfinished, and the next run removes it, or somebody cut it short"
         )
-    entries = _entries(data, path)
-    _check_noted(entries, noted, path)
-    return entries
+    return data
 
 
-def _entries(data: bytes, path: Path) -> tuple[AuditEntry, ...]:
-    """The entries of whole lines."""
+def verified_entries(
+    data: bytes, path: Path, before: AuditEntry = NOTHING
+) -> tuple[AuditEntry, ...]:
+    """The entries of whole lines, of which the first follows `before`.
+
+    Raises:
+        AuditError: One does not follow the one before it, or is no line of a log.
+    """
     entries: list[AuditEntry] = []
-    previous = START
+    newest = before
     for number, line in enumerate(data.split(_LINE_FEED)[:-1], 1):
         try:
-            read = json.loads(line)
-            content = read["content"]
-            expected = _digest(previous, number, content)
-            intact = isinstance(content, dict) and (
-                line + _LINE_FEED == _line(previous, number, content, expected)
-            )
+            content = json.loads(line)["content"]
+            entry, expected = entry_line(newest, content)
+            intact = isinstance(content, dict) and line + _LINE_FEED == expected
         except (ValueError, TypeError, KeyError, RecursionError, MessageError):
             intact = False
         if not intact:
@@ -222,23 +272,45 @@ def _entries(data: bytes, path: Path) -> tuple[AuditEntry, ...]:
                 f"{path}:{number}: the line was altered, or one before it was removed, inserted or "
                 "moved; restore the file from a copy and find out who wrote to it"
             )
-        entries.append(AuditEntry(number, content, expected))
-        previous = expected
+        entries.append(entry)
+        newest = entry
     return tuple(entries)
 
 
 def _check_noted(entries: tuple[AuditEntry, ...], noted: str, path: Path) -> None:
-    if noted != START and noted not in {entry.hash for entry in entries}:
+    """Look for a hash that was noted.
+
+    Args:
+        entries: From what the first entry follows.
+        noted: The hash of one of them; `START` stands for none.
+        path: For the message.
+
+    Raises:
+        AuditError: None has it.
+    """
+    if noted not in {entry.hash for entry in entries} | {START}:
         raise AuditError(
-            f"{path} has {len(entries)} entries, none of them with the hash {noted} that was noted "
-            "of it: it was cut short, written anew or exchanged; restore it from a copy"
+            f"{path} has {len(entries) - 1} entries, none of them with the hash {noted} that was "
+            "noted of it: it was cut short, written anew or exchanged; restore it from a copy"
         )
 
 
-def _digest(previous: str, number: int, content: Json) -> str:
+def entry_hash(previous: str, number: int, content: Json) -> str:
+    """The hash of an entry.
+
+    Raises:
+        MessageError: `content` is no plain finite JSON.
+    """
     return hashlib.sha256(canonical_json([previous, number, content]).encode()).hexdigest()
 
 
-def _line(previous: str, number: int, content: Json, digest: str) -> bytes:
-    line = {"content": content, "hash": digest, "number": number, "previous": previous}
-    return canonical_json(line).encode() + _LINE_FEED
+def entry_line(previous: AuditEntry, content: dict[str, Json]) -> tuple[AuditEntry, bytes]:
+    """The entry that follows `previous`, and its line.
+
+    Raises:
+        MessageError: `content` is no plain finite JSON.
+    """
+    number = previous.number + 1
+    digest = entry_hash(previous.hash, number, content)
+    line = {"content": content, "hash": digest, "number": number, "previous": previous.hash}
+    return AuditEntry(number, content, digest), canonical_json(line).encode() + _LINE_FEED

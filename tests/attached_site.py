@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+from benchmarks.router_member import member_network
 from fedhash.agreement import Agreement
 from fedhash.audit_log import AuditLog
 from fedhash.configuration import read_settings
@@ -16,7 +17,6 @@ from fedhash.index import SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search.policy import QueryPolicy
 from fedhash.search.terms import QueryLimits
-from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.query_stream import QueryStream
 from tests.search_consortium import archive
 
@@ -31,20 +31,13 @@ HELD = {
 def main(folder: Path, site: str, port: int) -> None:
     agreement = read_settings(folder / "coordinator" / "agreement.yaml", Agreement)
     own = folder / site
-    network = NetworkSettings(
-        superlink="localhost:1",
-        router=f"localhost:{port}",
-        ca=folder / "coordinator" / "certificates" / "ca.pem",
-        certificate=own / "site.pem",
-        key=own / "tls.key",
-        identity=own / "identity.pem",
-        supernode_key=own / "supernode.key",
-    )
     entries = [(f"p{n}", code, {}) for n, code in enumerate(HELD[site])]
     with archive(own, site, entries) as index, AuditLog(own / "audit.jsonl") as log:
         desk = QueryDesk(QueryPolicy(agreement, LIMITS, started_ms=0), log.append)
         searcher = SiteSearcher(site, index, agreement)
-        stream = QueryStream(network, desk.answer, lambda: searcher, first_pause_s=0.05)
+        stream = QueryStream(
+            member_network(folder, site, port), desk.answer, lambda: searcher, first_pause_s=0.05
+        )
         stream.start()
         threading.Event().wait()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.router_member import member_network
 from fedhash.agreement import Agreement
 from fedhash.configuration import resolved
 from fedhash_client.network_settings import NetworkSettings
@@ -48,16 +49,7 @@ class Place:
             identity(site).save(own / "identity.pem")
 
     def network(self, site: str, port: int) -> NetworkSettings:
-        own = self.path / site
-        return NetworkSettings(
-            superlink="localhost:1",
-            router=f"localhost:{port}",
-            ca=self.folder.ca,
-            certificate=own / "site.pem",
-            key=own / "tls.key",
-            identity=own / "identity.pem",
-            supernode_key=own / "supernode.key",
-        )
+        return member_network(self.path, site, port)
 
 
 class RouterThread:

@@ -21,9 +21,10 @@ from fedhash_client.commands.daemon import run, status
 from fedhash_client.commands.init import init, unit
 from fedhash_client.commands.search import search
 from fedhash_client.commands.withdrawal import audit, rebuild_index, withdraw
-from fedhash_client.printing import fail as _fail
-from fedhash_client.printing import print_json as _print_json
 from fedhash_client.settings import SiteSettings
+from fedhash_process.printing import AsJson
+from fedhash_process.printing import fail as _fail
+from fedhash_process.printing import print_json as _print_json
 
 if TYPE_CHECKING:
     from fedhash_client.privacy_budget import Budget
@@ -43,7 +44,6 @@ for _command in (init, check, unit, run, status, search, withdraw, rebuild_index
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 ReleaseFolder = Annotated[Path, typer.Option("--release", help="Folder of a released model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()

@@ -54,6 +54,7 @@ class RouterClient:
     def __init__(self, site: str, agreement: Agreement, network: NetworkSettings) -> None:
         self._site = site
         self._agreement = agreement.digest()
+        self._sites = agreement.sites
         self._address = network.router
         self._identity = SiteIdentity.load(network.identity)
         self._channel = open_channel(network)
@@ -90,7 +91,7 @@ class RouterClient:
 
         Raises:
             RefusedError: The router forbids the query; what sites refuse stands in the result.
-            ProtocolError: The router cannot be reached, or answers what cannot be right.
+            ProtocolError: The router cannot be reached, or answers of other sites.
             MessageError: A field of the query or the reply is of no valid form.
         """
         signed = self.signed(query, purpose=purpose, timeout_s=timeout_s)
@@ -98,7 +99,7 @@ class RouterClient:
             data = self._ask(encode_signed(signed), timeout=timeout_s + _MARGIN_S)
         except grpc.RpcError as error:
             raise explained(error, self._address) from error
-        return read_merged(query, data)
+        return read_merged(query, signed, self._sites, data)
 
 
 def federated_search(
@@ -122,7 +123,7 @@ def federated_search(
         ConfigurationError: The site's file has no section `network`, or a key is open to others.
         StorageError: A file cannot be read.
         RefusedError: The router forbids the query; what sites refuse stands in the result.
-        ProtocolError: The router cannot be reached, or answers what cannot be right.
+        ProtocolError: The router cannot be reached, or answers of other sites.
         MessageError: A field of the query or the reply is of no valid form.
     """
     if settings.network is None:

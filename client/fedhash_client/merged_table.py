@@ -8,7 +8,7 @@ from rich.table import Table
 
 from fedhash.search.answers import Merged
 from fedhash.search.describing import describe, explain
-from fedhash_client.printing import print_json
+from fedhash_process.printing import print_json
 
 __all__ = ["print_merged"]
 

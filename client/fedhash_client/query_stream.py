@@ -6,7 +6,8 @@
    begins anew with a short pause.
 3. Queries are answered by a few threads. So many may be without an answer that has left, and then
    no more are read: a router that floods, or reads no answers, fills its own connection.
-4. What the router sends is trusted in nothing: the answers are those of
+4. An answer is signed with the site's identity: the asker believes no router either.
+5. What the router sends is trusted in nothing: the answers are those of
    `fedhash.index.answering.QueryDesk`, and what is no message ends the stream.
 
     >>> stream = QueryStream(settings.network, desk.answer, current=lambda: searcher)
@@ -32,9 +33,11 @@ import grpc
 from fedhash.errors import FedhashError, MessageError
 from fedhash.index import SiteSearcher
 from fedhash.search.answers import Found, Refusal
+from fedhash.search.signed_answers import sign_found
 from fedhash.search.wire.answers import encode_answer, encode_holds, read_to_site
 from fedhash.search.wire.methods import ATTACH, SERVICE
 from fedhash.search.wire.queries import SignedQuery
+from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.router_channel import explained, open_channel
 
@@ -63,6 +66,10 @@ class QueryStream:
         current: The archive to answer with, or None while there is none; looked at for each query,
             and every second, so that the router learns of another release.
         first_pause_s: Before the second try.
+
+    Raises:
+        ConfigurationError: Others may use the identity.
+        StorageError: It cannot be read.
     """
 
     name = "queries"
@@ -76,6 +83,7 @@ class QueryStream:
         first_pause_s: float = _FIRST_PAUSE_S,
     ) -> None:
         self._network = network
+        self._identity = SiteIdentity.load(network.identity)
         self._answer = answer
         self._current = current
         self._first_pause_s = first_pause_s
@@ -173,6 +181,8 @@ class QueryStream:
         try:
             answer = self._answer(signed, self._current, time.time_ns() // 1_000_000)
             try:
+                if isinstance(answer, Found):
+                    answer = sign_found(signed, answer, self._identity)
                 data = encode_answer(number, answer)
             except MessageError as error:
                 data = encode_answer(number, Refusal("failed", str(error)))

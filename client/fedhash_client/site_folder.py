@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedhash.durability import replace_file
-from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, make_request, read_request
+from fedhash.enrolment.signing_request import request_key
 from fedhash.errors import CertificateError, StorageError
 from fedhash.private_file import read_private_file, write_private_file
 from fedhash.secagg.identity import SiteIdentity

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import Field, ValidationError
 
 from fedhash.configuration import Settings
-from fedhash.enrolment.certificates import new_request, request_key
+from fedhash.enrolment.signing_request import new_request, request_key
 from fedhash.errors import CertificateError, RefusedError, StorageError
 from fedhash.regular_file import read_regular_file
 from fedhash.rounds.messages import canonical_json

@@ -157,6 +157,16 @@ def build_model(
     return HashModel(towers, code_bits, head)
 
 
+def model_without_memory(settings: ModelSettings, anchors: Anchors) -> HashModel:
+    """The shapes of a model and no numbers (torch's device `meta`), whatever its size.
+
+    Raises:
+        ModelError: As of `build_model`.
+    """
+    with torch.device("meta"):
+        return build_model(settings, anchors.matrix.shape[1], 0, anchors=anchors)
+
+
 @torch.no_grad()
 def encode_studies(
     model: HashModel, prepared: PreparedStudies, modality: str, batch: int = 256

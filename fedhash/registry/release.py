@@ -58,20 +58,22 @@ from fedhash.regular_file import read_regular_file
 __all__ = [
     "LARGEST_MANIFEST_BYTES",
     "MANIFEST_FILE",
+    "MODEL_FILE",
     "Release",
+    "ReleaseManifest",
     "check_codes",
     "load_release",
-    "named_files",
+    "parsed_manifest",
     "save_release",
 ]
 
 MANIFEST_FILE = "manifest.json"
 LARGEST_MANIFEST_BYTES = 1 << 24
-_MODEL_FILE = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Manifest(Settings):
+class ReleaseManifest(Settings):
     """The content of manifest.json, apart from the release id that is made of it."""
 
     format: Literal[2] = 2
@@ -187,7 +189,7 @@ def save_release(
     }
     model_bytes = save(tensors)
     try:
-        manifest = _Manifest(
+        manifest = ReleaseManifest(
             run_id=run_id,
             parent=parent,
             privacy=privacy,
@@ -211,7 +213,7 @@ def save_release(
     frozen_bytes = {frozen_file(name): each.to_bytes() for name, each in frozen.items()}
     # what could not be loaded is not written
     _release_of(manifest, model_bytes, frozen_bytes, folder)
-    files = {_MODEL_FILE: model_bytes, MANIFEST_FILE: manifest.to_bytes()}
+    files = {MODEL_FILE: model_bytes, MANIFEST_FILE: manifest.to_bytes()}
     _write_folder(folder, files | frozen_bytes)
     return load_release(folder)
 
@@ -224,15 +226,15 @@ def load_release(folder: Path) -> Release:
     """
     try:
         manifest_bytes = read_regular_file(folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
-        model_bytes = read_regular_file(folder / _MODEL_FILE, LARGEST_FILE_BYTES)
+        model_bytes = read_regular_file(folder / MODEL_FILE, LARGEST_FILE_BYTES)
     except OSError as error:
         raise ReleaseError(
             f"{folder} is no complete release ({error}); a release has {MANIFEST_FILE} and "
-            f"{_MODEL_FILE}: copy it again"
+            f"{MODEL_FILE}: copy it again"
         ) from error
-    manifest = _parsed(manifest_bytes, folder)
+    manifest = parsed_manifest(manifest_bytes, folder)
     if hashlib.sha256(model_bytes).hexdigest() != manifest.model_digest:
-        raise _altered(folder / _MODEL_FILE, "its SHA-256 is not the manifest's")
+        raise _altered(folder / MODEL_FILE, "its SHA-256 is not the manifest's")
     frozen_bytes = {}
     for modality in frozen_modalities(manifest.model):
         path = folder / frozen_file(modality)
@@ -263,44 +265,22 @@ def check_codes(release_id: str, theirs: Agreement, ours: Agreement) -> None:
         )
 
 
-def named_files(
-    manifest_bytes: bytes, release_id: str, agreement: Agreement | None = None
-) -> dict[str, str]:
-    """The other files of a release, each with the SHA-256 that its manifest demands of it.
+def parsed_manifest(manifest_bytes: bytes, folder: Path) -> ReleaseManifest:
+    """A manifest whose id, form and towers are right.
 
     Args:
         manifest_bytes: From anyone.
-        release_id: What its id has to be.
-        agreement: Ours, which its codes have to fit; None: any will do.
+        folder: Of the release, for messages.
 
     Raises:
-        ReleaseError: It is no manifest, of another release or agreement, or does not fit this
-            version.
+        ReleaseError: It is none of this version, or was altered.
     """
-    manifest = _parsed(manifest_bytes, Path(f"release {release_id[:12]}"))
-    if manifest.release_id() != release_id:
-        raise ReleaseError(
-            f"the manifest that was sent for release {release_id[:12]} is that of "
-            f"{manifest.release_id()[:12]}; whoever sent it is not the coordinator, or its folder "
-            "is damaged"
-        )
-    if agreement is not None:
-        check_codes(release_id, manifest.agreement, agreement)
-    digests = {_MODEL_FILE: manifest.model_digest}
-    for modality in frozen_modalities(manifest.model):
-        digest = str(manifest.model.towers[modality].options.get("sha256"))
-        digests[frozen_file(modality)] = digest
-    return digests
-
-
-def _parsed(manifest_bytes: bytes, folder: Path) -> _Manifest:
-    """A manifest whose id, form and towers are right."""
     try:
         content = json.loads(manifest_bytes)
         release_id = content.pop("release_id")
         if content.get("format") == 1:
             raise ReleaseError(f"{folder} was made by an earlier fedhash; release its run anew")
-        manifest = _Manifest.model_validate_json(json.dumps(content))
+        manifest = ReleaseManifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise _altered(folder / MANIFEST_FILE, _first(error)) from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -315,7 +295,7 @@ def _parsed(manifest_bytes: bytes, folder: Path) -> _Manifest:
 
 
 def _release_of(
-    manifest: _Manifest, model_bytes: bytes, frozen_bytes: Mapping[str, bytes], folder: Path
+    manifest: ReleaseManifest, model_bytes: bytes, frozen_bytes: Mapping[str, bytes], folder: Path
 ) -> Release:
     """The release, if its parts fit each other and this version of fedhash."""
     findings = len(manifest.agreement.findings)
@@ -352,11 +332,11 @@ def _release_of(
         tensor.dtype != np.float32 for tensor in tensors.values()
     ):
         raise ReleaseError(
-            f"{folder / _MODEL_FILE} holds other parameters than the manifest's towers"
+            f"{folder / MODEL_FILE} holds other parameters than the manifest's towers"
         )
     vector = np.concatenate([tensors[entry.name].ravel() for entry in layout.entries])
     if not np.isfinite(vector).all():
-        raise ReleaseError(f"{folder / _MODEL_FILE} holds numbers that are not finite; train anew")
+        raise ReleaseError(f"{folder / MODEL_FILE} holds numbers that are not finite; train anew")
     return Release(
         manifest.release_id(),
         manifest.agreement,

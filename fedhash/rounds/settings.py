@@ -73,7 +73,10 @@ class RoundSettings(Settings):
     )
     coordinator_optimiser: CoordinatorOptimiserSettings = CoordinatorOptimiserSettings()
     timeout_s: float = Field(
-        default=3600.0, gt=0, description="a site that answers later is left out of the round"
+        default=600.0,
+        gt=0,
+        description="of one exchange; a site that answers later, such as one that died or is still "
+        "preparing its studies for a new model, is left out of the round",
     )
 
     # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values

@@ -1,7 +1,7 @@
 """What is asked and what is answered when sites search each other's archives.
 
-Values and rules only: no store, no index and no network, so that the coordinator's router can merge
-answers without either. A site's side is in `fedhash.index`.
+Values and rules only: no store, no index and no network, so that router and askers can check and
+merge answers without either. A site's side is in `fedhash.index`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _MEANINGS = {
     "late": "no answer in time",
     "busy": "it has too many queries",
     "left": "its connection broke",
-    "invalid": "its answer broke the protocol",
+    "invalid": "its answer is not its own, or broke the protocol",
     "other_release": "it holds another release",
     "not_attached": "it is not connected",
 }

@@ -6,7 +6,8 @@ The rules, in this order; the first one that is broken names the refusal.
  2. It is of the agreement that this site signed                            other_agreement
  3. Its asker has a key in the agreement and signed every byte of it        unknown_requester,
                                                                             bad_signature
- 4. It is not over, not from the future, not from before this site began    late, clock, too_old
+ 4. It is not over, not from the future, not from before this site began    late, clock,
+                                                                            too_old, own_clock
  5. It was not answered before                                              replayed
  6. The asker has not used up its queries of the hour                       too_many_queries
  7. The agreement knows the purpose, and lets this asker ask for it         unknown_purpose,
@@ -20,7 +21,10 @@ The rules, in this order; the first one that is broken names the refusal.
 
 Nothing of a query is acted upon before rule 3: a router can neither invent nor alter one, and rule
 5 keeps it from repeating one. Rule 4 makes nonces forgettable: a site that restarted has forgotten
-them, and refuses what was asked before. (An asker whose clock is ahead could be asked for twice
+them, and refuses what was asked before; one whose clock is set back refuses what is as old as the
+nonces that it forgot. Where the site's own clock is before either, it was ahead, or was set back:
+all is refused (own_clock), for what was answered before could pass as new, and a restart under the
+right clock mends it. (An asker whose clock is ahead could be asked for twice
 across a restart, by a router that lies; it would get the answer that it got.)
 
 Then the site searches within its own radius (`fedhash.index.searcher`) and looks at the **bucket**:
@@ -37,6 +41,8 @@ neighbourhood and attributes, and an empty answer does not say which of "none", 
 What it does not: **a filter tells of each hit that it has the value.** The bucket counts patients
 within the radius, while an answer lists k hits with handles, the same in every answer: who has a
 study's handle asks once with a filter and a wide radius, and sees whether it is among the hits.
+(Other handles for each query would change nothing: to the same code and weights a study has the
+same distance and score in every answer, and chosen weights make the score as good as a name.)
 Hits carry distances, so one lone study is seen by whoever asks with a radius that
 takes in enough others; a site bounds that by `smallest_kappa`. Several answers, over other radii,
 over all values of an attribute but one, over conjunctions, or before and after a patient withdrew,
@@ -98,7 +104,7 @@ class QueryPolicy:
         self._digest = agreement.digest()
         self._keys = self._terms.askers(agreement.sites)
         self._limits = limits
-        self._started_ms = started_ms
+        self._since_ms = started_ms
         self._rates: dict[str, Allowance] = {}
         self._nonces: set[tuple[str, bytes]] = set()
         self._forget: deque[tuple[int, tuple[str, bytes]]] = deque()
@@ -118,7 +124,14 @@ class QueryPolicy:
         """
         asked = open_query(signed, self._digest, self._keys)
         check_times(asked, now_ms)
-        if asked.asked_at_ms < self._started_ms:
+        if now_ms < self._since_ms:
+            raise RefusedError(
+                "own_clock",
+                f"this site's clock was set back, or was ahead before: it is "
+                f"{(self._since_ms - now_ms) / 1000:.0f} s before what the site knows to be over. "
+                "Have the site check its clock and restart its daemon; nothing is to be deleted",
+            )
+        if asked.asked_at_ms < self._since_ms:
             raise RefusedError(
                 "too_old", "the query is from before this site began to answer; ask again"
             )
@@ -136,7 +149,10 @@ class QueryPolicy:
     def _check_first_time(self, asked: AskedQuery, now_ms: int) -> None:
         """Rules 5 and 6. Only what the rate lets through is remembered, so that is bounded too."""
         while self._forget and self._forget[0][0] <= now_ms:
-            self._nonces.discard(self._forget.popleft()[1])
+            forgotten_ms, nonce = self._forget.popleft()
+            self._nonces.discard(nonce)
+            # its query was asked before; if the clock is set back it must not pass as new
+            self._since_ms = max(self._since_ms, forgotten_ms - LONGEST_LIFE_MS + 1)
         nonce = (asked.requester, asked.nonce)
         if nonce in self._nonces:
             raise RefusedError(

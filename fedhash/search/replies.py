@@ -1,56 +1,74 @@
 """The asker's look at what the router returns: the asker trusts it no more than it trusts sites.
 
-1. Each site's hits must be what that site could have answered (`fedhash.search.routing`): within
-   the radius, in order, no study twice, with scores that the distance allows.
-2. All together they are as many as the sites gave, at most k, and of sites that answered.
+1. Each site's answer must be signed by that site, for this very query
+   (`fedhash.search.signed_answers`), and one that it could have given (`fedhash.search.routing`).
+   What is not becomes `invalid`, and the result is partial.
+2. What is left is merged here under the total order, so the result is that of one archive with all
+   the studies of the sites that answered.
+3. A reply that names other sites than the agreement is none.
 
-What a router leaves out together with its site's count, or invents within these bounds, shows
-nowhere: hits are not signed.
+What a router keeps back shows as a site that is missing. It can add, alter and reorder nothing.
 
-    >>> read_merged(query, reply_bytes).hits
+    >>> read_merged(query, signed, agreement.sites, reply_bytes).hits
     (Hit(site='hospital-b', handle='5c1f...', distance=3, score=29120), ...)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fedhash.errors import ProtocolError, RefusedError
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Merged, Refusal, SiteResult
 from fedhash.search.query import Query
 from fedhash.search.routing import answer_fault
+from fedhash.search.signed_answers import check_found
 from fedhash.search.wire.answers import decode_reply
+from fedhash.search.wire.queries import SignedQuery
 
-__all__ = ["merged_fault", "read_merged"]
+__all__ = ["read_merged"]
 
 
-def read_merged(query: Query, data: bytes) -> Merged:
-    """The router's reply to a query.
+def read_merged(query: Query, signed: SignedQuery, sites: Mapping[str, str], data: bytes) -> Merged:
+    """The answer of all sites.
+
+    Args:
+        query: What was asked.
+        signed: As it was sent.
+        sites: The agreement's: name to public key.
+        data: The router's reply.
 
     Raises:
         RefusedError: The router refuses the query.
         MessageError: The reply is of no valid form.
-        ProtocolError: It holds what no honest router returns.
+        ProtocolError: It is not about the sites of the agreement.
     """
     reply = decode_reply(data)
     if isinstance(reply, Refusal):
         raise RefusedError(reply.reason, f"the router refuses the query: {reply.message}")
-    if (fault := merged_fault(query, reply)) is not None:
-        raise ProtocolError(f"the router's answer cannot be right: {fault}; tell the coordinator")
-    return reply
-
-
-def merged_fault(query: Query, merged: Merged) -> str | None:
-    """What no honest router would return, or None."""
-    given = sum(result.hits for result in merged.sites)
-    if len(merged.hits) != min(query.k, given):
-        return (
-            f"it has {len(merged.hits)} hits, {query.k} were asked for, and the sites gave {given}"
+    named = [result.site for result in reply.sites]
+    if named != sorted(sites):
+        raise ProtocolError(
+            f"the router's answer names the sites {', '.join(named) or 'none'}, the agreement has "
+            f"{', '.join(sorted(sites))}; tell the coordinator"
         )
-    for result in merged.sites:
-        hits = tuple(hit for hit in merged.hits if hit.site == result.site)
-        if result.hits > (query.k if result.outcome == "answered" else 0):
-            return f"{result.site!r} ({result.outcome}) is said to have given {result.hits} hits"
-        if len(hits) > result.hits:
-            return f"it has {len(hits)} hits of {result.site!r}, which gave {result.hits}"
-        if (fault := answer_fault(query, Found(hits, result.cut_to_bits))) is not None:
-            return f"of {result.site!r}: {fault}"
-    return None
+    results = []
+    good: dict[str, Found] = {}
+    for result in reply.sites:
+        found = reply.found.get(result.site)
+        if found is None:
+            results.append(result)
+        elif reason := _fault(query, signed, found, sites[result.site]):
+            results.append(SiteResult(result.site, "invalid", reason))
+        else:
+            results.append(result)
+            good[result.site] = found
+    return Gathered(tuple(results), good).merged(query.k)
+
+
+def _fault(query: Query, signed: SignedQuery, found: Found, key: str) -> str:
+    """Why an answer does not count, in a word; empty: it does."""
+    try:
+        check_found(signed, found, key)
+    except RefusedError as error:
+        return error.reason
+    return "" if answer_fault(query, found) is None else "impossible"

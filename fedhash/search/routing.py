@@ -9,12 +9,13 @@
    most, and `site_queue` that wait; a site whose queue is full is `busy`, and the query goes on
    without it. A query that is over leaves its queue, and still counts in the window until the site
    answers: a site that stopped working gets no more.
-4. A query ends when every site has answered or is out of reach, or at its deadline. The hits of the
-   sites that answered are merged under the total order, so the result is that of one archive with
-   all their studies. Every other site stands in the result with its outcome.
+4. A query ends when every site has answered or is out of reach, or at its deadline. What the sites
+   that answered gave is passed on whole, under their signatures, for the asker to merge; every
+   other site stands in the result with its outcome.
 5. A site's answer counts once, for a query that was sent to it, and as a whole: at most k hits
    within the radius, in order, no study twice, with scores that the distance allows. Else it is
-   `invalid` and the query goes on without it; answers to anything else are counted and dropped.
+   `invalid` and the query goes on without it. Its signature is the asker's to check. Answers to
+   anything else are counted and dropped.
 6. Everything held is bounded by these limits and the number of members.
 
 Time is passed in, and nothing here waits: after each call the caller sends what `next_for` gives
@@ -37,9 +38,9 @@ from fedhash.agreement import Agreement
 from fedhash.codes import unpack_signs
 from fedhash.errors import ProtocolError, RefusedError
 from fedhash.search.allowance import Allowance
-from fedhash.search.answers import Found, Merged, Outcome, Refusal, SiteResult
+from fedhash.search.answers import Found, Gathered, Outcome, Refusal, SiteResult
 from fedhash.search.asking import check_times, open_query
-from fedhash.search.hit import Hit, merge
+from fedhash.search.hit import Hit
 from fedhash.search.query import Query
 from fedhash.search.terms import RouterLimits
 from fedhash.search.wire.answers import Answer, Holds, encode_to_site, read_from_site
@@ -56,7 +57,7 @@ class _Ticket:
     signed: SignedQuery
     waiting: set[str] = field(default_factory=set)
     results: dict[str, SiteResult] = field(default_factory=dict)
-    lists: list[Sequence[Hit]] = field(default_factory=list)
+    found: dict[str, Found] = field(default_factory=dict)
     over: bool = False
 
 
@@ -102,7 +103,7 @@ class Router:
         self._of_site: dict[str, _Stream] = {}
         self._tickets: dict[int, _Ticket] = {}
         self._rates: dict[str, Allowance] = {}
-        self._finished: list[tuple[int, Merged]] = []
+        self._finished: list[tuple[int, Gathered]] = []
         self._counter = 0
 
     def attach(self, site: str) -> int:
@@ -212,7 +213,7 @@ class Router:
                 for site in sorted(ticket.waiting):
                     self._settle(ticket, site, "late")
 
-    def take_finished(self) -> list[tuple[int, Merged]]:
+    def take_finished(self) -> list[tuple[int, Gathered]]:
         """Tickets that ended since the last call, with their results."""
         finished, self._finished = self._finished, []
         return finished
@@ -281,7 +282,7 @@ class Router:
             stream.invalid_answers += 1
             self._settle(ticket, stream.site, "invalid")
         else:
-            ticket.lists.append(content.hits)
+            ticket.found[stream.site] = content
             result = SiteResult(stream.site, "answered", "", len(content.hits), content.cut_to_bits)
             self._record(ticket, result)
 
@@ -300,9 +301,8 @@ class Router:
             return
         del self._tickets[ticket.number]
         self._forget(ticket)
-        hits = tuple(merge(ticket.lists, ticket.asked.query.k))
         sites = tuple(ticket.results[site] for site in sorted(ticket.results))
-        self._finished.append((ticket.number, Merged(hits, sites)))
+        self._finished.append((ticket.number, Gathered(sites, ticket.found)))
 
     def _forget(self, ticket: _Ticket) -> None:
         """Out of all queues; a site that was sent it still owes an answer."""

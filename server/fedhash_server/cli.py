@@ -19,11 +19,12 @@ from fedhash.agreement import Agreement
 from fedhash.configuration import gathered, problem_at, read_settings
 from fedhash.errors import ConfigurationError, FedhashError, Problem
 from fedhash.offline import FLOWER_SWITCHES
+from fedhash_process.printing import AsJson
+from fedhash_process.printing import fail as _fail
 from fedhash_server.commands.enrolment import enrol, init, strike
 from fedhash_server.commands.releases import release, rollback
 from fedhash_server.commands.search import search
 from fedhash_server.commands.servers import run, status, train, unit
-from fedhash_server.printing import fail as _fail
 
 if TYPE_CHECKING:
     from fedhash.models.layout import Layout
@@ -45,8 +46,6 @@ for _command in (init, enrol, strike, run, status, train, rollback, search, unit
     app.command()(_command)
 _out = Console()
 _err = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()

@@ -32,14 +32,14 @@ from pathlib import Path
 from fedhash.durability import replace_file
 from fedhash.errors import FedhashError, ProtocolError, StorageError
 from fedhash.offline import FLOWER_SWITCHES, exempt_loopback
+from fedhash_process.service_manager import notify
+from fedhash_process.supervisor import Child, Supervisor
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.coordinator_settings import CoordinatorSettings
 from fedhash_server.gateway import nginx_configuration
 from fedhash_server.ports import check_port_free, serves_health, serves_tls
 from fedhash_server.roster import EnrolledSite, read_roster
-from fedhash_server.service_manager import notify
 from fedhash_server.superlink import SuperLink
-from fedhash_server.supervisor import Child, Supervisor
 
 __all__ = ["children_file", "children_of", "run_coordinator"]
 
@@ -87,12 +87,15 @@ def children_of(folder: CoordinatorFolder, settings: CoordinatorSettings) -> lis
         ProtocolError: nginx is not installed.
     """
     programs, state = Path(sys.executable).parent, folder.state.resolve()
-    environment = dict(FLOWER_SWITCHES) | {
-        # Flower starts programs of its own by their names
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "FLWR_HOME": str(state / "flwr"),
-        **{name: os.environ.get(name, "") for name in ("NO_PROXY", "no_proxy")},
-    }
+    environment = (
+        os.environ
+        | FLOWER_SWITCHES
+        | {
+            # Flower starts programs of its own by their names
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "FLWR_HOME": str(state / "flwr"),
+        }
+    )
     exempt_loopback(environment)
     superlink = (
         str(programs / "flower-superlink"),
@@ -239,7 +242,7 @@ class _Keeper:
         self._told = told
         ill = [name for name, each in status.items() if not each["well"]]
         if not ill:
-            notify("READY=1\nSTATUS=all servers are well")
+            notify("READY=1", "STATUS=all servers are well")
         else:
             notify(f"STATUS=not well: {', '.join(ill)}")
 

@@ -92,7 +92,7 @@ def ask_sites(
     Raises:
         ConfigurationError: The agreement does not name the coordinator's key.
         RefusedError: The agreement or the router forbids the query.
-        ProtocolError: The router cannot be reached, or answers what cannot be right.
+        ProtocolError: The router cannot be reached, or answers of other sites.
         MessageError: A field of the query or the reply is of no valid form.
         CertificateError: The authority's files are damaged.
         StorageError: A file cannot be read.
@@ -129,7 +129,7 @@ def ask_sites(
                 f"the router {address} failed ({error.code().name}: {str(error.details())[:500]}); "
                 "check that 'fedhash-coordinator run' runs and serves this folder"
             ) from error
-    return read_merged(query, data)
+    return read_merged(query, signed, agreement.sites, data)
 
 
 def read_code_file(path: Path) -> CodeFile:

@@ -15,8 +15,8 @@ from fedhash.errors import ProtocolError, StorageError
 from fedhash_server.coordinator import children_file, children_of
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.roster import read_roster
+from fedhash_server.run_progress import read_progress
 from fedhash_server.superlink import SuperLink
-from fedhash_server.training_run import read_progress
 
 __all__ = ["read_status"]
 

@@ -26,8 +26,8 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from fedhash.durability import replace_file, sync_folder
-from fedhash.enrolment.certificates import request_key
 from fedhash.enrolment.request import SiteRequest, read_request
+from fedhash.enrolment.signing_request import request_key
 from fedhash.errors import CertificateError, StorageError
 from fedhash_server.agreement_file import changed_agreement, write_agreement_section
 from fedhash_server.coordinator_folder import CoordinatorFolder
@@ -69,7 +69,7 @@ def enrol(
         dry_run: Check everything and change nothing.
 
     Raises:
-        CertificateError: The name is taken, or a key is another site's.
+        CertificateError: The name is taken, also in other case, or a key is another site's.
         ConfigurationError: The agreement is wrong, or its file cannot be changed.
         StorageError: The operating system refuses.
     """
@@ -136,7 +136,13 @@ def strike(folder: CoordinatorFolder, site: str) -> tuple[str, ...]:
 
 
 def _check_distinct(folder: CoordinatorFolder, request: SiteRequest) -> None:
-    """Refuse keys that another site holds already: two names would be one party."""
+    """Refuse another site's name in other case, and its keys: two names would be one party."""
+    for place in sorted(folder.sites.iterdir()):
+        if place.name != request.name and place.name.casefold() == request.name.casefold():
+            raise CertificateError(
+                f"{place.name!r} is enrolled, and {request.name!r} differs by upper and lower case "
+                "alone; have the site choose another name with 'fedhash-site init'"
+            )
     for path in sorted(folder.sites.glob("*/request.json")):
         if path.parent.name == request.name:
             continue

@@ -5,7 +5,9 @@ All decisions are in `fedhash.search.routing`; this is its network, in one event
 1. Nothing of a call is read before its certificate is known to be a member's.
 2. A stream ends when its site is struck off, its certificate expires, a newer stream of the site
    comes, or it sends what is no message. Each costs that site's answers and nothing else.
-3. A caller that hangs up ends its query. A reply is sent at the query's deadline at the latest.
+3. A site may open so many streams a minute; the newest takes the place of the one before. What it
+   does fills no log: so many lines an hour are of one site, and the metrics tell of all.
+4. A caller that hangs up ends its query. A reply is sent at the query's deadline at the latest.
 
     >>> service = QueryService(members, RouterLimits())
     >>> server.add_generic_rpc_handlers([service.handler()])
@@ -27,7 +29,7 @@ from grpc import aio
 from fedhash.enrolment import Peer, Role
 from fedhash.errors import CertificateError, MessageError, ProtocolError, RefusedError
 from fedhash.search.allowance import Allowance
-from fedhash.search.answers import Merged, Refusal
+from fedhash.search.answers import Gathered, Refusal
 from fedhash.search.routing import AttachedSite, Router
 from fedhash.search.terms import COORDINATOR, RouterLimits
 from fedhash.search.wire.answers import encode_reply
@@ -40,6 +42,8 @@ _SITE: frozenset[Role] = frozenset({"site"})
 _ASKER: frozenset[Role] = frozenset({"site", "coordinator"})
 _WATCHED_EVERY_S = 1.0
 _LONGEST_CLOSING_S = 2.0
+_STREAMS_A_MINUTE = 20  # of a site; one that always fails opens seven (`QueryStream` pauses)
+_LINES_AN_HOUR = 60  # of a site that comes and goes
 _WARNINGS_A_MINUTE = 60  # a member could fill the disk with them
 
 _log = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class QueryService:
     Attributes:
         outcomes: How many queries were "answered", were "partial", or refused by which rule.
         site_outcomes: Outcome of a query at a site to how many.
+        attachments: Of a site: how often it opened a stream.
 
     Args:
         members: Who may come.
@@ -70,10 +75,13 @@ class QueryService:
         self._members = members
         self._router = Router(members.agreement, limits)
         self._attachments: dict[int, _Attachment] = {}
-        self._waiting: dict[int, asyncio.Future[Merged]] = {}
+        self._waiting: dict[int, asyncio.Future[Gathered]] = {}
         self.outcomes: Counter[str] = Counter()
         self.site_outcomes: Counter[str] = Counter()
+        self.attachments: Counter[str] = Counter()
         self._warnings = Allowance(_WARNINGS_A_MINUTE, 60_000)
+        self._streams: dict[str, Allowance] = {}  # as many as the consortium has members
+        self._lines: dict[str, Allowance] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service's methods for a server of grpc.aio."""
@@ -129,6 +137,10 @@ class QueryService:
         if self._warnings.take(_now_ms()):
             _log.warning(message, *arguments)
 
+    def _tell(self, site: str, message: str, *arguments: object) -> None:
+        if _take(self._lines, site, _LINES_AN_HOUR, 3_600_000):
+            _log.info("%s is " + message, site, *arguments)
+
     def _take_agreement(self) -> None:
         self._router.agreement = self._members.agreement
 
@@ -145,15 +157,19 @@ class QueryService:
         for attachment in self._attachments.values():
             attachment.work.set()
         try:
-            merged = await self._result(ticket)
+            gathered = await self._result(ticket)
         finally:  # also of a caller that hung up
             self._router.cancel(ticket)
             self._waiting.pop(ticket, None)
-        self.outcomes["partial" if merged.missing else "answered"] += 1
-        self.site_outcomes.update(each.outcome for each in merged.sites)
-        return encode_reply(merged)
+        whole = all(each.outcome == "answered" for each in gathered.sites)
+        self.outcomes["answered" if whole else "partial"] += 1
+        self.site_outcomes.update(each.outcome for each in gathered.sites)
+        try:
+            return encode_reply(gathered)
+        except MessageError as error:
+            return encode_reply(Refusal("too_large", f"{error}; ask for fewer hits"))
 
-    async def _result(self, ticket: int) -> Merged:
+    async def _result(self, ticket: int) -> Gathered:
         future = self._waiting[ticket]
         self._deliver()  # a query that no site can answer has ended already
         deadline_ms = self._router.deadline_ms(ticket)
@@ -165,19 +181,26 @@ class QueryService:
         return future.result()
 
     def _deliver(self) -> None:
-        for ticket, merged in self._router.take_finished():
+        for ticket, gathered in self._router.take_finished():
             future = self._waiting.get(ticket)
             if future is not None and not future.done():
-                future.set_result(merged)
+                future.set_result(gathered)
 
     async def _attach(self, _: Any, context: Any) -> None:
         peer = await self._admit(context, _SITE)
         (certificate,) = context.auth_context()["x509_pem_cert"]
+        if not _take(self._streams, peer.name, _STREAMS_A_MINUTE, 60_000):
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{peer.name!r} opened more than {_STREAMS_A_MINUTE} streams a minute; does a "
+                "second daemon run with its certificate? Wait a minute",
+            )
         try:
             stream = self._router.attach(peer.name)
         except RefusedError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         self._deliver()  # a former stream of the site has left queries
+        self.attachments[peer.name] += 1
         for former in self._attachments.values():
             if former.site == peer.name:
                 former.ending.set()
@@ -187,7 +210,7 @@ class QueryService:
         tasks: list[asyncio.Task[Any]] = []
         try:  # from here on, for a site may hang up before it is told anything
             await context.send_initial_metadata(())  # by this it knows that it is attached
-            _log.info("%s is attached from %s", peer.name, context.peer())
+            self._tell(peer.name, "attached from %s", context.peer())
             tasks += [
                 asyncio.create_task(self._read(stream, attachment, context)),
                 asyncio.create_task(self._write(stream, attachment, context)),
@@ -201,7 +224,7 @@ class QueryService:
             del self._attachments[stream]
             self._router.detach(stream)
             self._deliver()
-            _log.info("%s is detached", peer.name)
+            self._tell(peer.name, "detached")
         faults = [each for each in ended if isinstance(each, ProtocolError)]
         if faults:
             self._warn("%s broke the protocol: %s", peer.name, faults[0])
@@ -219,6 +242,10 @@ class QueryService:
                 await context.write(data)
             attachment.work.clear()
             await attachment.work.wait()
+
+
+def _take(of: dict[str, Allowance], site: str, count: int, window_ms: int) -> bool:
+    return of.setdefault(site, Allowance(count, window_ms)).take(_now_ms())
 
 
 def _now_ms() -> int:

@@ -7,8 +7,10 @@
    (`fedhash_server.members`).
 2. It keeps nothing on the disk. After a kill sites attach again by themselves and askers ask again;
    queries that were under way are lost to their askers, and nothing else is.
-3. Releases are served on the same port, by a few threads.
-4. It ends at SIGTERM or SIGINT, after a second for the calls under way.
+3. So many connections are open at a time, and those beyond are closed before their handshake. One
+   site can take all of them: it is known by its certificate, and to be struck off.
+4. Releases are served on the same port, by a few threads.
+5. It ends at SIGTERM or SIGINT, after a second for the calls under way.
 """
 
 from __future__ import annotations
@@ -18,33 +20,39 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc import aio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from fedhash.errors import FedhashError, StorageError
 from fedhash.private_file import read_private_file
-from fedhash.search.wire.methods import CHANNEL_OPTIONS
+from fedhash.search.wire.methods import SERVER_OPTIONS
+from fedhash_process.health import HealthPage
 from fedhash_server.coordinator_folder import CoordinatorFolder
 from fedhash_server.coordinator_settings import RouterSettings
-from fedhash_server.health import HealthPage
 from fedhash_server.members import Members
 from fedhash_server.query_service import QueryService
 from fedhash_server.release_service import release_handler
 
 __all__ = ["RouterServer", "main"]
 
+_T = TypeVar("_T")
 _GRACE_S = 1.0
+_LOOK_S = 5.0
 _THREADS = 8
 _OPTIONS = (
-    *CHANNEL_OPTIONS,
+    *SERVER_OPTIONS,
     ("grpc.so_reuseport", 0),  # a second router on the port must fail
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # of strangers too, as long as their handshake takes; 1024 open files are usual for a process
+    ("grpc.max_allowed_incoming_connections", 512),
+    ("grpc.max_connection_idle_ms", 300_000),  # without a call; an attached site has one
     ("grpc.max_concurrent_streams", 128),  # of one connection
     ("grpc.max_metadata_size", 8192),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -88,7 +96,12 @@ class RouterServer:
         self._handlers = [self.queries.handler(), releases]
         registry = CollectorRegistry()
         registry.register(_Metrics(self.queries))
-        self.health = HealthPage(settings.health_port, self._health, registry)
+        self.health = HealthPage(
+            settings.health_port,
+            "router.health_port",
+            lambda: self._in_loop(self._health),
+            lambda: self._in_loop(lambda: generate_latest(registry)),
+        )
         self.port = settings.port
         self._credentials = grpc.ssl_server_credentials(
             [(read_private_file(folder.key("router")), folder.certificate("router").read_bytes())],
@@ -104,7 +117,8 @@ class RouterServer:
         Raises:
             StorageError: A port is taken.
         """
-        await self.health.start()
+        self._loop = asyncio.get_running_loop()
+        self.health.start()
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="router")
         self._server = aio.server(migration_thread_pool=threads, options=_OPTIONS)
         self._server.add_generic_rpc_handlers(self._handlers)
@@ -113,7 +127,7 @@ class RouterServer:
         try:
             self.port = self._server.add_secure_port(f"{address}:{self.port}", self._credentials)
         except RuntimeError as error:  # what grpcio raises, whatever the cause
-            await self.health.stop()
+            self.health.stop()
             raise StorageError(
                 OSError(
                     0,
@@ -132,7 +146,19 @@ class RouterServer:
         await self.queries.close()
         if self._server is not None:
             await self._server.stop(_GRACE_S)
-        await self.health.stop()
+        self.health.stop()
+
+    def _in_loop(self, look: Callable[[], _T]) -> _T:
+        """What `look` finds, for a thread of the health page.
+
+        In the loop no count changes meanwhile. And one that hangs leaves the page without an
+        answer, so that the router is started again.
+        """
+
+        async def looked() -> _T:
+            return look()
+
+        return asyncio.run_coroutine_threadsafe(looked(), self._loop).result(_LOOK_S)
 
     def _health(self) -> dict[str, object]:
         attached = [site.site for site in self.queries.attached()]
@@ -172,6 +198,7 @@ class _Metrics:
                 ("unanswered", each.unanswered),
                 ("invalid_answers", each.invalid_answers),
                 ("strange_answers", each.strange_answers),
+                ("attachments", queries.attachments[each.site]),
             ):
                 sites.add_metric([each.site, fact], value)
         yield sites

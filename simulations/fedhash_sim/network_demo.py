@@ -19,18 +19,9 @@ party's files and logs.
 from __future__ import annotations
 
 import csv
-import json
-import os
-import secrets
-import shlex
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +32,7 @@ from fedhash.errors import FedhashError
 from fedhash.index import site_handle
 from fedhash.privacy.accountant import smallest_noise_multiplier
 from fedhash_client.archive_index import read_handle_key
+from fedhash_sim.parties import Parties, free_ports
 from fedhash_sim.run_folder import explained
 
 __all__ = ["NetworkDemo", "run_network_demo"]
@@ -53,8 +45,6 @@ _ROUNDS = 6
 _DIMENSIONS = 60
 _CLIP_NORM, _EPSILON, _DELTA = 0.7, 8.0, 1e-5
 _MARKER = "network-demo.json"  # a folder that a demo made, and that the next may replace
-_TIMEOUT_S = 180.0
-_GRACE_S = 20.0
 _REPORT = "The cardiac silhouette is enlarged. Small left pleural effusion. No pneumothorax."
 
 
@@ -86,7 +76,7 @@ def run_network_demo(folder: Path, tell: Callable[[str], object]) -> dict[str, o
         demo.end()
 
 
-class NetworkDemo:
+class NetworkDemo(Parties):
     """The steps, in their order.
 
     Attributes:
@@ -94,14 +84,12 @@ class NetworkDemo:
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], object]) -> None:
+        super().__init__(folder / "logs")
         self._folder = folder
         self._tell = tell
         self._coordinator = folder / "coordinator"
-        self._logs = folder / "logs"
         self._towers: dict[str, Any] = {}
-        self._ports = _free_ports()
-        self._started: list[subprocess.Popen[bytes]] = []
-        self._running: dict[str, subprocess.Popen[bytes]] = {}  # of these, those that shall
+        self._ports = free_ports()
         self.facts: dict[str, object] = {}
 
     def enrol(self) -> None:
@@ -266,16 +254,6 @@ class NetworkDemo:
         self._expect_answers(self._search(), SITES)
         self._tell(f"{lost} is back and answers")
 
-    def end(self) -> None:
-        """End every party, in order if it will, and return when none is left."""
-        for party in self._started:
-            _signal(party, signal.SIGTERM)
-        for party in self._started:
-            with suppress(subprocess.TimeoutExpired):
-                party.wait(timeout=_GRACE_S)
-            _signal(party, signal.SIGKILL)  # also what an ended party left
-            party.wait()
-
     def _freeze(self, agreement: Path) -> dict[str, Any]:
         """Make the frozen features of public patients; the towers that read them."""
         towers = {}
@@ -393,100 +371,11 @@ class NetworkDemo:
                 content[section] = content[section] | values
             path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
-    def _fedhash(self, program: str, *arguments: object) -> dict[str, Any]:
-        """Run a command to its end; what it printed as JSON, if it did.
-
-        Raises:
-            FedhashError: It failed.
-        """
-        done = self._run(program, *arguments)
-        if done.returncode != 0:
-            raise FedhashError(f"{_typed(program, arguments)} failed: {done.stderr.strip()}")
-        return json.loads(done.stdout) if "--json" in arguments else {}
-
-    def _asked(self, program: str, *arguments: object) -> dict[str, Any]:
-        """The JSON of a command that may fail; empty where it printed none."""
-        done = self._run(program, *arguments)
-        return json.loads(done.stdout) if done.stdout.startswith("{") else {}
-
-    def _run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(  # noqa: S603 - our own commands
-                [*_command(program), *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise FedhashError(
-                f"{_typed(program, arguments)} did not end within {_TIMEOUT_S:g} s; see "
-                f"{self._logs}"
-            ) from error
-
-    def _open(self, name: str, program: str, *arguments: object) -> None:
-        """Start a party that ends with the demo, and all that it started with it."""
-        with explained(self._logs), (self._logs / f"{name}.log").open("ab") as log:
-            party = subprocess.Popen(  # noqa: S603
-                [*_command(program), *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
-        self._started.append(party)
-        self._running[name] = party
-
-    def _wait(self, what: str, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _TIMEOUT_S
-        while not happened():
-            for name, party in self._running.items():
-                if party.poll() is not None:
-                    log = self._logs / f"{name}.log"
-                    raise FedhashError(f"{name} has ended; the end of {log}: {_last_line(log)}")
-            if time.monotonic() > deadline:
-                raise FedhashError(f"waited {_TIMEOUT_S:g} s for {what}; see {self._logs}")
-            time.sleep(0.5)
-
-
-def _command(program: str) -> list[str]:
-    """A command of this installation, whatever the PATH."""
-    package = {"site": "client", "coordinator": "server", "sim": "sim"}[program]
-    return [sys.executable, "-c", f"from fedhash_{package}.cli import app; app()"]
-
-
-def _typed(program: str, arguments: Sequence[object]) -> str:
-    return shlex.join([f"fedhash-{program}", *map(str, arguments)])
-
-
-def _last_line(log: Path) -> str:
-    with explained(log):
-        return (log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
-
-
-def _signal(party: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Tell a party and all that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(party.pid, how)
-
 
 def _by_site(found: Mapping[str, Any]) -> dict[str, int]:
     hits = [hit["site"] for hit in found["hits"]]
     answered = [each["site"] for each in found["sites"] if each["outcome"] == "answered"]
     return {site: hits.count(site) for site in sorted(answered)}
-
-
-def _free_ports() -> Iterator[int]:
-    """Ports that nobody listens on, below those that the system gives to outgoing connections."""
-    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 500):
-        with closing(socket.socket()) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield port
-    raise FedhashError("no free ports between 20000 and 32000 on loopback")
 
 
 def _clear(folder: Path) -> None:

@@ -10,20 +10,18 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from fedhash.errors import FedhashError
+from fedhash_process.printing import AsJson
 
 __all__ = ["AsJson", "err_console", "out_console", "print_json", "told"]
 
 out_console = Console()
 err_console = Console(stderr=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager

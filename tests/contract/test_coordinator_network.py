@@ -8,13 +8,11 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +20,10 @@ import pytest
 from small_federation import AGREEMENT, IDENTITIES, SITES, round_settings, site_agent
 from test_flower_network import free_port
 
-from fedhash.agreement import Agreement
+from benchmarks.network_daemon import agent_behind
 from fedhash.configuration import resolved
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.messages import Message
 from fedhash_client.site_folder import make_site_folder
-from fedhash_client.site_socket import read_frame, write_frame
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.enrolment import enrol
 from fedhash_server.flower import train_run
@@ -40,34 +36,6 @@ needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None,
     reason="nginx is not installed: apt-get install nginx-light",
 )
-
-
-@contextmanager
-def daemon(site: str, agreement: Agreement, path: Path) -> Iterator[None]:
-    """A site's long-lived half, which outlives relays that are killed in the middle of a frame."""
-    agent = site_agent(site, agreement=agreement)
-    with closing(socket.socket(socket.AF_UNIX)) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:  # shut down
-                    return
-                with connection, suppress(ConnectionError):
-                    frame = read_frame(connection)
-                    request = Message.decode(frame, max_bytes=agent.max_message_bytes)
-                    write_frame(connection, agent.handle(request).encode())
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 @pytest.fixture
@@ -105,7 +73,9 @@ def test_a_run_over_the_gateway_survives_the_death_of_its_processes(
     with ExitStack() as network:
         network.enter_context(programs.runs("-c", COORDINATOR, "run", str(folder.path)))
         for site in SITES:
-            network.enter_context(daemon(site, agreement, tmp_path / f"{site}.sock"))
+            network.enter_context(
+                agent_behind(site_agent(site, agreement=agreement), tmp_path / f"{site}.sock")
+            )
             network.enter_context(supernode(programs, tmp_path, site, settings.gateway.port))
         train = ("-c", COORDINATOR, "train", str(folder.path), str(tmp_path / "round.yaml"))
         watched = network.enter_context(programs.runs(*train, "--json"))

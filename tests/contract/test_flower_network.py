@@ -35,7 +35,7 @@ from small_federation import (
 )
 
 from fedhash.configuration import resolved
-from fedhash.enrolment.certificates import Authority
+from fedhash.enrolment.authority import Authority
 from fedhash.errors import ProtocolError
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import RoundCoordinator

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,13 +27,15 @@ from fedhash.errors import ConfigurationError, ProtocolError, RefusedError, Stor
 from fedhash.index import SiteSearcher
 from fedhash.index.answering import QueryDesk
 from fedhash.search import Hit, Query, merge
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Merged, Refusal
 from fedhash.search.policy import QueryPolicy
 from fedhash.search.wire.answers import (
     Answer,
     decode_reply,
     encode_answer,
+    encode_hits,
     encode_holds,
+    encode_reply,
     encode_to_site,
     read_from_site,
     read_to_site,
@@ -42,21 +45,33 @@ from fedhash.search.wire.queries import SignedQuery, decode_signed
 from fedhash_client.federated_search import RouterClient
 from fedhash_client.query_stream import QueryStream
 from fedhash_client.router_channel import open_channel
+from fedhash_server import query_service
+from fedhash_server import router as router_module
+from fedhash_server.ports import serves_health
 from tests.attached_site import HELD, LIMITS
 from tests.consortium_certificates import Consortium
 from tests.router_network import Place, RouterThread
-from tests.search_consortium import RELEASE, SITES, archive, asked, brute_force, handle, query
+from tests.search_consortium import (
+    RELEASE,
+    SITES,
+    archive,
+    asked,
+    brute_force,
+    handle,
+    identity,
+    query,
+)
 
 HOSTILE_MESSAGES = int(os.environ.get("FEDHASH_HOSTILE_MESSAGES", "200"))
 
 
 def until(true: Callable[[], bool], what: str) -> None:
     """Wait for something that another thread does."""
-    for _ in range(400):
+    for _ in range(2400):
         if true():
             return
         time.sleep(0.05)
-    pytest.fail(f"not within 20 s: {what}")
+    pytest.fail(f"not within 120 s: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +157,17 @@ def test_three_sites_answer_like_one_index_and_come_back(
         )
 
 
+def test_a_router_whose_loop_hangs_does_not_say_that_it_serves(
+    router: RouterThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedhash_server.router._LOOK_S", 0.2)
+    port, go_on = router.server.health.port, threading.Event()
+    router._loop.call_soon_threadsafe(go_on.wait, 60)
+    assert not serves_health(port)
+    go_on.set()
+    until(lambda: serves_health(port), "the loop goes on")
+
+
 def test_a_requester_that_the_router_refuses_is_told_why(
     place: Place, router: RouterThread
 ) -> None:
@@ -212,6 +238,66 @@ def test_a_site_that_hangs_up_at_once_leaves_nothing(place: Place, router: Route
     assert queries._attachments == {}
 
 
+def test_a_site_that_attaches_in_a_loop_is_stopped_and_fills_no_log(
+    place: Place,
+    router: RouterThread,
+    serve: Callable[..., QueryStream],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_ms = [time.time_ns() // 1_000_000]
+    monkeypatch.setattr(query_service, "_now_ms", lambda: now_ms[0])
+    caplog.set_level(logging.INFO)
+    serve("hospital-a", router.port)
+    until(lambda: attached(router) == ["hospital-a"], "it is attached")
+
+    def attach(channel: grpc.Channel) -> grpc.StatusCode:
+        """How the stream ends."""
+        stream = channel.stream_stream(f"/{SERVICE}/{ATTACH}")(iter([encode_holds(None)]))
+        stream.initial_metadata()
+        stream.cancel()
+        return stream.code()
+
+    with open_channel(place.network("hospital-b", router.port)) as channel:
+        for minute in range(10):
+            codes = [attach(channel) for _ in range(30)]
+            assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 10
+            assert router.server.queries.attachments["hospital-b"] == 20 * (minute + 1)
+            now_ms[0] += 60_000
+        lines = [each for each in caplog.messages if each.startswith("hospital-b is")]
+        assert len(lines) <= 60 + 10, "an hour's, and what came back in ten minutes"
+        assert attach(channel) is not grpc.StatusCode.RESOURCE_EXHAUSTED, "whoever waits may come"
+    assert router.server.queries.attachments["hospital-a"] == 1
+    assert attached(router) == ["hospital-a"]
+
+
+def test_connections_beyond_the_bound_are_closed_before_their_handshake(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, few = "grpc.max_allowed_incoming_connections", 8
+    options = [(key, few if key == name else value) for key, value in router_module._OPTIONS]
+    assert (name, few) in options
+    monkeypatch.setattr(router_module, "_OPTIONS", options)
+    with RouterThread(place.folder) as router, ExitStack() as stack:
+        idle = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(4 * few)]
+        for each in idle:
+            stack.enter_context(each)
+            each.settimeout(0.2)
+
+        def is_closed(connection: socket.socket) -> bool:
+            try:
+                return connection.recv(1) == b""
+            except ConnectionResetError:
+                return True
+            except TimeoutError:
+                return False
+
+        until(lambda: sum(map(is_closed, idle)) >= 3 * few, "all but the first are closed")
+        for each in idle:
+            each.close()
+        assert ask(place, router.port, query()).hits == ()
+
+
 def test_a_site_that_lies_costs_its_own_answers(
     place: Place, router: RouterThread, serve: Callable[..., QueryStream]
 ) -> None:
@@ -248,6 +334,78 @@ def test_a_site_that_lies_costs_its_own_answers(
         assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         more.release()
     assert list(ask(place, router.port, query()).hits) == expected(["hospital-a"], query())
+
+
+def add_a_hit(found: Found) -> Found:
+    return replace(found, hits=(*found.hits, Hit("hospital-b", handle("x", 1), 16, 0)))
+
+
+def leave_a_hit_out(found: Found) -> Found:
+    return replace(found, hits=found.hits[:-1])
+
+
+def change_a_handle(found: Found) -> Found:
+    return replace(found, hits=(*found.hits[:-1], replace(found.hits[-1], handle="ab" * 16)))
+
+
+def cut_the_radius(found: Found) -> Found:
+    return replace(found, cut_to_bits=16)
+
+
+def sign_with_another_key(found: Found) -> Found:
+    return replace(found, signature=identity("hospital-a").sign(encode_hits(found)))
+
+
+class Answered:
+    """What a site answered to the first query, given for each later one."""
+
+    def __init__(self) -> None:
+        self.first: Found | None = None
+
+    def __call__(self, found: Found) -> Found:
+        self.first = self.first or found
+        return self.first
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        add_a_hit,
+        leave_a_hit_out,
+        change_a_handle,
+        cut_the_radius,
+        sign_with_another_key,
+        Answered(),
+    ],
+    ids=lambda each: getattr(each, "__name__", "an_earlier_answer"),
+)
+def test_a_router_that_alters_an_answer_is_found_by_the_asker(
+    place: Place,
+    router: RouterThread,
+    serve: Callable[..., QueryStream],
+    monkeypatch: pytest.MonkeyPatch,
+    altered: Callable[[Found], Found],
+) -> None:
+    def lying(content: Gathered | Refusal) -> bytes:
+        assert isinstance(content, Gathered)
+        site = "hospital-b"
+        return encode_reply(
+            replace(content, found={**content.found, site: altered(content.found[site])})
+        )
+
+    for site in SITES[:2]:
+        serve(site, router.port)
+    until(lambda: len(attached(router)) == 2, "both are attached")
+    assert list(ask(place, router.port, query()).hits) == expected(list(SITES[:2]), query())
+    monkeypatch.setattr(query_service, "encode_reply", lying)
+    if isinstance(altered, Answered):
+        ask(place, router.port, query())  # is remembered, and true
+    merged = ask(place, router.port, query())
+    assert list(merged.hits) == expected(["hospital-a"], query()), "the other counts"
+    assert [(each.site, each.outcome, each.reason) for each in merged.missing] == [
+        ("hospital-b", "invalid", "bad_signature"),
+        ("hospital-c", "not_attached", ""),
+    ]
 
 
 def test_a_site_with_a_replaced_certificate_is_detached(
@@ -322,7 +480,7 @@ def test_a_coordinator_s_own_certificate_may_ask(place: Place, router: RouterThr
     )
     with grpc.secure_channel(f"localhost:{router.port}", credentials) as channel:
         merged = decode_reply(channel.unary_unary(f"/{SERVICE}/{ASK}")(data, timeout=10))
-    assert isinstance(merged, Merged)
+    assert isinstance(merged, Gathered)
     assert {each.outcome for each in merged.sites} == {"not_attached"}
 
 
@@ -360,7 +518,10 @@ def hostile(rng: random.Random, whole: list[bytes]) -> bytes:
     return b"\xff" if changed in whole else changed
 
 
-def test_hostile_messages_over_the_network(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_messages_over_the_network(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_service, "_STREAMS_A_MINUTE", 10_000_000)
     """Members that send anything: each gets a typed refusal or loses its stream; others go on."""
     caplog.set_level(logging.ERROR, "fedhash_server")  # pytest would keep each line in memory
     rng = random.Random(HOSTILE_MESSAGES)

@@ -54,6 +54,11 @@ def test_defaults():
         ({"largest_k": 0}, "greater than or equal to 1"),
         ({"largest_local_steps": 0}, "greater than or equal to 1"),
         ({"sites": {"b": KEY, "a": KEY}}, "one public key for b and a; each site makes a key of"),
+        (
+            {"sites": {"a": KEY, "A": "58" + "66" * 31}},
+            "by upper and lower case alone: 'a' and 'A'",
+        ),
+        ({"sites": {"Coordinator": KEY}}, "'coordinator', by which name the coordinator asks"),
         ({"sites": {"a": "00" * 32}}, r"sites\.a\n.*is a point of small order.*site identity"),
         ({"sites": {"a": "02" + "00" * 31}}, r"sites\.a\n.*is no point of the curve"),
         ({"sites": {"a": "f" * 64}}, r"sites\.a\n.*is not written as RFC 8032"),

@@ -18,7 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedhash.enrolment import Authority, Role, check_certificate, peer_of
-from fedhash.enrolment.certificates import new_request, serial_number
+from fedhash.enrolment.certificates import serial_number
+from fedhash.enrolment.signing_request import new_request
 from fedhash.errors import CertificateError, ConfigurationError, StorageError
 
 NOW = datetime.now(UTC)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -27,7 +26,6 @@ from fedhash_server.coordinator_status import read_status
 from fedhash_server.coordinator_unit import coordinator_unit
 from fedhash_server.gateway import nginx_configuration
 from fedhash_server.ports import check_port_free, serves_health, serves_tls
-from fedhash_server.service_manager import notify
 from fedhash_server.superlink import NodeChanges
 
 ROOT = Path(__file__).parents[2]
@@ -227,22 +225,6 @@ def test_what_only_accepts_connections_does_not_serve(folder: CoordinatorFolder)
         port = deaf.getsockname()[1]
         assert not serves_tls("0.0.0.0", port, folder.ca)  # noqa: S104 - it is asked, not opened
         assert not serves_health(port)
-
-
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify("READY=1")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        notify("READY=1")
-        assert manager.recv(100) == b"READY=1"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(f"\0fedhash-{os.getpid()}")
-        monkeypatch.setenv("NOTIFY_SOCKET", f"@fedhash-{os.getpid()}")
-        notify("STOPPING=1")
-        assert manager.recv(100) == b"STOPPING=1"
-    notify("STOPPING=1")  # one that has gone ends no server
 
 
 def test_the_committed_units_are_those_that_the_commands_print() -> None:

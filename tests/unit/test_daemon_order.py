@@ -13,8 +13,8 @@ from fedhash.errors import ProtocolError
 from fedhash_client.daemon import site_daemon as module
 from fedhash_client.daemon.control import ask_daemon
 from fedhash_client.daemon.paths import CONTROL_SOCKET
-from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.site_daemon import SiteDaemon
+from fedhash_process.service import Status
 
 
 class Looks:

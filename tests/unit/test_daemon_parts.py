@@ -31,10 +31,10 @@ from fedhash.errors import ConfigurationError, DataError, ModelError
 from fedhash_client.cli import app
 from fedhash_client.daemon.assembly import site_daemon
 from fedhash_client.daemon.logs import start_logging
-from fedhash_client.daemon.notify import notify, watchdog_interval_s
-from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.supernode import _node_config
+from fedhash_client.daemon.supervised import Supervised
 from fedhash_client.settings import SiteSettings
+from fedhash_process.service import Status
 
 
 @pytest.fixture
@@ -198,19 +198,6 @@ def test_other_errors_of_fedhash_are_logged_with_their_text(untouched: None) -> 
     assert "message" not in found["error"][1]
 
 
-def test_without_a_service_manager_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    notify("READY=1")
-    assert watchdog_interval_s() is None
-    monkeypatch.setenv("NOTIFY_SOCKET", "@fedhash-nobody")
-    notify("READY=1")  # and one that has gone is no failure
-    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert watchdog_interval_s() == 15
-    monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert watchdog_interval_s() is None
-
-
 @given(site=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
 def test_flower_reads_every_sites_name_as_it_is(site: str) -> None:
     found = parse_config_args([_node_config(site, Path("/var/lib/my site's/state/site.sock"))])
@@ -221,7 +208,10 @@ def test_a_site_of_a_network_starts_a_supernode_that_shows_its_certificate(tmp_p
     site_file = make_site(tmp_path, "site-0")
     daemon = site_daemon(site_file)
     service = {each.name: each for each in daemon._services}["supernode"]
-    command: list[str] = getattr(service, "_command")  # noqa: B009
+    assert isinstance(service, Supervised)
+    command = service.child.command
+    assert service.child.environment is not None
+    assert service.child.environment["PATH"] == str(tmp_path / "state" / "programs")
     assert command[1] == "-I"
     assert "fedhash_client.supernode" in command
     arguments = dict(pairwise(command))

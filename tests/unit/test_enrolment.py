@@ -288,6 +288,21 @@ def test_a_supernode_key_that_was_struck_off_is_not_taken_again(
     assert list(read_roster(folder)) == ["a"]
 
 
+def test_a_name_in_other_case_is_the_same_name(tmp_path: Path, folder: CoordinatorFolder) -> None:
+    enrol(folder, request_of(tmp_path, "north"))
+    before = folder.agreement_file.read_bytes()
+    for name in ("North", "NORTH"):
+        for how in ({}, {"replace": True}, {"dry_run": True}):
+            with pytest.raises(
+                CertificateError, match=f"'north' is enrolled, and '{name}' differs"
+            ):
+                enrol(folder, request_of(tmp_path, name), **how)
+    assert list(read_roster(folder)) == ["north"]
+    assert folder.agreement_file.read_bytes() == before
+    strike(folder, "north")
+    assert enrol(folder, request_of(tmp_path, "North")).changed
+
+
 def test_two_names_cannot_share_a_key(tmp_path: Path, folder: CoordinatorFolder) -> None:
     enrol(folder, request_of(tmp_path, "a"))
     (tmp_path / "a" / "request.json").unlink()
@@ -493,7 +508,11 @@ IDENTITIES = [SiteIdentity.from_seed(bytes([i]) * 32).public_hex for i in range(
             st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20),
             st.sampled_from(IDENTITIES),
             max_size=3,
-        ).filter(lambda sites: len(set(sites.values())) == len(sites)),
+        ).filter(
+            lambda sites: (
+                len(set(sites.values())) == len({site.casefold() for site in sites}) == len(sites)
+            )
+        ),
         max_size=3,
     )
 )

@@ -271,7 +271,7 @@ def test_another_flower_is_refused_before_any_of_it_runs(
     (other / "flwr-1.42.0.dist-info" / "METADATA").write_text("Name: flwr\nVersion: 1.42.0\n")
     start = programs.folder / "start.py"
     code = start.read_text().replace(
-        "import ctypes", f"import sys; sys.path[:0] = [{str(other)!r}]\nimport ctypes"
+        "import runpy", f"import sys; sys.path[:0] = [{str(other)!r}]\nimport runpy"
     )
     (tmp_path / "start.py").write_text(code)
     done = subprocess.run(

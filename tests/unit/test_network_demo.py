@@ -12,7 +12,7 @@ import pytest
 from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError
 from fedhash.rounds.settings import RoundSettings, check_round
-from fedhash_sim import network_demo
+from fedhash_sim import network_demo, parties
 from fedhash_sim.network_demo import NetworkDemo, run_network_demo
 
 
@@ -38,7 +38,7 @@ def test_its_round_is_private_and_fits_its_agreement(demo: NetworkDemo) -> None:
 
 
 def test_ports_differ_and_are_free() -> None:
-    ports = list(islice(network_demo._free_ports(), 20))
+    ports = list(islice(parties.free_ports(), 20))
     assert len(set(ports)) == 20
 
 
@@ -46,7 +46,7 @@ def test_a_party_that_ends_is_told_with_its_last_words(
     demo: NetworkDemo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [sys.executable, "-c", "raise SystemExit('no manifest')"]
-    monkeypatch.setattr(network_demo, "_command", lambda program: words)
+    monkeypatch.setattr(parties, "_command", lambda program: words)
     demo._logs.mkdir()
     demo._open("hospital-a", "site", "run")
     with pytest.raises(FedhashError, match=r"hospital-a has ended; .*no manifest"):
@@ -55,11 +55,11 @@ def test_a_party_that_ends_is_told_with_its_last_words(
 
 def test_parties_end_with_the_demo(demo: NetworkDemo, monkeypatch: pytest.MonkeyPatch) -> None:
     forever = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr(network_demo, "_command", lambda program: forever)
+    monkeypatch.setattr(parties, "_command", lambda program: forever)
     demo._logs.mkdir()
     for site in network_demo.SITES:
         demo._open(site, "site", "run")
-    parties = list(demo._running.values())
-    assert [party.poll() for party in parties] == [None] * 3
+    running = list(demo._running.values())
+    assert [party.poll() for party in running] == [None] * 3
     demo.end()
-    assert None not in [party.poll() for party in parties]
+    assert None not in [party.poll() for party in running]

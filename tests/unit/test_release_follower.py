@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from small_releases import AGREEMENT, KEY, make_site, registry_in, release_into
 
 from fedhash.errors import ProtocolError, ReleaseError
 from fedhash.registry.registry import read_current
+from fedhash.registry.release import load_release
 from fedhash.registry.statement import Statement, signed
 from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.releases.follower import ReleaseFollower
@@ -176,6 +178,24 @@ def test_a_release_of_another_agreement_is_not_even_downloaded(site: Site, regis
     assert not list(site.served.releases.glob(f"{other.release_id}.download/model*"))
 
 
+def test_a_model_above_the_site_s_bound_is_not_downloaded(site: Site, registry: Path) -> None:
+    wanted = publish(registry, 1)
+    most = load_release(registry / wanted).vector.size
+    training = site.settings.training
+    for allowed in (most - 1, most):
+        bound = training.model_copy(update={"largest_model_parameters": allowed})
+        site.settings = site.settings.model_copy(update={"training": bound})
+        site.restart()
+        if allowed < most:
+            with pytest.raises(ReleaseError, match=r"largest_model_parameters allows .*; raise it"):
+                site.follower.step()
+            assert site.release() is None
+            assert not list(site.served.releases.glob("*.download/*"))
+        else:
+            site.follower.step()
+    assert site.release() == wanted
+
+
 def test_ever_new_statements_do_not_fill_the_disk(site: Site, registry: Path) -> None:
     """Downloads that break off, and releases that do not verify, leave one folder at most."""
     for number in range(1, 5):
@@ -209,6 +229,44 @@ def test_a_coordinator_out_of_reach_keeps_nobody_from_finishing(
     with pytest.raises(ProtocolError):
         site.follower.step()
     assert site.release() == first
+
+
+class Pauses(Event):
+    """Counts pauses in the place of waiting, and stops after so many."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.taken_s: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.taken_s.append(timeout or 0.0)
+        if len(self.taken_s) == self.count:
+            self.set()
+        return self.is_set()
+
+
+def test_a_coordinator_that_was_away_is_asked_again_within_a_minute(
+    site: Site, registry: Path
+) -> None:
+    """And what is refused is begun anew less often."""
+    publish(registry, 1)
+    poll = site.settings.releases.model_copy(update={"poll_s": 30.0})
+    site.settings = site.settings.model_copy(update={"releases": poll})
+
+    def pauses(statement: bytes | None, *, away: bool) -> list[float]:
+        site.source.statement, site.source.away = statement, away
+        site.restart()
+        site.follower._stop = counted = Pauses(20)
+        site.follower._run()
+        return counted.taken_s
+
+    outage = pauses(None, away=True)
+    assert all(30 <= pause <= 60 for pause in outage)
+    assert len(set(outage)) > 15, "sites do not come back together"
+    refused = pauses(b"{}", away=False)
+    assert all(300 <= pause <= 600 for pause in refused[10:])
+    assert all(15 <= pause <= 30 for pause in pauses(None, away=False))
 
 
 def test_an_agreement_without_a_release_key_follows_nobody(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,58 @@ def test_the_first_broken_rule_names_the_refusal(reason: str, sent: SignedQuery)
     with pytest.raises(RefusedError) as refused:
         gate.admit(sent, RELEASE, min(now_ms, FIRST + 1) if reason == "too_old" else now_ms)
     assert refused.value.reason == reason
+
+
+def test_a_site_that_began_with_a_clock_ahead_says_so_until_it_is_restarted() -> None:
+    """And a restart opens nothing to what was answered before it."""
+    ahead = QueryPolicy(agreement(), LIMITS, started_ms=NOW_MS + 86_400_000)
+    before = signed()
+    for now_ms in (NOW_MS, NOW_MS + 9_000):
+        with pytest.raises(RefusedError, match=r"check its clock and restart.*nothing") as refused:
+            ahead.admit(before, RELEASE, now_ms)
+        assert refused.value.reason == "own_clock"
+    restarted = QueryPolicy(agreement(), LIMITS, started_ms=NOW_MS + 9_000)
+    with pytest.raises(RefusedError, match="before this site began"):
+        restarted.admit(before, RELEASE, NOW_MS + 9_001)
+    restarted.admit(signed(now_ms=NOW_MS + 9_001), RELEASE, NOW_MS + 9_001)
+
+
+def test_a_clock_that_is_set_back_repeats_no_query() -> None:
+    gate, sent = policy(), signed()
+    gate.admit(sent, RELEASE, NOW_MS)
+    gate.admit(signed(now_ms=NOW_MS + 3_600_000), RELEASE, NOW_MS + 3_600_000)  # forgets the first
+    for now_ms, reason in ((NOW_MS, "own_clock"), (NOW_MS + 9_999, "too_old")):
+        with pytest.raises(RefusedError) as refused:
+            gate.admit(sent, RELEASE, now_ms)
+        assert refused.value.reason == reason
+    assert len(gate._nonces) == 1
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from([-66_000, -30_000, -1, 0, 1, 30_000, 66_000]), max_size=20))
+def test_whatever_the_clock_does_no_query_is_answered_twice(steps: list[int]) -> None:
+    """Each query is tried again at every reading of the clock that follows."""
+    gate = policy(limits=LIMITS.model_copy(update={"queries_per_hour": 100_000}))
+    now_ms, sent, answered = NOW_MS, [], []
+    for step in steps:
+        now_ms += step
+        sent.append(signed(now_ms=now_ms, life_ms=60_000))
+        for each in sent:
+            with contextlib.suppress(RefusedError):
+                gate.admit(each, RELEASE, now_ms)
+                answered.append(each)
+    assert len(set(answered)) == len(answered)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 120_000), max_size=30))
+def test_a_clock_that_goes_forward_refuses_nothing_new(steps: list[int]) -> None:
+    gate = policy(limits=LIMITS.model_copy(update={"queries_per_hour": 100_000}))
+    now_ms = NOW_MS
+    for step in steps:
+        now_ms += step
+        for asked_ms in (now_ms - 59_999, now_ms, now_ms + 5_000):
+            gate.admit(signed(now_ms=max(asked_ms, FIRST), life_ms=60_000), RELEASE, now_ms)
 
 
 def test_a_site_without_an_index_says_so() -> None:

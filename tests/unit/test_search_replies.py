@@ -10,22 +10,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhash.errors import ProtocolError, RefusedError
-from fedhash.search.answers import Merged, Refusal, SiteResult
+from fedhash.search.answers import Found, Gathered, Merged, Refusal, SiteResult
 from fedhash.search.hit import Hit, merge
-from fedhash.search.replies import merged_fault, read_merged
+from fedhash.search.query import Query
+from fedhash.search.replies import read_merged
+from fedhash.search.signed_answers import sign_found
 from fedhash.search.wire.answers import encode_reply
-from tests.search_consortium import SITES, brute_force, query
+from fedhash.search.wire.queries import SignedQuery, decode_signed
+from tests.search_consortium import SITES, agreement, asked, brute_force, identity, query
 
 CODES = st.lists(st.binary(min_size=2, max_size=2), max_size=6)
+HELD = {"hospital-a": [b"\x00\x00", b"\x01\x00", b"\x0f\x00"], "hospital-b": [b"\x00\x03"]}
+WANTED = query(radius=4)
+SIGNED = decode_signed(asked(of=WANTED))
 
 
-def honest(held: dict[str, list[bytes]], **changes: object) -> Merged:
-    wanted = query(**changes)
-    lists = {site: brute_force(site, codes, wanted) for site, codes in held.items()}
-    answered = [SiteResult(site, "answered", "", len(hits)) for site, hits in lists.items()]
-    others = [SiteResult(site, "late") for site in SITES if site not in lists]
-    sites = sorted([*answered, *others], key=lambda result: result.site)
-    return Merged(tuple(merge(lists.values(), wanted.k)), tuple(sites))
+def read(wanted: Query, signed: SignedQuery, gathered: Gathered) -> Merged:
+    return read_merged(wanted, signed, agreement().sites, encode_reply(gathered))
+
+
+def gathered(found: dict[str, Found]) -> Gathered:
+    """Of the sites of the agreement; those that are not in `found` are late."""
+    results = [
+        SiteResult(site, "answered", "", len(found[site].hits), found[site].cut_to_bits)
+        if site in found
+        else SiteResult(site, "late")
+        for site in SITES
+    ]
+    return Gathered(tuple(results), found)
+
+
+def honest(held: dict[str, list[bytes]], wanted: Query, signed: SignedQuery) -> dict[str, Found]:
+    return {
+        site: sign_found(signed, Found(tuple(brute_force(site, codes, wanted))), identity(site))
+        for site, codes in held.items()
+    }
 
 
 @given(
@@ -33,64 +52,89 @@ def honest(held: dict[str, list[bytes]], **changes: object) -> Merged:
     k=st.integers(1, 8),
     radius=st.none() | st.integers(0, 16),
 )
-def test_what_an_honest_router_returns_has_no_fault(
+def test_what_sites_signed_is_merged_as_one_index(
     held: dict[str, list[bytes]], k: int, radius: int | None
 ) -> None:
-    wanted, merged = query(k=k, radius=radius), honest(held, k=k, radius=radius)
-    assert merged_fault(wanted, merged) is None
-    assert read_merged(wanted, encode_reply(merged)) == merged
+    wanted = query(k=k, radius=radius)
+    signed = decode_signed(asked(of=wanted))
+    found = honest(held, wanted, signed)
+    merged = read(wanted, signed, gathered(found))
+    assert list(merged.hits) == merge([each.hits for each in found.values()], k)
+    assert merged.sites == gathered(found).sites
 
 
-ANSWER = honest(
-    {"hospital-a": [b"\x00\x00", b"\x01\x00", b"\x0f\x00"], "hospital-b": [b"\x00\x03"]}, radius=4
-)
+def another_study(found: Found) -> Found:
+    return replace(found, hits=(replace(found.hits[0], handle="ab" * 16), *found.hits[1:]))
 
 
-def hits(*chosen: Hit) -> Callable[[Merged], Merged]:
-    return lambda merged: replace(merged, hits=chosen)
+def fewer(found: Found) -> Found:
+    return replace(found, hits=found.hits[1:])
 
 
-def result(place: int, **changes: object) -> Callable[[Merged], Merged]:
-    def change(merged: Merged) -> Merged:
-        sites = list(merged.sites)
-        sites[place] = replace(sites[place], **changes)
-        return replace(merged, sites=tuple(sites))
-
-    return change
+def other_order(found: Found) -> Found:
+    return replace(found, hits=found.hits[::-1])
 
 
-FIRST, *REST = ANSWER.hits
+def cut(found: Found) -> Found:
+    return replace(found, cut_to_bits=3)
+
+
+def unsigned(found: Found) -> Found:
+    return replace(found, signature=bytes(64))
+
+
+def another_sites(found: Found) -> Found:
+    return sign_found(SIGNED, found, identity("hospital-b"))
+
+
+def to_another_query(found: Found) -> Found:
+    return sign_found(decode_signed(asked(of=WANTED)), found, identity("hospital-a"))
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    "change",
+    [another_study, fewer, other_order, cut, unsigned, another_sites, to_another_query],
+)
+def test_what_a_site_did_not_sign_for_this_query_does_not_count(
+    change: Callable[[Found], Found],
+) -> None:
+    found = honest(HELD, WANTED, SIGNED)
+    changed = found | {"hospital-a": change(found["hospital-a"])}
+    merged = read(WANTED, SIGNED, gathered(changed))
+    assert merged.hits == found["hospital-b"].hits
+    assert merged.missing == (
+        SiteResult("hospital-a", "invalid", "bad_signature"),
+        SiteResult("hospital-c", "late"),
+    )
+
+
+@pytest.mark.parametrize(
+    "hits",
     [
-        (hits(*REST), "3 hits, 5 were asked for, and the sites gave 4"),
-        (result(1, hits=0), "4 hits, 5 were asked for, and the sites gave 3"),
-        (result(1, hits=2), "4 hits, 5 were asked for, and the sites gave 5"),
-        (result(1, outcome="late"), r"'hospital-b' \(late\) is said to have given 1 hits"),
-        (result(0, hits=6), "4 hits, 5 were asked for, and the sites gave 7"),
-        (hits(replace(FIRST, site="hospital-c"), *REST), "1 hits of 'hospital-c', which gave 0"),
-        (hits(FIRST, *REST[:-1], replace(REST[-1], distance=5)), "a hit at 5 bits"),
-        (hits(replace(FIRST, score=FIRST.score + 1), *REST), "a score of"),
-        (result(0, cut_to_bits=2), "a hit at 4 bits, the radius is 2"),
-        (result(0, cut_to_bits=4), "does not cut the query's 4"),
+        (Hit("hospital-a", "ab" * 16, 5, 0),),  # beyond the radius
+        (Hit("hospital-a", "ab" * 16, 0, 1000),),  # a score that no code has
+        tuple(Hit("hospital-a", f"{n:032x}", 0, -8) for n in range(6)),  # more than k
+        2 * (Hit("hospital-a", "ab" * 16, 0, -8),),
     ],
 )
-def test_what_no_honest_router_returns_is_refused(
-    change: Callable[[Merged], Merged], fault: str
-) -> None:
-    with pytest.raises(ProtocolError, match=f"cannot be right: .*({fault})"):
-        read_merged(query(radius=4), encode_reply(change(ANSWER)))
+def test_what_no_site_can_find_does_not_count_though_it_is_signed(hits: tuple[Hit, ...]) -> None:
+    found = honest(HELD, WANTED, SIGNED)
+    lie = sign_found(SIGNED, Found(hits), identity("hospital-a"))
+    merged = read(WANTED, SIGNED, gathered(found | {"hospital-a": lie}))
+    assert merged.hits == found["hospital-b"].hits
+    assert merged.missing[0] == SiteResult("hospital-a", "invalid", "impossible")
 
 
-def test_a_study_that_stands_twice_is_refused() -> None:
-    twice = replace(FIRST, score=FIRST.score - 1)
-    with pytest.raises(ProtocolError, match=r"a study stands twice|a score of"):
-        read_merged(query(radius=4), encode_reply(hits(FIRST, twice, *REST[1:])(ANSWER)))
+def test_other_sites_than_the_agreement_has_are_no_answer() -> None:
+    whole = gathered(honest(HELD, WANTED, SIGNED))
+    for sites in (whole.sites[:2], (*whole.sites, SiteResult("hospital-d", "late")), ()):
+        names = {each.site for each in sites}
+        found = {site: each for site, each in whole.found.items() if site in names}
+        with pytest.raises(ProtocolError, match="the agreement has hospital-a, hospital-b"):
+            read(WANTED, SIGNED, Gathered(sites, found))
 
 
 def test_a_refusal_of_the_router_is_one() -> None:
     with pytest.raises(RefusedError, match="the router refuses the query: wait") as refused:
-        read_merged(query(), encode_reply(Refusal("busy", "wait")))
+        read_merged(WANTED, SIGNED, agreement().sites, encode_reply(Refusal("busy", "wait")))
     assert refused.value.reason == "busy"

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fedhash.errors import MessageError, ProtocolError, RefusedError
 from fedhash.search import Hit, Query
 from fedhash.search.allowance import Allowance
-from fedhash.search.answers import Found, Merged, Refusal
+from fedhash.search.answers import Found, Gathered, Refusal
 from fedhash.search.routing import Router, answer_fault
 from fedhash.search.terms import RouterLimits
 from fedhash.search.wire.answers import encode_answer, encode_holds, read_to_site
@@ -42,8 +42,8 @@ def attached(router: Router, site: str, release: str | None = RELEASE) -> int:
     return stream
 
 
-def outcomes(merged: Merged) -> dict[str, str]:
-    return {each.site: each.outcome for each in merged.sites}
+def outcomes(gathered: Gathered) -> dict[str, str]:
+    return {each.site: each.outcome for each in gathered.sites}
 
 
 @dataclass
@@ -185,10 +185,10 @@ class RouterMachine(RuleBasedStateMachine):
     @invariant()
     def results_are_those_of_one_index(self) -> None:
         assert self.router.under_way == len(self.alive())
-        for ticket, merged in self.router.take_finished():
+        for ticket, gathered in self.router.take_finished():
             model = self.queries.pop(ticket)
             assert not model.cancelled
-            assert outcomes(merged) == model.outcomes
+            assert outcomes(gathered) == model.outcomes
             one_index = [
                 hit
                 for site, outcome in model.outcomes.items()
@@ -196,7 +196,7 @@ class RouterMachine(RuleBasedStateMachine):
                 for hit in brute_force(site, self.codes[site], replace(model.asked, k=1000))
             ]
             expected = sorted(one_index, key=lambda hit: hit.rank)[: model.asked.k]
-            assert list(merged.hits) == expected
+            assert list(gathered.merged(model.asked.k).hits) == expected
         for ticket, model in self.queries.items():
             assert model.cancelled or None in model.outcomes.values(), ticket
 
@@ -241,8 +241,9 @@ def test_two_sites_are_merged_and_the_third_is_named() -> None:
         assert router.next_for(stream) is None
         answer = Found(tuple(brute_force(site, held[site], wanted)))
         router.received(stream, encode_answer(number, answer))
-    ((finished, merged),) = router.take_finished()
+    ((finished, gathered),) = router.take_finished()
     assert finished == ticket
+    merged = gathered.merged(query().k)
     assert [hit.distance for hit in merged.hits] == [0, 0, 1, 1]
     assert [each.site for each in merged.missing] == ["hospital-c"]
 
@@ -252,8 +253,8 @@ def test_a_new_stream_of_a_site_takes_the_place_of_the_old_one() -> None:
     old = attached(router, "hospital-a")
     router.ask("hospital-b", asked("hospital-b"), NOW_MS)
     new = attached(router, "hospital-a")
-    ((_, merged),) = router.take_finished()
-    assert outcomes(merged)["hospital-a"] == "left"
+    ((_, gathered),) = router.take_finished()
+    assert outcomes(gathered)["hospital-a"] == "left"
     with pytest.raises(ProtocolError, match="replaced by a newer one"):
         router.next_for(old)
     with pytest.raises(ProtocolError, match="replaced by a newer one"):
@@ -272,8 +273,8 @@ def test_a_site_that_stopped_answering_gets_no_more() -> None:
         router.next_for(stream)
         now += 10
         router.expire(now)
-        ((_, merged),) = router.take_finished()
-        assert outcomes(merged)["hospital-a"] == outcome
+        ((_, gathered),) = router.take_finished()
+        assert outcomes(gathered)["hospital-a"] == outcome
     (site,) = router.attached()
     assert (site.unanswered, site.queued) == (LIMITS.site_window, 0)
 
@@ -370,9 +371,9 @@ def test_hostile_messages_to_the_core(noise: bytes, fresh: bool, position: int, 
     number, _ = read_to_site(router.next_for(honest))
     router.received(honest, encode_answer(number, Found((Hit("x", handle("x", 1), 0, 8),))))
     router.expire(NOW_MS + 10_000)
-    ((_, merged),) = router.take_finished()
-    assert outcomes(merged)["hospital-b"] == "answered"
-    assert [hit.site for hit in merged.hits] == ["hospital-b"]
+    ((_, gathered),) = router.take_finished()
+    assert outcomes(gathered)["hospital-b"] == "answered"
+    assert [hit.site for hit in gathered.merged(5).hits] == ["hospital-b"]
 
 
 def test_a_clock_that_was_far_ahead_keeps_nobody_waiting_for_that_time() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedhash.errors import MessageError, RefusedError
 from fedhash.search import Hit, Query
-from fedhash.search.answers import OUTCOMES, Found, Merged, Refusal, SiteResult
+from fedhash.search.answers import OUTCOMES, Found, Gathered, Outcome, Refusal, SiteResult
 from fedhash.search.asking import open_query, query_digest, sign_query
 from fedhash.search.wire import search_pb2 as pb
 from fedhash.search.wire.answers import (
@@ -120,22 +121,19 @@ def test_what_a_site_holds_comes_back(release: str | None) -> None:
     assert read_from_site(encode_holds(release), "x") == Holds(release)
 
 
-@given(st.sets(texts, min_size=1, max_size=4), st.data())
-def test_a_reply_comes_back_as_it_was(names_of_sites: set[str], data: st.DataObject) -> None:
-    results = tuple(
-        SiteResult(
-            name, data.draw(st.sampled_from(OUTCOMES)), "k_above_limit", 3, data.draw(st.just(None))
-        )
-        for name in sorted(names_of_sites)
-    )
-    drawn = data.draw(st.lists(hits, max_size=6, unique_by=lambda hit: hit.handle))
-    listed = [
-        Hit(data.draw(st.sampled_from(sorted(names_of_sites))), h.handle, h.distance, h.score)
-        for h in drawn
-    ]
-    merged = Merged(tuple(sorted(listed, key=lambda hit: hit.rank)), results)
-    assert decode_reply(encode_reply(merged)) == merged
-    assert merged.missing == tuple(each for each in results if each.outcome != "answered")
+@given(st.dictionaries(texts, st.sampled_from(OUTCOMES), min_size=1, max_size=4), st.data())
+def test_a_reply_comes_back_as_it_was(outcomes: dict[str, Outcome], data: st.DataObject) -> None:
+    found, results = {}, []
+    for name, outcome in sorted(outcomes.items()):
+        if outcome == "answered":
+            drawn, cut = data.draw(answers)
+            of_site = tuple(replace(hit, site=name) for hit in drawn)
+            found[name] = Found(of_site, cut, data.draw(st.binary(min_size=64, max_size=64)))
+            results.append(SiteResult(name, outcome, "", len(of_site), cut))
+        else:
+            results.append(SiteResult(name, outcome, "k_above_limit"))
+    gathered = Gathered(tuple(results), found)
+    assert decode_reply(encode_reply(gathered)) == gathered
 
 
 QUERY_FAULTS = {
@@ -244,6 +242,14 @@ def test_unknown_fields_and_other_orders_are_refused() -> None:
         ),
         (pb.FromSite(answer=pb.Answer(hits=pb.Hits(cut_to_bits=300))), "300 bits"),
         (
+            pb.FromSite(answer=pb.Answer(hits=pb.Hits(), signature=bytes(65))),
+            "65 bytes, expected 64",
+        ),
+        (
+            pb.FromSite(answer=pb.Answer(refusal=pb.Refusal(reason="late"), signature=bytes(64))),
+            "a refusal is signed",
+        ),
+        (
             pb.FromSite(
                 answer=pb.Answer(
                     hits=pb.Hits(
@@ -261,43 +267,34 @@ def test_malformed_answers_of_a_site(message: pb.FromSite, match: str) -> None:
 
 
 def result(**changes: object) -> pb.SiteResult:
-    return pb.SiteResult(**({"site": "a", "outcome": "answered"} | changes))
+    given = {"site": "a", "outcome": "answered", "hits": pb.Hits(), "signature": bytes(64)}
+    return pb.SiteResult(**(given | changes))
 
 
 @pytest.mark.parametrize(
-    ("merged", "match"),
+    ("gathered", "match"),
     [
         (None, "is empty"),
-        (pb.Merged(sites=[result(), result()]), "stands twice"),
-        (pb.Merged(sites=[result(outcome="fine")]), "'fine', which there is not"),
-        (pb.Merged(sites=[result(hits=10_001)]), "10001 hits"),
-        (pb.Merged(sites=[result(site="")]), "site"),
-        (pb.Merged(sites=[result(reason="A b")]), "reason"),
-        (pb.Merged(sites=[result(site=f"{n:04}") for n in range(1001)]), "1001 sites"),
-        (pb.Merged(sites=[result()], places=[1]), "of no site"),
-        (pb.Merged(sites=[result()], places=[0]), "0 hits and 1 places"),
+        (pb.Gathered(sites=[result(), result()]), "stands twice"),
+        (pb.Gathered(sites=[result(outcome="fine")]), "'fine', which there is not"),
+        (pb.Gathered(sites=[result(site="")]), "site"),
+        (pb.Gathered(sites=[result(reason="A b")]), "reason"),
+        (pb.Gathered(sites=[result(site=f"{n:04}") for n in range(1001)]), "1001 sites"),
+        (pb.Gathered(sites=[result(outcome="late")]), "has hits and did not answer"),
+        (pb.Gathered(sites=[result(hits=None)]), "answered and has none"),
         (
-            pb.Merged(
-                sites=[result()],
-                places=[0, 0],
-                handles=bytes(32),
-                distances=[2, 1],
-                scores=[0, 0],
-            ),
-            "total order",
+            pb.Gathered(sites=[result(outcome="late", hits=None)]),
+            "has hits and did not answer",
         ),
-        (
-            pb.Merged(
-                sites=[result()], places=[0, 0], handles=bytes(32), distances=[1, 1], scores=[0, 0]
-            ),
-            "stands twice",
-        ),
+        (pb.Gathered(sites=[result(signature=bytes(63))]), "63 bytes, expected 64"),
+        (pb.Gathered(sites=[result(hits=pb.Hits(handles=bytes(15)))]), "15 bytes of handles"),
+        (pb.Gathered(sites=[result(hits=pb.Hits(cut_to_bits=300))]), "300 bits"),
     ],
 )
-def test_malformed_replies(merged: pb.Merged | None, match: str) -> None:
-    data = b"" if merged is None else pb.Reply(merged=merged).SerializeToString(deterministic=True)
+def test_malformed_replies(gathered: pb.Gathered | None, match: str) -> None:
+    reply = pb.Reply() if gathered is None else pb.Reply(gathered=gathered)
     with pytest.raises(MessageError, match=match):
-        decode_reply(data)
+        decode_reply(reply.SerializeToString(deterministic=True))
 
 
 samples = st.sampled_from(
@@ -309,9 +306,9 @@ samples = st.sampled_from(
         encode_answer(1, Refusal("late", "too late")),
         encode_holds("r1"),
         encode_reply(
-            Merged(
-                (Hit("a", "00" * 16, 3, -4),),
+            Gathered(
                 (SiteResult("a", "answered", "", 1), SiteResult("b", "late")),
+                {"a": Found((Hit("a", "00" * 16, 3, -4),))},
             )
         ),
     ]

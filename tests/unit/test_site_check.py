@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedhash import flower_version
 from fedhash.audit_log import AuditLog
+from fedhash.audit_segments import SegmentedAuditLog, closed_segment
 from fedhash.errors import ProtocolError
 from fedhash.privacy import Ledger, PrivacyTerms
 from fedhash.secagg.identity import SiteIdentity
@@ -394,6 +395,17 @@ def the_audit_log_was_altered(site: CheckedSite) -> Place:
         log.append({"kind": "release"})
     path.write_bytes(path.read_bytes().replace(b"release", b"nothing"))
     return path, "restore the file from a copy"
+
+
+@plant
+def a_closed_audit_file_was_altered(site: CheckedSite) -> Place:
+    path = site.folder / "state" / "audit.jsonl"
+    with SegmentedAuditLog(path) as log:
+        log.append({"kind": "release"})
+        log.close_segment(None)
+    closed = closed_segment(path, 1)
+    closed.write_bytes(closed.read_bytes().replace(b"release", b"nothing"))
+    return path, r"audit.000001.jsonl:1: the line was altered"
 
 
 @plant

@@ -12,6 +12,7 @@ from small_releases import AGREEMENT, make_site, registry_in, release_into, word
 from test_release_follower import FolderSource, until
 from typer.testing import CliRunner
 
+from fedhash.audit_segments import SegmentedAuditLog, closed_segment
 from fedhash.configuration import read_settings
 from fedhash_client.cli import app
 from fedhash_client.daemon.audit import SiteAudit
@@ -108,6 +109,25 @@ def test_withdraw_rebuild_and_audit(indexed: Path) -> None:
     assert checked.exit_code == 1, "the altered log is an error of the site"
     studies = json.loads(checked.stdout)["usable studies"]
     assert studies == 20, "without a receipt the withdrawal is pending, and done all the same"
+
+
+def test_audit_tells_what_is_archived(indexed: Path, tmp_path: Path) -> None:
+    path, archive = audit_file_of(indexed), tmp_path / "archived"
+    with SegmentedAuditLog(path) as log:
+        log.append({"kind": "noted"})
+        noted = log.head
+        log.close_segment(None)
+    archive.mkdir()
+    closed = closed_segment(path, 1)
+    closed.rename(archive / closed.name)
+    facts = json.loads(call("audit", indexed, "--json"))
+    assert (facts["entries"], facts["archived segments"], facts["archived entries"]) == (3, 1, 2)
+    assert facts["signed by"] == ["nobody"]
+    assert "--archive" in call("audit", indexed, "--head", noted, code=1)
+    facts = json.loads(call("audit", indexed, "--head", noted, "--archive", archive, "--json"))
+    assert (facts["archived segments"], len(facts["segments"])) == (0, 2)
+    call("withdraw", indexed, "patient-7")
+    assert json.loads(call("audit", indexed, "--json"))["entries"] == 4
 
 
 def test_the_patient_s_id_may_come_by_standard_input(indexed: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhash_server.supervisor import Child, Supervisor
+from fedhash_process.supervisor import Child, Pace, Supervisor
 
 FOREVER = (sys.executable, "-S", "-c", "import time; time.sleep(600)")
 ENDING = (sys.executable, "-S", "-c", "raise SystemExit(3)")
@@ -83,7 +83,8 @@ def test_a_child_that_cannot_stay_is_started_ever_more_rarely(
     supervise: Callable[..., Supervisor], clock: Clock
 ) -> None:
     supervisor = supervise(
-        Child("a", ENDING, lambda: False), Child("b", ("/no/such/program",), lambda: True)
+        Child("a", ENDING, lambda: False),
+        Child("b", ("/no/such/program",), lambda: True, pace=Pace(longest_wait_s=15)),
     )
     supervisor.step()
     until(supervisor, lambda: all(each.pid is None for each in supervisor.status().values()))
@@ -96,9 +97,28 @@ def test_a_child_that_cannot_stay_is_started_ever_more_rarely(
         for name, each in supervisor.status().items():
             if each.starts > before[name].starts:
                 starts[name] = [*starts[name], clock.now]
-    for times in starts.values():
-        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    waits = {
+        name: [later - earlier for earlier, later in itertools.pairwise(times)]
+        for name, times in starts.items()
+    }
+    assert waits["a"] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert waits["b"][:6] == [1, 2, 4, 8, 15, 15]
+
+
+def test_a_long_life_is_forgiven(supervise: Callable[..., Supervisor], clock: Clock) -> None:
+    supervisor = supervise(Child("a", FOREVER, lambda: True))
+    waits = []
+    for life_s in (1, 1, 61, 1):
+        until(supervisor, lambda: supervisor.well)
+        clock.now += life_s
+        os.kill(supervisor.status()["a"].pid or 0, signal.SIGKILL)
+        until(supervisor, lambda: supervisor.status()["a"].pid is None)
+        starts, began = supervisor.status()["a"].starts, clock.now
+        while supervisor.status()["a"].starts == starts:
+            clock.now += 1
+            supervisor.step()
+        waits.append(clock.now - began)
+    assert waits == [1, 2, 1, 2]
 
 
 def test_a_child_that_serves_no_more_is_ended(
@@ -118,6 +138,30 @@ def test_a_child_that_serves_no_more_is_ended(
     assert gone(first or 0)
 
 
+def test_a_child_has_time_to_start_and_is_well_once_it_has_lived(
+    supervise: Callable[..., Supervisor], clock: Clock
+) -> None:
+    serves = [False]
+    pace = Pace(start_s=60, longest_silence_s=15, proof_s=10)
+    supervisor = supervise(Child("a", FOREVER, lambda: serves[0], pace=pace))
+    supervisor.step()
+    first = supervisor.status()["a"].pid
+    clock.now += 75
+    supervisor.step()
+    assert supervisor.status()["a"].pid == first
+    clock.now += 1
+    supervisor.step()
+    assert supervisor.status()["a"].pid is None
+    serves[0] = True
+    clock.now += 1
+    until(supervisor, lambda: supervisor.status()["a"].pid is not None)
+    supervisor.step()
+    clock.now += 9
+    assert not supervisor.well
+    clock.now += 1
+    assert supervisor.well
+
+
 def test_a_child_waits_until_it_may_start(supervise: Callable[..., Supervisor]) -> None:
     may = [False]
     supervisor = supervise(Child("a", FOREVER, lambda: True, may_start=lambda: may[0]))
@@ -131,7 +175,7 @@ def test_a_child_waits_until_it_may_start(supervise: Callable[..., Supervisor]) 
 def test_a_deaf_child_and_its_own_children_are_killed(
     supervise: Callable[..., Supervisor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedhash_server.supervisor._GRACE_S", 0.2)
+    monkeypatch.setattr("fedhash_process.supervisor._GRACE_S", 0.2)
     deaf = (
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -146,10 +190,66 @@ def test_a_deaf_child_and_its_own_children_are_killed(
     until(supervise(), lambda: all(gone(pid) for pid in pids))
 
 
+def test_what_a_killed_child_left_behind_is_killed(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    forks = (
+        "import os, time\n"
+        "os.fork()\n"
+        f"open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w').close()\n"
+        "time.sleep(600)\n"
+    )
+    supervisor = supervise(Child("a", (sys.executable, "-S", "-c", forks), lambda: True))
+    until(supervisor, lambda: len(list(tmp_path.iterdir())) == 2)
+    os.kill(supervisor.status()["a"].pid or 0, signal.SIGKILL)
+    until(supervisor, lambda: supervisor.status()["a"].pid is None)
+    pids = [int(each.name) for each in tmp_path.iterdir()]
+    until(supervise(), lambda: all(gone(pid) for pid in pids))
+
+
+def test_what_a_child_prints_is_logged_and_it_sees_what_it_is_given(
+    supervise: Callable[..., Supervisor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("PYTHONPATH", "/of/this/test")
+    code = (
+        "import os, sys\n"
+        "print('sees', 'PYTHONPATH' in os.environ, os.environ['OWN'], os.getcwd(), flush=True)\n"
+        "print('INFO :   \\n\\n\\x1b[31mred\\x1b[0m', 'x' * 9999, file=sys.stderr)\n"
+    )
+    command = (sys.executable, "-S", "-c", code)
+    supervisor = supervise(
+        Child("a", command, lambda: True, {"OWN": "yes"}, tmp_path, logged=True),
+        Child("b", ("/no/such/program",), lambda: True, logged=True),
+    )
+    supervisor.step()
+    until(supervisor, lambda: all(each.pid is None for each in supervisor.status().values()))
+    printed: dict[str, list[str]] = {"a": [], "b": []}
+    for record in caplog.records:
+        if record.name.startswith("fedhash_process.supervisor."):
+            printed[record.name[-1]].append(record.getMessage())
+    assert printed["a"][:2] == [f"sees False yes {tmp_path}", "red " + "x" * 496]
+    assert max(len(line) for line in printed["a"]) == 500
+    assert printed["b"] == ["/no/such/program cannot be started: No such file or directory"]
+    assert "it is started again in 1 s" in caplog.records[-1].getMessage(), "after its last words"
+
+
+def test_a_folder_that_is_gone_ends_no_supervisor(
+    supervise: Callable[..., Supervisor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor = supervise(Child("a", FOREVER, lambda: True, folder=tmp_path / "gone"))
+    supervisor.step()
+    assert supervisor.status()["a"].pid is None
+    assert "a: cannot be started" in caplog.text
+
+
 def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
-        "from fedhash_server.supervisor import Child, Supervisor\n"
+        "from fedhash_process.supervisor import Child, Supervisor\n"
         f"s = Supervisor([Child('a', {FOREVER!r}, lambda: True)])\n"
         "s.step(); print(s.status()['a'].pid, flush=True); time.sleep(600)\n"
     )

@@ -17,17 +17,18 @@ from small_federation import AGREEMENT, round_settings
 from typer.testing import CliRunner
 
 from fedhash.configuration import read_settings, resolved
-from fedhash.errors import CheckpointError, ConfigurationError, ProtocolError
+from fedhash.errors import CheckpointError, ConfigurationError, ProtocolError, ReleaseError
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.training_messages import RunPlan
-from fedhash_server import training_run
+from fedhash_server import followed_run
 from fedhash_server.cli import app as coordinator_app
 from fedhash_server.coordinator_folder import CoordinatorFolder, make_coordinator_folder
 from fedhash_server.run_lock import is_training, training
+from fedhash_server.run_progress import read_progress
 from fedhash_server.settings import RunSettings
 from fedhash_server.superlink import FlowerRun, SuperLinkSilentError
-from fedhash_server.training_run import PreparedRun, prepare_run, read_progress
+from fedhash_server.training_run import PreparedRun, prepare_run
 
 SITES = ("a", "b", "c")
 ROUNDS = 3
@@ -91,6 +92,16 @@ def test_a_run_id_is_no_path(folder: CoordinatorFolder, round_file: Path, run_id
 
 
 @pytest.mark.parametrize(
+    "parent", ["..", "../x", "/etc", "", "ab" * 31, "AB" * 32, "ab" * 32 + "\n"]
+)
+def test_a_parent_is_no_path(folder: CoordinatorFolder, round_file: Path, parent: str) -> None:
+    before = sorted(folder.path.parent.rglob("*"))
+    with pytest.raises(ReleaseError, match="the id of a release has 64 hex digits"):
+        prepare_run(folder, round_file, parent=parent)
+    assert sorted(folder.path.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f, r: r.write_text(r.read_text().replace("rounds: 3", "rounds: 9")), "round file"),
@@ -116,8 +127,8 @@ def test_a_name_that_is_taken_goes_on_with_the_same_settings_only(
 def test_the_command_checks_without_starting(
     folder: CoordinatorFolder, round_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_run, "_LONGEST_SILENCE_S", 0)
-    monkeypatch.setattr(training_run, "_ASK_EVERY_S", 0)
+    monkeypatch.setattr(followed_run, "_LONGEST_SILENCE_S", 0)
+    monkeypatch.setattr(followed_run, "_ASK_EVERY_S", 0)
     command = ["train", str(folder.path), str(round_file), "--sites", "a, b", "--dry-run", "--json"]
     result = CliRunner().invoke(coordinator_app, command)
     assert result.exit_code == 0, result.output
@@ -220,7 +231,7 @@ def follow(folder: CoordinatorFolder, round_file: Path, monkeypatch: pytest.Monk
     """Follow a run whose SuperLink plays a script, with a clock of our own."""
     prepared = prepare_run(folder, round_file, run_id="run-1")
     now = [0.0]
-    monkeypatch.setattr(training_run, "bundle_hash", lambda _: "bundle")
+    monkeypatch.setattr(followed_run, "bundle_hash", lambda _: "bundle")
 
     def play(
         *script: str, started: Sequence[int] = ()
@@ -228,7 +239,7 @@ def follow(folder: CoordinatorFolder, round_file: Path, monkeypatch: pytest.Monk
         rounds: list[int] = []
         events: list[str] = []
         with FakeSuperLink(prepared, list(script), list(started)) as superlink:
-            follower = training_run._Follower(
+            follower = followed_run._Follower(
                 prepare_run(folder, round_file, run_id="run-1"),
                 superlink,  # type: ignore[arg-type]
                 lambda record: rounds.append(record.round_number),

@@ -7,7 +7,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedhash.audit_log import read_audit_log
+from fedhash.audit_segments import verify_segments
 from fedhash.privacy import read_ledger
 from fedhash.registry.seen import NewestSeen
 from fedhash_client.checks.findings import CheckedSite, Findings
@@ -40,9 +40,10 @@ def check_state(site: CheckedSite, found: Findings) -> None:
     with found.gathered(newest):
         NewestSeen(newest, settings.releases.smallest_number)
     log = audit_file(settings)
-    if log.exists() and not site.running:  # the daemon verified it, and is writing to it
+    written = log.exists() or any(log.parent.glob(f"{log.stem}.*{log.suffix}"))
+    if written and not site.running:  # the daemon verified it, and is writing to it
         with found.gathered(log):
-            read_audit_log(log)
+            verify_segments(log)
     if settings.privacy is not None:
         _check_ledger(settings.privacy.ledger, found)
 

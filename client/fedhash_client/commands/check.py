@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedhash.errors import FedhashError
-from fedhash_client.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash_client.checks.whole_site import SiteReport
@@ -31,7 +31,7 @@ def check(
     show_egress: Annotated[
         bool, typer.Option("--show-egress", help="Show what would leave the site; check nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Validate everything that the site needs; name each fault, its place and what mends it.
 

@@ -12,8 +12,8 @@ import typer
 
 from fedhash.configuration import read_settings
 from fedhash.errors import FedhashError
-from fedhash_client.printing import fail, print_facts, print_json
 from fedhash_client.settings import SiteSettings
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 __all__ = ["run", "status"]
 
@@ -40,7 +40,7 @@ def run(site: _SiteFile) -> None:
 
 def status(
     site: _SiteFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask the running daemon how it is. Ends with status 1 when a service is not healthy."""
     from fedhash_client.daemon.control import ask_daemon

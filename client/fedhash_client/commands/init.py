@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedhash.errors import FedhashError
-from fedhash_client.printing import fail, print_facts
+from fedhash_process.printing import AsJson, fail, print_facts
 
 __all__ = ["init", "unit"]
 
@@ -20,7 +20,7 @@ def init(
     coordinator: Annotated[
         str, typer.Option(metavar="HOST", help="The coordinator's machine, for the site's file.")
     ] = "coordinator.example.org",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a site's keys, its request to the coordinator, and a commented site's file.
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhash.errors import ArchiveError, FedhashError, QueryError, ReleaseError
-from fedhash_client.printing import fail, print_json
+from fedhash_process.printing import AsJson, fail, print_json
 
 if TYPE_CHECKING:
     from fedhash.agreement import Agreement
@@ -52,7 +52,7 @@ def search(
     timeout_s: Annotated[
         float, typer.Option("--timeout-s", min=0.1, max=60, help="How long other sites may take.")
     ] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search the site's own archive for studies like an example; with --federated all sites'.
 

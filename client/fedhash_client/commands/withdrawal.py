@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from fedhash.errors import FedhashError, QueryError, ReleaseError
-from fedhash_client.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash.agreement import Agreement
@@ -23,7 +23,6 @@ __all__ = ["audit", "rebuild_index", "withdraw"]
 
 SiteFile = Annotated[Path, typer.Argument(help="The site's file.", metavar="SITE.yaml")]
 _LONGEST_ID_BYTES = 1 << 16
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def withdraw(
@@ -95,32 +94,42 @@ def audit(
         str | None, typer.Option(metavar="HASH", help="A hash of the log that was noted earlier.")
     ] = None,
     last: Annotated[int, typer.Option(min=0, help="Show so many of the newest entries.")] = 10,
+    archive: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where archived segments are.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify the chain of the site's audit log and show its newest entries.
 
-    Entries missing at the end are found only with a --head that was noted before.
+    Entries missing at the end are found only with a --head that was noted before. Segments that
+    are archived are counted, and verified with --archive.
     """
-    from fedhash.audit_log import START, read_audit_log
+    from fedhash.audit_log import START
+    from fedhash.audit_segments import verify_segments
     from fedhash_client.commands.site_files import read_site
     from fedhash_client.withdrawal import audit_file
 
     try:
         settings, _ = read_site(site)
-        entries = read_audit_log(audit_file(settings), noted=START if head is None else head)
+        log = verify_segments(
+            audit_file(settings), START if head is None else head, last=last, archive=archive
+        )
     except (FedhashError, OSError) as error:
         fail(error)
-    newest = entries[-last:] if last else ()
     facts: dict[str, object] = {
         "log": str(audit_file(settings)),
-        "entries": len(entries),
-        "head": entries[-1].hash if entries else START,
+        "entries": log.entries,
+        "head": log.head,
+        "segments": [str(file) for file in log.files],
+        "archived segments": log.archived,
+        "archived entries": log.archived_entries,
+        "signed by": sorted(key or "nobody" for key in log.signed_by),
     }
     if as_json:
-        print_json(facts | {"newest": [{"number": e.number, **e.content} for e in newest]})
+        print_json(facts | {"newest": [{"number": e.number, **e.content} for e in log.newest]})
         return
     print_facts(facts, as_json=False)
-    print_facts({f"entry {each.number}": each.content for each in newest}, as_json=False)
+    print_facts({f"entry {each.number}": each.content for each in log.newest}, as_json=False)
 
 
 def _read_line(file: BinaryIO) -> str:
@@ -144,13 +153,13 @@ def _opened(
     settings: SiteSettings, agreement: Agreement
 ) -> Iterator[tuple[ServedReleases, Callable[[dict[str, Any]], object]]]:
     """The archives of a site without a daemon, and its audit log; cut-off withdrawals complete."""
-    from fedhash.audit_log import AuditLog
+    from fedhash.audit_segments import SegmentedAuditLog
     from fedhash_client.releases.served import ServedReleases
     from fedhash_client.withdrawal import audit_file, complete_withdrawals
 
     def note(content: dict[str, Any]) -> None:
         # opened no earlier: a log that was altered must not keep a patient's data in the index
-        with AuditLog(audit_file(settings)) as log:
+        with SegmentedAuditLog(audit_file(settings)) as log:
             log.append(content)
 
     with ServedReleases(settings, agreement) as served:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhash.secagg.identity import SiteIdentity
 from fedhash_client.daemon.audit import SiteAudit
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.daemon.supernode import supernode_service
@@ -25,10 +26,12 @@ def site_daemon(site_file: Path) -> SiteDaemon:
     """
     daemon = SiteDaemon(site_file)
     settings = daemon.settings
-    audit = SiteAudit(audit_file(settings))
+    network = settings.network
+    identity = None if network is None else SiteIdentity.load(network.identity)
+    audit = SiteAudit(audit_file(settings), identity=identity)
     daemon.add(audit)
     served = add_releases(daemon, audit)
     add_queries(daemon, audit.append, served.archive)
-    if settings.network is not None:
-        daemon.add(supernode_service(settings, settings.network, daemon.state_folder))
+    if network is not None:
+        daemon.add(supernode_service(settings, network, daemon.state_folder))
     return daemon

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedhash.errors import FedhashError, ProtocolError
-from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.unix_server import UnixServer
+from fedhash_process.service import Status
 
 __all__ = ["Command", "ControlSocket", "ask_daemon"]
 
@@ -52,15 +52,15 @@ class ControlSocket:
         self._commands[name] = command
 
     def start(self) -> None:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         self._server.start()
 
     def stop(self) -> None:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         self._server.stop()
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         return self._server.status()
 
     def _converse(self, connection: socket.socket) -> None:

@@ -55,15 +55,9 @@ _PASSED_ON = (
 
 _START_NAME = "start.py"
 _START = """\
-import ctypes, os, runpy, signal, sys
+import runpy, sys
 
 sys.path[:0] = [folder for folder in {folders!r} if folder not in sys.path]
-if len(sys.argv) > 2 and sys.argv[1] == "--parent":  # the daemon: end with it
-    parent = int(sys.argv[2])
-    del sys.argv[1:3]
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        sys.exit("the daemon has ended already")
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
@@ -82,9 +76,8 @@ class Programs:
     environment: Mapping[str, str]
 
     def python(self, module: str) -> list[str]:
-        """The command that runs a module of this site's code, isolated, until the daemon ends."""
-        start = str(self.folder / _START_NAME)
-        return [sys.executable, "-I", start, "--parent", str(os.getpid()), module]
+        """The command that runs a module of this site's code, isolated."""
+        return [sys.executable, "-I", str(self.folder / _START_NAME), module]
 
 
 def write_programs(state_folder: Path) -> Programs:

@@ -24,7 +24,8 @@ class TrainingSettings(Settings):
     Attributes:
         aggregations: secure: only the sum over all sites leaves; plain shows the coordinator this
             site's own update, for comparisons and for a site alone.
-        largest_model_parameters: No larger model is built, whatever a round asks for.
+        largest_model_parameters: No larger model is built, whatever a round asks for, and no
+            release of a larger one is downloaded.
         largest_prepared_bytes: Nor are more bytes of prepared studies held in memory; the disk
             holds two such files.
         frozen: Modality to the file of frozen features, for rounds with frozen towers.

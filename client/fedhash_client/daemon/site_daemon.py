@@ -7,7 +7,7 @@
 3. It ends at SIGTERM or SIGINT: nobody new is served, services stop in the reverse of their order,
    and a training under way has some seconds. What is left of it then is as after a kill: every file
    is whole, and the ledger has counted the step.
-4. Nothing of a patient is logged or told (`logs`, `health`).
+4. Nothing of a patient is logged or told (`logs`, `fedhash_process.health`).
 
     >>> daemon = SiteDaemon(Path("site.yaml"))
     >>> daemon.add(QueryStream(...))
@@ -30,21 +30,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 import fedhash
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings
 from fedhash.errors import ConfigurationError, Problem, StorageError
 from fedhash_client.daemon.control import ControlSocket
-from fedhash_client.daemon.health import HealthPage, ServiceMetrics
 from fedhash_client.daemon.logs import start_logging
-from fedhash_client.daemon.notify import notify, watchdog_interval_s
+from fedhash_client.daemon.metrics import ServiceMetrics
 from fedhash_client.daemon.paths import CONTROL_SOCKET, RELAY_SOCKET, state_folder_of
 from fedhash_client.daemon.relay_answers import RelayAnswers
 from fedhash_client.daemon.relay_socket import relay_socket
-from fedhash_client.daemon.service import Service, Status
 from fedhash_client.settings import SiteSettings
+from fedhash_process.health import HealthPage
+from fedhash_process.service import Service, Status
+from fedhash_process.service_manager import notify, watchdog_interval_s
 
 __all__ = ["SiteDaemon"]
 
@@ -89,7 +90,12 @@ class SiteDaemon:
         self._listening: list[Service] = [
             relay_socket(self.state_folder / RELAY_SOCKET, self.answers),
             self.control,
-            HealthPage(self.settings.daemon.health_port, self.health, self.registry),
+            HealthPage(
+                self.settings.daemon.health_port,
+                "daemon.health_port",
+                self.health,
+                lambda: generate_latest(self.registry),
+            ),
         ]
         self._stop = threading.Event()
         self._started = time.time()

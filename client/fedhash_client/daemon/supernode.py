@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import socket
+from functools import partial
 from pathlib import Path
 
 from fedhash.flower_version import check_flower_version
@@ -14,8 +16,20 @@ from fedhash_client.daemon.programs import write_programs
 from fedhash_client.daemon.supervised import Supervised
 from fedhash_client.network_settings import NetworkSettings
 from fedhash_client.settings import SiteSettings
+from fedhash_process.supervisor import Child, Pace
 
 __all__ = ["supernode_service"]
+
+_ANSWER_S = 5.0
+# proof_s: one that the SuperLink refuses has its port open for some seconds before it ends
+_PACE = Pace(
+    longest_wait_s=15,
+    good_life_s=120,
+    probe_every_s=5,
+    proof_s=15,
+    start_s=60,
+    longest_silence_s=15,
+)
 
 
 def supernode_service(
@@ -39,12 +53,24 @@ def supernode_service(
         *("--node-file", str(state_folder / "flower" / "node")),
     ]
     return Supervised(
-        "supernode",
-        command,
-        programs.environment,
-        state_folder / "flower",
-        port=settings.daemon.supernode_port,
+        Child(
+            "supernode",
+            tuple(command),
+            partial(_answers, settings.daemon.supernode_port),
+            programs.environment,
+            state_folder / "flower",
+            logged=True,
+            pace=_PACE,
+        )
     )
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
 
 
 def _node_config(site: str, path: Path) -> str:

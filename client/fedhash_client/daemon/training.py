@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 import fedhash
@@ -38,7 +37,12 @@ from fedhash.errors import DataError, FedhashError, ModelError, RefusedError, St
 from fedhash.learning.local_training import LocalResult
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures
-from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
+from fedhash.models.hash_model import (
+    HashModel,
+    build_model,
+    frozen_modalities,
+    model_without_memory,
+)
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies, prepare_studies
 from fedhash.models.settings import ModelSettings
@@ -137,9 +141,7 @@ class Trainers:
         return layout
 
     def _without_memory(self, model: ModelSettings) -> HashModel:
-        anchors = Anchors.build(self._agreement)
-        with torch.device("meta"):
-            return build_model(model, self._agreement.code_bits, 0, anchors=anchors)
+        return model_without_memory(model, Anchors.build(self._agreement))
 
     def _trainer(self, model: ModelSettings, still_wanted: Callable[[], bool]) -> SiteTrainer:
         warm = self._warm

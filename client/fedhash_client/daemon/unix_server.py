@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedhash.errors import ConfigurationError, FedhashError, Problem, StorageError
-from fedhash_client.daemon.service import Status
+from fedhash_process.service import Status
 
 __all__ = ["LONGEST_PATH_BYTES", "UnixServer"]
 
@@ -111,7 +111,7 @@ class UnixServer:
         self._path.unlink(missing_ok=True)
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         thread = self._thread
         return {
             "healthy": thread is not None and thread.is_alive(),

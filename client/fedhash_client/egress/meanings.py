@@ -68,6 +68,7 @@ QUERIES = {
     "Answer.number": "of the query on this connection",
     "Answer.hits": "what was found",
     "Answer.refusal": "or why nothing is answered",
+    "Answer.signature": "of this site's Ed25519 identity over the query and what was found",
     "Hits.handles": "16 bytes a hit: keyed hash of a study id, opaque without this site's key",
     "Hits.distances": "Hamming distance of each hit's code to the query's",
     "Hits.scores": "weighted agreement of each hit's code with the query",

@@ -242,7 +242,7 @@ def _messages(
         yield by_router(
             "answer: FromSite",
             FromSite,
-            "to the router, and merged with other sites' hits to whoever signed the query",
+            "to the router, and from there to whoever signed the query",
             f"a member asks; at most {most} hits, at most {per_hour} answers an hour to each; and "
             "when the site's release changes",
             _REFUSAL_BYTES + most * (HANDLE_BYTES + 5 + 5),

@@ -26,12 +26,12 @@ from fedhash.agreement import Agreement
 from fedhash.durability import replace_file, sync_folder
 from fedhash.errors import ReleaseError, StorageError
 from fedhash.models.frozen_features import LARGEST_FILE_BYTES
+from fedhash.registry.announced import AnnouncedRelease, announced_release
 from fedhash.registry.release import (
     LARGEST_MANIFEST_BYTES,
     MANIFEST_FILE,
     Release,
     load_release,
-    named_files,
 )
 from fedhash.regular_file import read_regular_file
 from fedhash_client.releases.source import ReleaseSource, untold
@@ -46,6 +46,7 @@ def fetch_release(
     largest_bytes: int,
     progress: Callable[[int, int], None] = untold,
     agreement: Agreement | None = None,
+    largest_parameters: int | None = None,
 ) -> Release:
     """The release, downloaded if need be.
 
@@ -56,6 +57,7 @@ def fetch_release(
         largest_bytes: Of all files together.
         progress: Called with bytes of the present file done and in all; may raise to stop.
         agreement: Of another one nothing but the manifest is downloaded; None: any will do.
+        largest_parameters: Nor of a model with more; None: any will do.
 
     Raises:
         ReleaseError: What was sent is not this release, too large, or does not fit this version.
@@ -76,13 +78,14 @@ def fetch_release(
             source, release_id, manifest, min(left, LARGEST_MANIFEST_BYTES), progress
         )
         try:
-            digests = named_files(
+            announced = announced_release(
                 read_regular_file(manifest, LARGEST_MANIFEST_BYTES), release_id, agreement
             )
+            _check_size(announced, release_id, largest_parameters)
         except ReleaseError:
             manifest.unlink()
             raise
-        for name, digest in digests.items():
+        for name, digest in announced.files.items():
             path = partial / name
             left -= _fetch_file(source, release_id, path, min(left, LARGEST_FILE_BYTES), progress)
             if _sha256(path) != digest:
@@ -116,7 +119,7 @@ def install_release(release_folder: Path, folder: Path) -> Release:
             unfinished.mkdir(parents=True)
             manifest = read_regular_file(release_folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
             # and nothing else that lies there: it may be a link to anything
-            for name in (MANIFEST_FILE, *named_files(manifest, release.release_id)):
+            for name in (MANIFEST_FILE, *announced_release(manifest, release.release_id).files):
                 content = read_regular_file(release_folder / name, LARGEST_FILE_BYTES)
                 replace_file(unfinished / name, content)
             unfinished.replace(target)
@@ -124,6 +127,15 @@ def install_release(release_folder: Path, folder: Path) -> Release:
         except OSError as error:
             raise StorageError(error, folder) from error
     return _verified(target, release.release_id)
+
+
+def _check_size(announced: AnnouncedRelease, release_id: str, largest: int | None) -> None:
+    if largest is not None and announced.parameters > largest:
+        raise ReleaseError(
+            f"release {release_id[:12]} has a model of {announced.parameters:,} parameters, and "
+            f"training.largest_model_parameters allows {largest:,}; raise it in site.yaml if the "
+            "coordinator confirms the size"
+        )
 
 
 def _verified(target: Path, release_id: str) -> Release:

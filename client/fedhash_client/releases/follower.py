@@ -7,7 +7,10 @@
 3. Whatever fails is logged, told by `status` and tried again after a pause, from where it was. A
    coordinator that cannot be reached keeps no site from finishing with what it has, and is not the
    site's ill health: it is told as `fault`. What was refused, or failed here, is told as `error`.
-4. `stop` ends downloads and encoding at the next piece, and waits for that.
+4. Pauses double from `releases.poll_s` on. A coordinator that was away is asked within a minute of
+   its return, at a random time, so that not all sites come at once; what failed here may be a
+   download of gigabytes, and is begun anew less often.
+5. `stop` ends downloads and encoding at the next piece, and waits for that.
 
     >>> follower = ReleaseFollower(settings, agreement, served, source, log.append)
     >>> follower.start()
@@ -18,6 +21,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Lock, Thread
@@ -27,14 +31,15 @@ from fedhash.agreement import Agreement
 from fedhash.errors import FedhashError, ProtocolError, ReleaseError
 from fedhash.registry.seen import NewestSeen
 from fedhash.registry.statement import read_statement
-from fedhash_client.daemon.service import Status
 from fedhash_client.releases.download import fetch_release
 from fedhash_client.releases.served import ServedReleases
 from fedhash_client.releases.source import ReleaseSource
 from fedhash_client.settings import SiteSettings
+from fedhash_process.service import Status
 
 __all__ = ["ReleaseFollower"]
 
+_LONGEST_OUTAGE_PAUSE_S = 60.0  # to ask costs both ends 11 ms of a processor, TLS included
 _LONGEST_PAUSE_S = 600.0
 _STOP_TIMEOUT_S = 60.0
 
@@ -101,7 +106,7 @@ class ReleaseFollower:
             self._thread.join(_STOP_TIMEOUT_S)
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`; a share, and no number of studies."""
+        """See :class:`fedhash_process.service.Service`; a share, and no number of studies."""
         served = self._served.current()
         return {
             "healthy": self._error is None,
@@ -161,15 +166,15 @@ class ReleaseFollower:
             except ProtocolError as error:  # what failed before it stays told until all is well
                 self._fault = str(error)
                 _log.warning("releases: %s", error)
-                pause_s = _longer(pause_s, poll_s)
+                pause_s = _longer(pause_s, poll_s, _LONGEST_OUTAGE_PAUSE_S)
             except (FedhashError, OSError, ArithmeticError, RuntimeError, ValueError) as error:
                 # searches go on with what the site has
                 known = isinstance(error, FedhashError)
                 self._error = str(error) if known else "it is not foreseen; see the site's log"
                 self._fault = None
                 _log.warning("releases: %s", self._error, exc_info=not known)
-                pause_s = _longer(pause_s, poll_s)
-            self._stop.wait(pause_s)
+                pause_s = _longer(pause_s, poll_s, _LONGEST_PAUSE_S)
+            self._stop.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     def _ask(self) -> None:
         data = self._source.current()
@@ -189,6 +194,7 @@ class ReleaseFollower:
             self._settings.releases.largest_bytes,
             self._progress("downloading"),
             self._agreement,
+            self._settings.training.largest_model_parameters,
         )
         now = self._served.adopt(release, self._progress("encoding"))
         self._note(
@@ -214,5 +220,5 @@ class ReleaseFollower:
         self._phase, self._done, self._total = phase, done, total
 
 
-def _longer(pause_s: float, poll_s: float) -> float:
-    return max(poll_s, min(2 * pause_s, _LONGEST_PAUSE_S))
+def _longer(pause_s: float, poll_s: float, longest_s: float) -> float:
+    return max(poll_s, min(2 * pause_s, longest_s))

@@ -18,7 +18,6 @@ from typing import Any
 
 from fedhash.errors import ArchiveError, QueryError, ReleaseError
 from fedhash_client.daemon.audit import SiteAudit
-from fedhash_client.daemon.service import Status
 from fedhash_client.daemon.site_daemon import SiteDaemon
 from fedhash_client.own_search import OwnQuery, search_own, search_words
 from fedhash_client.releases.follower import ReleaseFollower
@@ -26,6 +25,7 @@ from fedhash_client.releases.served import ServedReleases
 from fedhash_client.releases.source import GrpcReleases, ReleaseSource
 from fedhash_client.router_channel import open_channel
 from fedhash_client.withdrawal import complete_withdrawals, withdraw
+from fedhash_process.service import Status
 
 __all__ = ["add_releases"]
 
@@ -128,6 +128,6 @@ class _Archives:
         self._served.close()
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`; a site without a release is well."""
+        """See :class:`fedhash_process.service.Service`; a site without a release is well."""
         now = self._served.current()
         return {"healthy": True, "release": None if now is None else now.release.release_id}

@@ -1,13 +1,8 @@
 """What a site answers searches with: one release, its model and its archive, always of each other.
 
-    archive.sqlite            a link into archives/: the one that answers
-    archives/
-      RELEASE-DATA.sqlite     an archive each for a release and a state of the site's data
-    state/releases/RELEASE_ID/
-
-1. An archive says which release it is of, and releases are named by their content. So the link
-   alone is the switch: whenever the process dies, the archive behind it is whole, and its release
-   is the one that it names.
+1. An archive says which release it is of, and releases are named by their content. So the link of
+   `archive_folder` alone is the switch: whenever the process dies, the archive behind it is whole,
+   and its release is the one that it names, in state/releases/RELEASE_ID/.
 2. A new archive is filled beside the old one, which answers meanwhile. A killed filling goes on
    where it was: studies that have their entries are skipped, and a batch is stored whole or not.
    Data that changed (the manifest, a file that it names) has another name, so it starts anew.
@@ -26,9 +21,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +29,6 @@ from pathlib import Path
 
 from fedhash.agreement import Agreement
 from fedhash.data.study import Study
-from fedhash.durability import sync_folder
 from fedhash.errors import ArchiveError, DataError, ReleaseError, StorageError
 from fedhash.index import Archive, archive_release, site_handle
 from fedhash.index.encoding import encode_entries
@@ -49,6 +41,7 @@ from fedhash_client.archive_index import (
     read_site_manifest,
 )
 from fedhash_client.daemon.paths import state_folder
+from fedhash_client.releases.archive_folder import ArchiveFolder, remove_archive
 from fedhash_client.releases.consent import RefusedStudies
 from fedhash_client.releases.source import untold
 from fedhash_client.settings import SiteSettings
@@ -57,7 +50,6 @@ from fedhash_client.withdrawn import Withdrawn
 __all__ = ["ServedRelease", "ServedReleases", "check_release"]
 
 _BLOCK_STUDIES = 512  # encoded and stored at once
-_LEFT_BY_SQLITE = ("", "-journal", "-wal", "-shm", ".creating")
 
 _log = logging.getLogger(__name__)
 
@@ -90,40 +82,27 @@ class ServedReleases:
     def __init__(self, settings: SiteSettings, agreement: Agreement) -> None:
         self._settings = settings
         self._agreement = agreement
-        self._link = settings.archive
-        self._folder = settings.archive.parent / "archives"
+        self._folder = ArchiveFolder(settings.archive)
         self._withdrawn = Withdrawn(state_folder(settings))
         self.releases = state_folder(settings) / "releases"
         self._served: ServedRelease | None = None
         self._filling: Archive | None = None
         self._refused = RefusedStudies(settings.manifest, settings.handle_key)
-        self._lock: int | None = None
 
     def acquire(self) -> None:
-        """Lock the folder for this process; nothing else may be called before.
+        """Lock the archives for this process; nothing else may be called before.
 
         Raises:
-            ArchiveError: Another process has it.
+            ArchiveError: Another process has them.
             StorageError: The operating system refuses a folder.
         """
+        self._folder.acquire()
         try:
-            for each in (self._link.parent, self.releases.parent, self._folder, self.releases):
+            for each in (self.releases.parent, self.releases):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._folder = self._folder.resolve()
-            _remove(self._link.with_name(self._link.name + ".new"))  # of earlier versions
-            lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(lock)
-                raise ArchiveError(
-                    f"{self._folder} is in use by another process, perhaps by 'fedhash-site run' "
-                    "that is starting; ask again, or stop that one"
-                ) from error
         except OSError as error:
-            raise StorageError(error, self._folder) from error
-
-        self._lock = lock
+            self._folder.close()
+            raise StorageError(error, self.releases) from error
 
     def __enter__(self) -> ServedReleases:
         self.acquire()
@@ -137,9 +116,7 @@ class ServedReleases:
         if self._served is not None:
             self._served.archive.close()
         self._served = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._folder.close()
 
     def current(self) -> ServedRelease | None:
         """What answers now; None where the site has no archive yet, or `open` was not called."""
@@ -184,7 +161,7 @@ class ServedReleases:
             ArchiveError: The archive is damaged or in use.
             ReleaseError: The site does not hold its release, or it does not verify.
         """
-        path = self._linked()
+        path = self._folder.linked()
         if path is None:
             return None
         if release is None:
@@ -192,8 +169,8 @@ class ServedReleases:
             folder = self.releases / release_id
             if not folder.is_dir():
                 raise ReleaseError(
-                    f"{self._link} holds codes of release {release_id[:12]}, and {folder} is not "
-                    "there; copy the release there, or let the site fetch it again"
+                    f"{self._folder.link} holds codes of release {release_id[:12]}, and {folder} "
+                    "is not there; copy the release there, or let the site fetch it again"
                 )
             release = load_release(folder)
         check_release(release, self._agreement)
@@ -235,10 +212,11 @@ class ServedReleases:
                 "fedhash-site check names the reason of each row"
             )
         key = read_handle_key(self._settings.handle_key)
-        before = self._linked()
+        before = self._folder.linked()
         data = data_fingerprint(self._settings.manifest, studies, key)[:16]
         name = f"{release.release_id[:16]}-{data}"
-        path, again = self._folder / f"{name}.sqlite", self._folder / f"{name}-again.sqlite"
+        path = self._folder.path / f"{name}.sqlite"
+        again = self._folder.path / f"{name}-again.sqlite"
         if (path if anew else again) == before:
             path, again = again, path
         if path == before and not anew:
@@ -248,14 +226,14 @@ class ServedReleases:
                 return served
             path, anew = again, True  # what answered is damaged
         if anew:
-            _remove(path)
+            remove_archive(path)
         model = release.build_model()
         archive = self._opened(path, release)
         try:
             self._fill(archive, model, studies, key, progress)
             served = ServedRelease(release, model, archive)
             with self._withdrawn.locked():
-                self._point_to(path)
+                self._folder.point_to(path)
                 former, self._served, self._filling = self._served, served, None
                 if former is not None:
                     former.archive.close()  # searches that hold it need its file no more
@@ -287,8 +265,8 @@ class ServedReleases:
         for archive in opened:
             if archive is not None:
                 removed += remove(archive)
-        linked = self._linked()
-        for path in sorted({*self._folder.glob("*.sqlite"), *([linked] if linked else [])} - paths):
+        linked = self._folder.linked()
+        for path in sorted(self._folder.archives() - paths):
             try:
                 release_id, code_bits = archive_release(path)
                 with Archive(path, release_id, code_bits) as archive:
@@ -297,7 +275,7 @@ class ServedReleases:
                 if path == linked:
                     raise
                 _log.warning("%s cannot be read; it does not answer, so it is removed", path)
-                _remove(path)
+                remove_archive(path)
         return removed
 
     def _fill(
@@ -336,7 +314,7 @@ class ServedReleases:
         try:
             return self._served or self.open(release)
         except ArchiveError:
-            _log.warning("%s cannot be used; it is encoded anew", self._link, exc_info=True)
+            _log.warning("%s cannot be used; it is encoded anew", self._folder.link, exc_info=True)
             return None
 
     def _opened(self, path: Path, release: Release) -> Archive:
@@ -348,60 +326,22 @@ class ServedReleases:
                 if not path.exists():
                     raise
                 _log.warning("%s cannot be used; it is encoded anew", path, exc_info=True)
-                _remove(path)
+                remove_archive(path)
                 archive = Archive(path, release.release_id, self._agreement.code_bits)
             self._filling = archive
         return archive
 
-    def _linked(self) -> Path | None:
-        """The archive that answers; a plain file is moved below the folder first."""
-        link = self._link
-        if link.is_symlink():
-            # what an archive that was a plain file left when the process died
-            _remove(link, besides=True)
-            return link.resolve() if link.exists() else None
-        if not link.exists():
-            return None
-        archive_release(link)  # an orderly close folds its log into it
-        path = self._folder / f"{link.stem}-before.sqlite"
-        try:
-            _remove(path)
-            os.link(link, path)
-            self._point_to(path)
-        except OSError as error:
-            raise StorageError(error, path) from error
-        return path.resolve()
-
-    def _point_to(self, path: Path) -> None:
-        unfinished = self._link.with_name(self._link.name + ".link")
-        try:
-            unfinished.unlink(missing_ok=True)
-            unfinished.symlink_to(Path(self._folder.name) / path.name)
-            unfinished.replace(self._link)
-            sync_folder(self._link.parent)
-        except OSError as error:
-            raise StorageError(error, self._link) from error
-
     def _tidy(self, path: Path, before: Path | None, release: Release) -> None:
         """Remove archives and releases that nobody goes back to."""
-        for archive in self._folder.glob("*.sqlite"):
+        for archive in self._folder.archives():
             if archive not in {path, before}:
-                _remove(archive)
+                remove_archive(archive)
         kept = {release.release_id}
         if before is not None:
             try:
                 kept.add(archive_release(before)[0])
             except ArchiveError:
-                _remove(before)
+                remove_archive(before)
         for folder in self.releases.iterdir():
             if folder.is_dir() and folder.name.partition(".")[0] not in kept:
                 shutil.rmtree(folder)
-
-
-def _remove(path: Path, *, besides: bool = False) -> None:
-    """An archive with all that SQLite puts beside it, or only that."""
-    try:
-        for suffix in _LEFT_BY_SQLITE[besides:]:
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(error, path) from error

@@ -17,7 +17,7 @@ class ReleaseSettings(Settings):
     """How the site follows the consortium's releases.
 
     Attributes:
-        poll_s: Seconds between two questions which release is current.
+        poll_s: Most seconds between two questions which release is current; half as many at least.
         smallest_number: No statement with a smaller number is taken. Set it after the state folder
             was lost: it kept the newest number (`fedhash.registry.seen`).
         largest_bytes: No larger release is downloaded.

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from fedhash.codes import CODE_BITS_RANGE
 from fedhash.errors import MessageError
 from fedhash.printable import printable
-from fedhash.search.answers import OUTCOMES, Found, Merged, Outcome, Refusal, SiteResult
+from fedhash.search.answers import (
+    OUTCOMES,
+    SIGNATURE_BYTES,
+    Found,
+    Gathered,
+    Outcome,
+    Refusal,
+    SiteResult,
+)
 from fedhash.search.hit import HANDLE_BYTES, Hit
 from fedhash.search.query import WEIGHT_SCALE
 from fedhash.search.wire import search_pb2
@@ -22,10 +30,12 @@ from fedhash.search.wire.queries import LARGEST_K, LARGEST_SIGNED_BYTES, SignedQ
 
 __all__ = [
     "LARGEST_MESSAGE_BYTES",
+    "LARGEST_REPLY_BYTES",
     "Answer",
     "Holds",
     "decode_reply",
     "encode_answer",
+    "encode_hits",
     "encode_holds",
     "encode_reply",
     "encode_to_site",
@@ -33,8 +43,8 @@ __all__ = [
     "read_to_site",
 ]
 
-# 10,000 hits of 16 bytes and two numbers, and the results of 1000 sites with long names
-LARGEST_MESSAGE_BYTES = 1 << 20
+LARGEST_MESSAGE_BYTES = 1 << 20  # of one site: 10,000 hits of 16 bytes and two numbers
+LARGEST_REPLY_BYTES = 1 << 24  # of all: 50 hits of each of 1000 sites take 2 MB
 _LARGEST_TEXT = 500
 _LARGEST_SITES = 1000  # as many as an agreement lists
 _MOST_BITS = CODE_BITS_RANGE[1]
@@ -79,14 +89,8 @@ def encode_answer(number: int, content: Found | Refusal) -> bytes:
     if isinstance(content, Refusal):
         answer.refusal.CopyFrom(_refusal(content))
     else:
-        answer.hits.CopyFrom(
-            search_pb2.Hits(
-                handles=_handles(content.hits),
-                distances=[hit.distance for hit in content.hits],
-                scores=[hit.score for hit in content.hits],
-                cut_to_bits=content.cut_to_bits,
-            )
-        )
+        answer.hits.CopyFrom(_hits(content))
+        answer.signature = content.signature
     return serialise(search_pb2.FromSite(answer=answer), LARGEST_MESSAGE_BYTES)
 
 
@@ -103,13 +107,21 @@ def read_from_site(data: bytes, site: str) -> Holds | Answer:
         return Holds(check_text("release", release, RELEASE) if release else None)
     if which is None or (kind := message.answer.WhichOneof("content")) is None:
         raise MessageError("the site's message says nothing; it runs another version of fedhash")
+    answer = message.answer
     if kind == "refusal":
-        return Answer(message.answer.number, _read_refusal(message.answer.refusal))
-    hits = message.answer.hits
-    columns = _columns(hits.handles, hits.distances, hits.scores)
-    found = tuple(Hit(site, *column) for column in columns)
-    cut = _bits(hits.cut_to_bits) if hits.HasField("cut_to_bits") else None
-    return Answer(message.answer.number, Found(found, cut))
+        if answer.signature:
+            raise MessageError("a refusal is signed; the site runs another version of fedhash")
+        return Answer(answer.number, _read_refusal(answer.refusal))
+    return Answer(answer.number, _read_hits(answer.hits, answer.signature, site))
+
+
+def encode_hits(found: Found) -> bytes:
+    """What a site signs of its answer: all but the signature.
+
+    Raises:
+        MessageError: It is longer than a router takes.
+    """
+    return serialise(_hits(found), LARGEST_MESSAGE_BYTES)
 
 
 def encode_to_site(number: int, signed: SignedQuery) -> bytes:
@@ -128,7 +140,7 @@ def read_to_site(data: bytes) -> tuple[int, SignedQuery]:
     return message.number, read_signed(message.query)
 
 
-def encode_reply(content: Merged | Refusal) -> bytes:
+def encode_reply(content: Gathered | Refusal) -> bytes:
     """The router's reply.
 
     Raises:
@@ -137,59 +149,43 @@ def encode_reply(content: Merged | Refusal) -> bytes:
     reply = search_pb2.Reply()
     if isinstance(content, Refusal):
         reply.refusal.CopyFrom(_refusal(content))
-        return serialise(reply, LARGEST_MESSAGE_BYTES)
-    places = {result.site: place for place, result in enumerate(content.sites)}
-    reply.merged.CopyFrom(
-        search_pb2.Merged(
-            sites=[
-                search_pb2.SiteResult(
-                    site=each.site,
-                    outcome=each.outcome,
-                    reason=each.reason,
-                    hits=each.hits,
-                    cut_to_bits=each.cut_to_bits,
-                )
-                for each in content.sites
-            ],
-            places=[places[hit.site] for hit in content.hits],
-            handles=_handles(content.hits),
-            distances=[hit.distance for hit in content.hits],
-            scores=[hit.score for hit in content.hits],
-        )
-    )
-    return serialise(reply, LARGEST_MESSAGE_BYTES)
+        return serialise(reply, LARGEST_REPLY_BYTES)
+    reply.gathered.SetInParent()
+    for each in content.sites:
+        result = search_pb2.SiteResult(site=each.site, outcome=each.outcome, reason=each.reason)
+        if (found := content.found.get(each.site)) is not None:
+            result.hits.CopyFrom(_hits(found))
+            result.signature = found.signature
+        reply.gathered.sites.append(result)
+    return serialise(reply, LARGEST_REPLY_BYTES)
 
 
-def decode_reply(data: bytes) -> Merged | Refusal:
+def decode_reply(data: bytes) -> Gathered | Refusal:
     """What the router replied.
 
     Raises:
-        MessageError: It is no reply, or its hits do not stand in the total order.
+        MessageError: It is no reply.
     """
-    reply = parse(search_pb2.Reply, data, LARGEST_MESSAGE_BYTES)
+    reply = parse(search_pb2.Reply, data, LARGEST_REPLY_BYTES)
     which = reply.WhichOneof("content")
     if which is None:
         raise MessageError("the router's reply is empty; it runs another version of fedhash")
     if which == "refusal":
         return _read_refusal(reply.refusal)
-    merged = reply.merged
-    if len(merged.sites) > _LARGEST_SITES:
-        raise MessageError(f"the reply has {len(merged.sites)} sites, at most {_LARGEST_SITES}")
-    sites = tuple(_read_result(each) for each in merged.sites)
+    if len(reply.gathered.sites) > _LARGEST_SITES:
+        raise MessageError(
+            f"the reply has {len(reply.gathered.sites)} sites, at most {_LARGEST_SITES}"
+        )
+    found = {
+        each.site: _read_hits(each.hits, each.signature, each.site)
+        for each in reply.gathered.sites
+        if each.HasField("hits")
+    }
+    sites = tuple(_read_result(each, found.get(each.site)) for each in reply.gathered.sites)
     names = [each.site for each in sites]
     if names != sorted(set(names)):
         raise MessageError("the reply's sites are not sorted by name, or one stands twice")
-    if any(place >= len(names) for place in merged.places):
-        raise MessageError("a hit of the reply is of no site of the reply")
-    columns = _columns(merged.handles, merged.distances, merged.scores)
-    if len(columns) != len(merged.places):
-        raise MessageError(f"the reply has {len(columns)} hits and {len(merged.places)} places")
-    hits = tuple(
-        Hit(names[place], *column) for place, column in zip(merged.places, columns, strict=True)
-    )
-    if any(hits[i].rank >= hits[i + 1].rank for i in range(len(hits) - 1)):
-        raise MessageError("the reply's hits do not stand in the total order, or one stands twice")
-    return Merged(hits, sites)
+    return Gathered(sites, found)
 
 
 def _refusal(refusal: Refusal) -> search_pb2.Refusal:
@@ -208,21 +204,35 @@ def _read_refusal(message: search_pb2.Refusal) -> Refusal:
     return Refusal(reason, printable(message.message))
 
 
-def _read_result(message: search_pb2.SiteResult) -> SiteResult:
+def _read_result(message: search_pb2.SiteResult, found: Found | None) -> SiteResult:
     outcome: Outcome | None = next((each for each in OUTCOMES if each == message.outcome), None)
     if outcome is None:
         raise MessageError(f"a site's outcome is {message.outcome[:80]!r}, which there is not")
-    if message.hits > LARGEST_K:
-        raise MessageError(f"a site is said to have given {message.hits} hits")
+    if (found is not None) != (outcome == "answered") or (found is None and message.signature):
+        raise MessageError("a site has hits and did not answer, or answered and has none")
     reason = message.reason
     check_text("reason", reason, RELEASE if outcome == "other_release" and reason else REASON)
-    return SiteResult(
-        check_text("site", message.site, SITE),
-        outcome,
-        reason,
-        message.hits,
-        _bits(message.cut_to_bits) if message.HasField("cut_to_bits") else None,
+    site = check_text("site", message.site, SITE)
+    if found is None:
+        return SiteResult(site, outcome, reason)
+    return SiteResult(site, outcome, reason, len(found.hits), found.cut_to_bits)
+
+
+def _hits(found: Found) -> search_pb2.Hits:
+    return search_pb2.Hits(
+        handles=_handles(found.hits),
+        distances=[hit.distance for hit in found.hits],
+        scores=[hit.score for hit in found.hits],
+        cut_to_bits=found.cut_to_bits,
     )
+
+
+def _read_hits(message: search_pb2.Hits, signature: bytes, site: str) -> Found:
+    columns = _columns(message.handles, message.distances, message.scores)
+    cut = _bits(message.cut_to_bits) if message.HasField("cut_to_bits") else None
+    if len(signature) != SIGNATURE_BYTES:
+        raise MessageError(f"a signature has {len(signature)} bytes, expected {SIGNATURE_BYTES}")
+    return Found(tuple(Hit(site, *column) for column in columns), cut, signature)
 
 
 def _handles(hits: Sequence[Hit]) -> bytes:

@@ -79,14 +79,16 @@ class Holds(_message.Message):
     def __init__(self, release: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("number", "hits", "refusal")
+    __slots__ = ("number", "hits", "refusal", "signature")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     number: int
     hits: Hits
     refusal: Refusal
-    def __init__(self, number: _Optional[int] = ..., hits: _Optional[_Union[Hits, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    signature: bytes
+    def __init__(self, number: _Optional[int] = ..., hits: _Optional[_Union[Hits, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class FromSite(_message.Message):
     __slots__ = ("holds", "answer")
@@ -105,37 +107,29 @@ class ToSite(_message.Message):
     def __init__(self, number: _Optional[int] = ..., query: _Optional[_Union[SignedQuery, _Mapping]] = ...) -> None: ...
 
 class SiteResult(_message.Message):
-    __slots__ = ("site", "outcome", "reason", "hits", "cut_to_bits")
+    __slots__ = ("site", "outcome", "reason", "hits", "signature")
     SITE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
-    CUT_TO_BITS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     site: str
     outcome: str
     reason: str
-    hits: int
-    cut_to_bits: int
-    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., hits: _Optional[int] = ..., cut_to_bits: _Optional[int] = ...) -> None: ...
+    hits: Hits
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., hits: _Optional[_Union[Hits, _Mapping]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
-class Merged(_message.Message):
-    __slots__ = ("sites", "places", "handles", "distances", "scores")
+class Gathered(_message.Message):
+    __slots__ = ("sites",)
     SITES_FIELD_NUMBER: _ClassVar[int]
-    PLACES_FIELD_NUMBER: _ClassVar[int]
-    HANDLES_FIELD_NUMBER: _ClassVar[int]
-    DISTANCES_FIELD_NUMBER: _ClassVar[int]
-    SCORES_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[SiteResult]
-    places: _containers.RepeatedScalarFieldContainer[int]
-    handles: bytes
-    distances: _containers.RepeatedScalarFieldContainer[int]
-    scores: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sites: _Optional[_Iterable[_Union[SiteResult, _Mapping]]] = ..., places: _Optional[_Iterable[int]] = ..., handles: _Optional[bytes] = ..., distances: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[SiteResult, _Mapping]]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("merged", "refusal")
-    MERGED_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("refusal", "gathered")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
-    merged: Merged
+    GATHERED_FIELD_NUMBER: _ClassVar[int]
     refusal: Refusal
-    def __init__(self, merged: _Optional[_Union[Merged, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    gathered: Gathered
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ...) -> None: ...

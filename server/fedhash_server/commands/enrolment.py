@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from fedhash.errors import FedhashError
-from fedhash_server.printing import fail, print_facts
+from fedhash_process.printing import AsJson, fail, print_facts
 
 __all__ = ["enrol", "init", "strike"]
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def init(

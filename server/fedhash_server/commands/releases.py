@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedhash.errors import FedhashError, ReleaseError
 from fedhash.secagg.identity import SiteIdentity
-from fedhash_server.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash.registry.registry import Registry
@@ -25,7 +25,6 @@ release = typer.Typer(
     no_args_is_help=True,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 After = Annotated[
     int,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedhash.errors import FedhashError, QueryError
-from fedhash_server.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 __all__ = ["search"]
 
@@ -39,7 +39,7 @@ def search(
     timeout_s: Annotated[
         float, typer.Option("--timeout-s", min=0.1, max=60, help="How long sites may take.")
     ] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask all sites for studies like an example. Their handles lead back only there."""
     from fedhash.data.modalities import MODALITIES

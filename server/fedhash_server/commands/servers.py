@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedhash.errors import FedhashError
-from fedhash_server.printing import fail, print_facts, print_json
+from fedhash_process.printing import AsJson, fail, print_facts, print_json
 
 if TYPE_CHECKING:
     from fedhash.rounds.coordinator import RoundRecord
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["run", "status", "train", "unit"]
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _err = Console(stderr=True)
 
 
@@ -118,7 +117,8 @@ def train(
     telling and not the run.
     """
     from fedhash_server.coordinator_folder import CoordinatorFolder
-    from fedhash_server.training_run import follow_run, prepare_run
+    from fedhash_server.followed_run import follow_run
+    from fedhash_server.training_run import prepare_run
 
     def tell(record: RoundRecord) -> None:
         counted = sum(outcome == "ok" for outcome in record.sites.values())

@@ -1,10 +1,10 @@
-"""How the commands of the coordinator print results and end with an error."""
+"""How commands print results and end with an error."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,7 +12,9 @@ from rich.markup import escape
 
 from fedhash.errors import FedhashError, StorageError
 
-__all__ = ["fail", "print_facts", "print_json"]
+__all__ = ["AsJson", "fail", "print_facts", "print_json"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def print_facts(facts: dict[str, object], *, as_json: bool) -> None:

@@ -1,9 +1,10 @@
-"""`/health` and `/metrics` on loopback, for the site's own monitoring.
+r"""`/health` and `/metrics` on loopback, for the monitoring of the machine that it runs on.
 
-1. Whoever can reach the machine's loopback may ask, so there is liveness and there are counts of
-   messages, and nothing of the data, not even how many patients train.
-2. `/health` answers 200 when all services are healthy and 503 when one is not, with their names.
+1. Whoever can reach the machine's loopback may ask, so there are liveness, names of sites and
+   counts of messages, and nothing of data or of a query, not even how many patients train.
+2. `/health` answers 503 when it says that something is not healthy, else 200.
 3. A few requests are served at once, each for a few seconds at most.
+4. Requests are answered in threads of their own: what is told has to bear that.
 
     $ curl http://127.0.0.1:9464/health
     {"site": "hospital-a", "healthy": true, "services": {"relay": true, "control": true}}
@@ -15,19 +16,18 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from fedhash.errors import StorageError
-from fedhash_client.daemon.service import Status
+from fedhash_process.service import Status
 
-__all__ = ["HealthPage", "ServiceMetrics"]
+__all__ = ["HealthPage"]
 
 _MOST_REQUESTS = 8
 _REQUEST_S = 5.0
@@ -35,55 +35,29 @@ _REQUEST_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class ServiceMetrics:
-    """The numbers of all services as metrics, and answers by kind.
-
-    Args:
-        statuses: Service name to its status.
-        answers: Kind of answer, or refusal with its reason, to how many.
-    """
-
-    def __init__(
-        self, statuses: Callable[[], dict[str, Status]], answers: Callable[[], dict[str, int]]
-    ) -> None:
-        self._statuses = statuses
-        self._answers = answers
-
-    def collect(self) -> Iterator[Metric]:
-        """For Prometheus' registry."""
-        facts = GaugeMetricFamily(
-            "fedhash_service", "What a service tells of itself.", labels=["service", "fact"]
-        )
-        for service, status in self._statuses().items():
-            for fact, value in status.items():
-                if isinstance(value, int | float):  # a truth value is 0 or 1
-                    facts.add_metric([service, fact], float(value))
-        yield facts
-        answers = CounterMetricFamily(
-            "fedhash_answers", "Answers to the coordinator, by kind.", labels=["kind"]
-        )
-        for kind, count in self._answers().items():
-            answers.add_metric([kind], count)
-        yield answers
-
-
 class HealthPage:
     """The service `health`.
 
     Args:
         port: On loopback; 0 takes any that is free.
-        health: What `/health` tells; its member `healthy` decides the status.
-        registry: What `/metrics` tells.
+        setting: The name of the setting that has the port, for the error.
+        health: What `/health` tells; a member `healthy` decides the status.
+        metrics: What `/metrics` tells, in Prometheus' text format.
     """
 
     name = "health"
 
     def __init__(
-        self, port: int, health: Callable[[], dict[str, Any]], registry: CollectorRegistry
+        self,
+        port: int,
+        setting: str,
+        health: Callable[[], dict[str, Any]],
+        metrics: Callable[[], bytes],
     ) -> None:
         self._port = port
+        self._setting = setting
         self._health = health
-        self._registry = registry
+        self._metrics = metrics
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -101,7 +75,7 @@ class HealthPage:
 
         class Handler(_Handler):
             health = staticmethod(self._health)
-            registry = self._registry
+            metrics = staticmethod(self._metrics)
 
         try:
             self._server = _Server(("127.0.0.1", self._port), Handler)
@@ -109,7 +83,7 @@ class HealthPage:
             raise StorageError(
                 OSError(
                     error.errno,
-                    f"{error.strerror}; free it, or choose another daemon.health_port",
+                    f"{error.strerror}; free it, or choose another {self._setting}",
                     f"the port 127.0.0.1:{self._port}",
                 )
             ) from error
@@ -119,14 +93,14 @@ class HealthPage:
         self._thread.start()
 
     def stop(self) -> None:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
 
     def status(self) -> Status:
-        """See :class:`fedhash_client.daemon.service.Service`."""
+        """See :class:`fedhash_process.service.Service`."""
         return {"healthy": self._thread is not None and self._thread.is_alive(), "port": self.port}
 
 
@@ -156,7 +130,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     health: Callable[[], dict[str, Any]]
-    registry: CollectorRegistry
+    metrics: Callable[[], bytes]
 
     def setup(self) -> None:
         super().setup()
@@ -175,10 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             found = self.health()
-            status = HTTPStatus.OK if found["healthy"] else HTTPStatus.SERVICE_UNAVAILABLE
+            status = HTTPStatus.OK if found.get("healthy", True) else HTTPStatus.SERVICE_UNAVAILABLE
             self._send(status, "application/json", json.dumps(found).encode() + b"\n")
         elif self.path == "/metrics":
-            self._send(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.registry))
+            self._send(HTTPStatus.OK, CONTENT_TYPE_LATEST, self.metrics())
         else:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"/health or /metrics\n")
 

@@ -7,16 +7,19 @@ Without systemd (no NOTIFY_SOCKET in the environment) nothing is sent.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
 __all__ = ["notify", "watchdog_interval_s"]
 
+_log = logging.getLogger(__name__)
+
 
 def notify(*assignments: str) -> None:
     """Send assignments such as `READY=1` to the service manager.
 
-    A manager that cannot be reached is not worth a failure: it will act on the silence.
+    A manager that cannot be reached ends no daemon: it will act on the silence.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -27,8 +30,8 @@ def notify(*assignments: str) -> None:
         sender.settimeout(1)
         try:
             sender.sendto("\n".join(assignments).encode(), address)
-        except OSError:
-            return
+        except OSError as error:
+            _log.warning("the service manager cannot be told %s: %s", assignments, error)
 
 
 def watchdog_interval_s() -> float | None:
