@@ -39,6 +39,10 @@ CASES: dict[str, RoundSettings] = {
     "adamw with control variates": round_settings(),
     "moments start anew": round_settings(learning={"moments": "reset"}),
     "sgd": round_settings(learning=SGD),
+    "one step of sgd": round_settings(
+        learning=SGD | {"local_steps": 1, "weight_decay": 0.1, "proximal_weight": 0.2},
+        weighting="patients",
+    ),
     "momentum and weight decay": round_settings(
         learning=SGD | {"momentum": 0.5, "weight_decay": 0.1}
     ),
@@ -78,10 +82,11 @@ def test_a_run_equals_that_of_the_sites_own_code(
     case: str, sites_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = model_and_layout()[1].size
-    monkeypatch.setattr(vectorised, "_PARAMETERS_AT_ONCE", sites_at_once * size)
+    monkeypatch.setattr(vectorised, "_SITES_A_BATCH", sites_at_once)
     expected = new_coordinator(CASES[case])
     run_rounds(expected, InProcessEngine([site_agent(site) for site in SITES]))
-    coordinator, sites = vectorised_coordinator(CASES[case], tmp_path)
+    at_once = {"parameters_at_once": sites_at_once * size}
+    coordinator, sites = vectorised_coordinator(CASES[case], tmp_path, **at_once)
     start = coordinator.state.model
     vector = run_rounds(coordinator, sites)
     assert np.abs(vector - start).max() > 0.01, "nothing was trained"

@@ -12,7 +12,9 @@
    Sites of unequal numbers of steps do not, so they go in groups.
 5. What a site carries from round to round is kept for all in one file a round, written before the
    round counts.
-6. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics, and
+6. Where every site takes one plain step of SGD from the same model, the sum of the steps is the
+   step of the sum: one ordinary backward pass, without a row of parameters for each site.
+7. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics, and
    layers or losses that look beyond one study.
 
 Shape suffixes: S sites of a group, B patients of a step, d parameters.
@@ -33,7 +35,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -46,10 +48,12 @@ from fedhash.learning.local_training import (
     MOMENT_STEPS,
     SECOND_MOMENT,
     carried_names,
+    learning_rate_of,
     local_optimiser,
     planned_steps,
 )
 from fedhash.learning.losses import LOSSES, build_loss
+from fedhash.learning.settings import LearningSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.layout import Layout
@@ -66,7 +70,7 @@ from fedhash.rounds.training_messages import RunPlan, TrainRequest
 
 __all__ = ["VectorisedSites", "unfit"]
 
-_PARAMETERS_AT_ONCE = 1_500_000  # 6 MB: more sites at a time were slower, see `make bench-sim`
+_SITES_A_BATCH = 256  # of one step
 
 
 def unfit(settings: RoundSettings) -> str | None:
@@ -102,6 +106,7 @@ class VectorisedSites:
         studies: Site to its studies.
         seed: Of the sites' batches.
         folder: Where what the sites carry is kept.
+        parameters_at_once: The most that stand in memory beside each other; 1 is a site at a time.
 
     Raises:
         ModelError: The settings are `unfit`, or a tower draws at random.
@@ -117,6 +122,7 @@ class VectorisedSites:
         studies: Mapping[str, PreparedStudies],
         seed: int,
         folder: Path,
+        parameters_at_once: int = 1_500_000,  # 6 MB, which stay in the processor's cache
     ) -> None:
         settings = plan.settings
         if (reason := unfit(settings)) is not None:
@@ -133,6 +139,7 @@ class VectorisedSites:
         self._encoder = _Encoder(self._model)
         self._layout = Layout.of(self._model)
         self._loss = build_loss(settings.loss, anchors)
+        self._sites_at_once = max(1, parameters_at_once // self._layout.size)
         self._buffers: dict[int, list[nn.Parameter]] = {}
         self._state = FileSiteState(folder)
         self._carried: tuple[int, Mapping[str, np.ndarray]] | None = None
@@ -183,10 +190,12 @@ class VectorisedSites:
             min(planned_steps(len(site.patients), learning), self._most_steps)
             for site in self._sites
         ]
+        if _is_one_step(learning) and set(steps_of) == {1}:
+            return Aggregate(self._one_step(request), sum(site.weight for site in self._sites))
         first = self._layout.split(request.model)
         sums = {name: torch.zeros(length) for name, length in request.blocks.items()}
         following = {name: np.empty_like(array) for name, array in carried.items()}
-        for rows in _alike(steps_of, max(1, _PARAMETERS_AT_ONCE // self._layout.size)):
+        for rows in _alike(steps_of, self._sites_at_once):
             group = _Group(
                 [self._sites[row] for row in rows],
                 steps_of[rows[0]],
@@ -194,18 +203,42 @@ class VectorisedSites:
             )
             for name, array in self._train(request, first, group, sums).items():
                 following[name][rows] = array
-        total = torch.cat([sums[name] for name in request.blocks]).double().numpy()
-        if not np.isfinite(total).all():
-            raise ProtocolError(
-                f"the training of round {request.round_number} left the finite numbers; lower "
-                "learning_rate or set gradient_clip_norm"
-            )
+        total = _finite(torch.cat([sums[name] for name in request.blocks]), request)
         if following:
             self._state.keep(
                 self._plan.run_id, request.round_number, following, counted_round=counted
             )
             self._carried = (request.round_number, following)
         return Aggregate(total, sum(site.weight for site in self._sites))
+
+    def _one_step(self, request: TrainRequest) -> Float64[np.ndarray, " D"]:
+        """The sum of replies whose updates are one step of SGD each: that of one weighted batch."""
+        settings = self._plan.settings
+        rate = learning_rate_of(settings.learning, request.round_number, settings.rounds)
+        self._layout.load(self._model, request.model)
+        self._model.zero_grad()
+        loss, weight = torch.zeros(()), sum(site.weight for site in self._sites)
+        for start in range(0, len(self._sites), _SITES_A_BATCH):
+            sites = self._sites[start : start + _SITES_A_BATCH]
+            group = _Group(sites, 1, {})
+            ((rows, row_weights),) = self._batches(request, group, settings.learning.batch_patients)
+            batch, of_sites = rows.reshape(-1), torch.tensor([site.weight for site in sites])
+            outputs = {
+                modality: self._model.encode(modality, inputs[batch])
+                for modality, inputs in self._inputs.items()
+            }
+            terms = self._terms(outputs, batch, request)
+            mean_losses = (terms.reshape(rows.shape) * row_weights).sum(dim=1)
+            weighted = of_sites @ mean_losses
+            weighted.backward()  # type: ignore[no-untyped-call]
+            loss += weighted.detach()
+        gradients = [
+            torch.zeros_like(each) if each.grad is None else each.grad
+            for each in self._model.parameters()
+        ]
+        update = torch.cat([each.reshape(-1) for each in gradients])
+        update += settings.learning.weight_decay * weight * torch.from_numpy(request.model)
+        return _finite(torch.cat([-rate * update, loss[None]]), request)
 
     def _carried_after(self, counted: int) -> Mapping[str, np.ndarray]:
         """What all sites carry after a round, a row a site; zeros before the first."""
@@ -330,9 +363,18 @@ class VectorisedSites:
         for modality, inputs in self._inputs.items():
             batch = inputs[every].reshape(*rows.shape, *inputs.shape[1:])
             outputs[modality] = self._encoded(modality, parameters, batch).flatten(0, 1)
-        present = {modality: each[every] for modality, each in self._present.items()}
-        terms = self._loss(outputs, present, self._labels[every], request.margins)
+        terms = self._terms(outputs, every, request)
         return (terms.reshape(rows.shape) * weights).sum(dim=1)
+
+    def _terms(
+        self,
+        outputs: Mapping[str, Float32[torch.Tensor, "N b"]],
+        rows: Int64[torch.Tensor, " N"],
+        request: TrainRequest,
+    ) -> Float32[torch.Tensor, " N"]:
+        """Each row's own loss."""
+        present = {modality: each[rows] for modality, each in self._present.items()}
+        return self._loss(outputs, present, self._labels[rows], request.margins)
 
     def _encoded(
         self,
@@ -419,6 +461,25 @@ def _alike(steps_of: Sequence[int], most: int) -> Iterator[list[int]]:
     for _, same in groupby(by_steps, key=steps_of.__getitem__):
         while rows := list(islice(same, most)):
             yield rows
+
+
+def _is_one_step(learning: LearningSettings) -> bool:
+    """Whether an update is linear in the gradient, and nothing needs a site's own gradient."""
+    return (
+        learning.optimiser == "sgd"
+        and learning.momentum == 0
+        and learning.gradient_clip_norm is None
+        and not learning.control_variates
+    )
+
+
+def _finite(total: Float32[torch.Tensor, " D"], request: TrainRequest) -> Float64[np.ndarray, " D"]:
+    if not torch.isfinite(total).all():
+        raise ProtocolError(
+            f"the training of round {request.round_number} left the finite numbers; lower "
+            "learning_rate or set gradient_clip_norm"
+        )
+    return total.double().numpy()
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> Float32[np.ndarray, "S d"]:
