@@ -149,7 +149,7 @@ def _federation(
     roster = {site: simulated_identity(7, site).public_hex for site in sites}
     agreement = Agreement(
         name="bench",
-        findings=tuple(f"finding-{number}" for number in range(_FINDINGS)),
+        findings=tuple(f"finding_{number}" for number in range(_FINDINGS)),
         modalities=("image",),
         sites=roster,
     )
