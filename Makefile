@@ -11,6 +11,7 @@
 #   make bench-quality   the retrieval figures of docs/benchmarks.md
 #   make bench-secagg    secure aggregation beside Flower's and beside none
 #   make bench-network   a secure round over Flower's deployment engine beside Flower's own
+#   make bench-sim       rounds of the simulator beside Flower on Ray and pfl
 #   make bench-margins   what each part of the margin schedule does to retrieval
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
@@ -33,7 +34,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-sim bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -104,6 +105,15 @@ schemas: install
 
 bench-quality: install
 	$(BIN)/python -m benchmarks.bench_quality
+
+# pfl pins other versions of torch's neighbours, so it has an environment of its own
+build/pfl/.installed:
+	$(PYTHON) -m venv build/pfl
+	build/pfl/bin/python -m pip install --quiet pfl==0.6.0 torch
+	@touch $@
+
+bench-sim: install build/pfl/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_sim
 
 bench-margins: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_margins

@@ -26,7 +26,7 @@ __all__ = ["LINKAGES", "Linkage", "linkage_figures"]
 
 _RUNS = BENCH / "privacy" / "linkage"
 _PLAIN = "round.aggregation=plain"  # secure sums give the same figures (make bench-secagg)
-_CONTRASTIVE = "round.loss={name: contrastive, margin: 0.05}"
+_CONTRASTIVE = "round.loss={name: contrastive}"
 _HEADS = next(curve for curve in CURVES if curve.study == "phantom_frozen")
 
 

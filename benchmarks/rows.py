@@ -47,6 +47,7 @@ __all__ = [
     "secagg_rows",
     "secagg_study_rows",
     "secagg_training_rows",
+    "sim_rows",
 ]
 
 Rows = list[tuple[str, ...]]
@@ -465,3 +466,16 @@ def _by_name(figures: Sequence[F]) -> dict[tuple[str, str, str], F]:
 def _direction(figure: str) -> str:
     metric, direction = figure.split(" ", 1)
     return direction.replace("->", "→") + (" (macro)" if metric == "macro_map" else "")
+
+
+def sim_rows(figures: Sequence[Figure]) -> Rows:
+    """Contenders of `make bench-sim` in rounds per CPU-second, a column a size of the model."""
+    cases = list(dict.fromkeys(each.case for each in figures))
+    rounds = {(each.contender, each.case): f"{each.value:.3g}" for each in figures}
+    return [
+        ("", *(f"{case} parameters" for case in cases)),
+        *(
+            (contender, *(rounds.get((contender, case), "") for case in cases))
+            for contender in dict.fromkeys(each.contender for each in figures)
+        ),
+    ]

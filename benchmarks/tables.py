@@ -38,6 +38,7 @@ from benchmarks.rows import (
     secagg_rows,
     secagg_study_rows,
     secagg_training_rows,
+    sim_rows,
 )
 from fedhash.errors import DataError, FedhashError
 
@@ -47,7 +48,7 @@ DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
 QUALITY_RADIUS = BENCH / "quality-radius.csv"
 SECAGG_CLIENT, SECAGG_KERMANY = BENCH / "secagg-client.csv", BENCH / "secagg-kermany.csv"
-MARGINS, ROUTER = BENCH / "margins.csv", BENCH / "router.csv"
+MARGINS, ROUTER, SIM = BENCH / "margins.csv", BENCH / "router.csv", BENCH / "sim.csv"
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
 NETWORK = BENCH / "network.csv"
@@ -76,6 +77,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         SECAGG_STUDIES,
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
     ),
+    "sim": (SIM, lambda: sim_rows(read_figures(SIM, Figure))),
     "margins": (MARGINS, lambda: margin_rows(read_figures(MARGINS, SeededFigure))),
     "privacy-curve": (CURVE, lambda: privacy_curve_rows(read_figures(CURVE, SeededFigure))),
     "privacy-goals": (CURVE, lambda: privacy_goal_rows(read_figures(CURVE, SeededFigure))),

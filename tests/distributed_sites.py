@@ -22,7 +22,6 @@ from small_federation import (
     site_studies,
 )
 
-from fedhash.learning.loss import Margins
 from fedhash.learning.losses import build_loss
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
@@ -33,7 +32,7 @@ from fedhash.privacy.noise import NoiseSource, SimulatedNoise
 from fedhash.privacy.noise_share import noise_share
 from fedhash.privacy.settings import DistributedPrivacySettings, PrivateMode
 from fedhash.randomness import numpy_stream
-from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.settings import RoundSettings, starting_margins
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import MemorySiteState
 from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
@@ -84,7 +83,7 @@ def sum_by_hand(site: str, vector: np.ndarray) -> np.ndarray:
     model = build_model(MODEL, SECURE_AGREEMENT.code_bits, seed=0)
     Layout.of(model).load(model, vector)
     loss = build_loss(SETTINGS.loss, Anchors.build(SECURE_AGREEMENT))
-    margins = Margins.constant(len(SECURE_AGREEMENT.findings), SETTINGS.loss.margin)
+    margins = starting_margins(SETTINGS.loss, SECURE_AGREEMENT)
     studies, total = prepared(site), np.zeros(len(vector))
     for row in range(len(studies)):
         model.zero_grad()

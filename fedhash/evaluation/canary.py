@@ -50,7 +50,8 @@ from fedhash.agreement import Agreement
 from fedhash.errors import PrivacyError
 from fedhash.evaluation._linear_tower import LinearTower
 from fedhash.learning.gradients import GradientSource
-from fedhash.learning.loss import AnchorMarginLoss, Loss, Margins
+from fedhash.learning.loss import Loss, Margins
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel

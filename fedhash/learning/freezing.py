@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float32, Int8
 
 from fedhash.errors import ModelError
-from fedhash.learning.logistic import LogisticLoss
 from fedhash.learning.loss import Margins
+from fedhash.learning.losses.logistic import LogisticLoss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FeatureLayer, FrozenFeatures, base_features, projected

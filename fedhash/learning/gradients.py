@@ -9,7 +9,7 @@ So a source that protects patients protects them against everything that follows
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from math import ceil
 from typing import Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from fedhash.models.prepared import PreparedStudies
 __all__ = [
     "GradientSource",
     "NoPrivacy",
+    "batches_of",
     "check_labelled",
     "check_modalities",
     "rows_by_patient",
@@ -78,7 +79,8 @@ class NoPrivacy:
     ) -> Generator[float | None, None, None]:
         """See :class:`GradientSource`."""
         check_labelled(studies)
-        for rows in islice(_batches(studies, settings.batch_patients, generator), steps):
+        batches = batches_of(rows_by_patient(studies), settings.batch_patients, generator)
+        for rows in islice(batches, steps):
             model.zero_grad()
             batch = studies.select(rows)
             outputs = {name: model.encode(name, x) for name, x in batch.inputs.items()}
@@ -127,17 +129,20 @@ def rows_by_patient(studies: PreparedStudies) -> list[list[int]]:
     return list(rows_of.values())
 
 
-def _batches(
-    studies: PreparedStudies, batch_patients: int, generator: torch.Generator
+def batches_of(
+    patients: Sequence[Sequence[int]], batch_patients: int, generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Rows of one step after another, without end."""
-    patients = rows_by_patient(studies)
+    """Rows of one step after another, without end, of each patient's rows."""
     batches = ceil(len(patients) / batch_patients)
     while True:
         order = torch.randperm(len(patients), generator=generator)
         for part in torch.tensor_split(order, batches):
-            yield [_one_of(patients[place], generator) for place in part.tolist()]
+            yield _one_of_each([patients[place] for place in part.tolist()], generator)
 
 
-def _one_of(rows: list[int], generator: torch.Generator) -> int:
-    return rows[int(torch.randint(len(rows), (), generator=generator))]
+def _one_of_each(patients: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
+    """One drawn row of each patient; where all have one the draws are made at once, as many."""
+    if all(len(rows) == 1 for rows in patients):
+        torch.randint(1, (len(patients),), generator=generator)
+        return [rows[0] for rows in patients]
+    return [rows[int(torch.randint(len(rows), (), generator=generator))] for rows in patients]

@@ -44,17 +44,23 @@ from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 
 __all__ = [
+    "CONTROL",
+    "FIRST_MOMENT",
+    "MOMENT_STEPS",
+    "SECOND_MOMENT",
     "LocalResult",
     "carried_names",
     "learning_rate_of",
+    "local_optimiser",
     "planned_steps",
     "train_locally",
 ]
 
-_CONTROL = "control"
-_FIRST_MOMENT = "first_moment"
-_SECOND_MOMENT = "second_moment"
-_MOMENT_STEPS = "moment_steps"  # one a parameter tensor, as torch counts them
+# names of what a site carries
+CONTROL = "control"
+FIRST_MOMENT = "first_moment"
+SECOND_MOMENT = "second_moment"
+MOMENT_STEPS = "moment_steps"  # one a parameter tensor, as torch counts them
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +95,8 @@ def planned_steps(patients: int, settings: LearningSettings) -> int:
 
 def carried_names(settings: LearningSettings) -> frozenset[str]:
     """Names of the arrays that a site carries from round to round."""
-    control = {_CONTROL} if settings.control_variates else set()
-    moments = {_FIRST_MOMENT, _SECOND_MOMENT, _MOMENT_STEPS} if _keeps_moments(settings) else set()
+    control = {CONTROL} if settings.control_variates else set()
+    moments = {FIRST_MOMENT, SECOND_MOMENT, MOMENT_STEPS} if _keeps_moments(settings) else set()
     return frozenset(control | moments)
 
 
@@ -149,14 +155,14 @@ def train_locally(
     layout = Layout.of(model)
     _check_fits(model, studies, settings, shared_control)
     _check_carried(carried, settings, layout.size)
-    own_control = carried.get(_CONTROL, np.zeros(layout.size, dtype=np.float32))
+    own_control = carried.get(CONTROL, np.zeros(layout.size, dtype=np.float32))
     before = layout.flatten(model)
     first = layout.split(before)
     parameters = list(model.parameters())
     gradient_sums = [torch.zeros_like(parameter) for parameter in parameters]
     corrections = None if shared_control is None else layout.split(shared_control - own_control)
-    optimiser = _optimiser(parameters, settings, round_number, rounds_total)
-    if _FIRST_MOMENT in carried:
+    optimiser = local_optimiser(parameters, settings, round_number, rounds_total)
+    if FIRST_MOMENT in carried:
         _restore_moments(optimiser, carried, layout)
     steps = min(planned_steps(len(set(studies.patient_ids)), settings), most_steps)
     losses: list[float] = []
@@ -191,8 +197,8 @@ def train_locally(
     following: dict[str, np.ndarray] = {}
     if shared_control is not None:
         gradient_sum = torch.cat([part.reshape(-1) for part in gradient_sums]).numpy()
-        following[_CONTROL] = gradient_sum / np.float32(steps)
-        control_delta = following[_CONTROL] - own_control
+        following[CONTROL] = gradient_sum / np.float32(steps)
+        control_delta = following[CONTROL] - own_control
     if _keeps_moments(settings):
         following |= _moments(optimiser, parameters)
     told = sum(losses) / steps if losses else None
@@ -217,31 +223,32 @@ def _moments(
 
     steps = [float(optimiser.state[parameter].get("step", 0)) for parameter in parameters]
     return {
-        _FIRST_MOMENT: flat("exp_avg"),
-        _SECOND_MOMENT: flat("exp_avg_sq"),
-        _MOMENT_STEPS: np.array(steps, dtype=np.float32),
+        FIRST_MOMENT: flat("exp_avg"),
+        SECOND_MOMENT: flat("exp_avg_sq"),
+        MOMENT_STEPS: np.array(steps, dtype=np.float32),
     }
 
 
 def _restore_moments(
     optimiser: torch.optim.Optimizer, carried: Mapping[str, np.ndarray], layout: Layout
 ) -> None:
-    first, second = (layout.split(carried[name]) for name in (_FIRST_MOMENT, _SECOND_MOMENT))
+    first, second = (layout.split(carried[name]) for name in (FIRST_MOMENT, SECOND_MOMENT))
     parameters = optimiser.param_groups[0]["params"]
     for place, parameter in enumerate(parameters):
         optimiser.state[parameter] = {
-            "step": torch.tensor(carried[_MOMENT_STEPS][place]),
+            "step": torch.tensor(carried[MOMENT_STEPS][place]),
             "exp_avg": first[place].clone(),
             "exp_avg_sq": second[place].clone(),
         }
 
 
-def _optimiser(
+def local_optimiser(
     parameters: list[torch.nn.Parameter],
     settings: LearningSettings,
     round_number: int,
     rounds_total: int,
 ) -> torch.optim.Optimizer:
+    """A site's optimiser for one round, without moments."""
     rate = learning_rate_of(settings, round_number, rounds_total)
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(
@@ -280,7 +287,7 @@ def _check_carried(
     carried: Mapping[str, np.ndarray], settings: LearningSettings, size: int
 ) -> None:
     expected = carried_names(settings)
-    sizes = {carried[name].size for name in carried if name != _MOMENT_STEPS}
+    sizes = {carried[name].size for name in carried if name != MOMENT_STEPS}
     if carried and (set(carried) != expected or sizes != {size}):
         raise ModelError(
             f"the site carries {sorted(carried)} of the sizes {sorted(sizes)}, these settings need "

@@ -11,6 +11,7 @@ trains well, so that none of them leaves the numbers that tensors hold before a 
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -18,31 +19,96 @@ from pydantic import Field, field_validator
 from fedhash.configuration import Settings
 from fedhash.models.relaxed import KAPPA
 
-__all__ = ["LearningSettings", "LossSettings"]
+__all__ = ["LearningSettings", "LossName", "LossSettings"]
+
+
+LossName = Literal[
+    "anchor_margin",
+    "contrastive",
+    "csq",
+    "dpsh",
+    "hashnet",
+    "logistic",
+    "orthohash",
+    "sadh",
+    "sadh_asymmetric",
+    "supcon",
+]
+
+# What each loss reads, with the value where the file has none: anchor_margin's held up best here,
+# a baseline's is its paper's or its authors' code's, as the loss's docstring says. None: the loss
+# derives it from the number of findings or of bits.
+_READ: dict[LossName, dict[str, float | None]] = {
+    "anchor_margin": {"scale": None, "beta": 0.5, "gamma": 0.1, "kappa": KAPPA, "margin": 0.3},
+    "contrastive": {"kappa": KAPPA, "temperature": 0.1},
+    "csq": {"gamma": 0.05},
+    "dpsh": {"gamma": 0.1},
+    "hashnet": {"scale": None},
+    "logistic": {},
+    "orthohash": {"scale": 8.0, "kappa": KAPPA, "margin": 0.2},
+    "sadh": {"beta": 1.0, "gamma": 0.01, "kappa": KAPPA},
+    "sadh_asymmetric": {"gamma": 0.01, "kappa": KAPPA},
+    "supcon": {"kappa": KAPPA, "temperature": 0.1},
+}
 
 
 class LossSettings(Settings):
-    """Which loss, and its constants.
+    """Which loss, and its constants; one that the loss does not read is refused.
+
+    Where a constant is null the loss has a default of its own.
 
     Attributes:
-        name: anchor_margin (`fedhash.learning.loss`, which all others but `temperature` belong to),
-            logistic (`fedhash.learning.logistic`) for heads of logits, or as a baseline contrastive
-            (`fedhash.learning.contrastive`), which takes its negatives from the batch.
-        scale: s; None takes max(4, sqrt(2) log(K - 1)) for K findings.
-        beta: Weight of the pull towards the target code.
-        gamma: Weight of the quantisation term.
-        kappa: Softening of the outputs' normalisation.
-        margin: mu_0, the margin of every finding before a schedule moves it.
-        temperature: Of the contrastive loss.
+        name: One of `fedhash.learning.losses`. anchor_margin is what fedhash is for, logistic is
+            for heads of logits, the others are baselines.
+        scale: Of the cosines, s (anchor_margin: max(4, sqrt(2) log(K - 1)) for K findings;
+            orthohash: 8); of the inner products, alpha (hashnet: 10/b for b bits).
+        beta: Weight of the pull towards the target code (anchor_margin: .5); of the pairs within
+            the batch (sadh: 1).
+        gamma: Weight of the quantisation term (anchor_margin and dpsh: .1; sadh and
+            sadh_asymmetric: .01; csq: .05).
+        kappa: Softening of the outputs' normalisation (anchor_margin, contrastive, orthohash, sadh,
+            sadh_asymmetric and supcon: .1).
+        margin: mu_0, the margin of every finding (anchor_margin: .3 before a schedule moves it;
+            orthohash: .2).
+        temperature: T (contrastive and supcon: .1).
     """
 
-    name: Literal["anchor_margin", "contrastive", "logistic"] = "anchor_margin"
+    name: LossName = "anchor_margin"
     scale: float | None = Field(default=None, ge=1e-3, le=1e3)
-    beta: float = Field(default=0.5, ge=0, le=1e3)
-    gamma: float = Field(default=0.1, ge=0, le=1e3)
-    kappa: float = Field(default=KAPPA, ge=1e-6, le=1e3)
-    margin: float = Field(default=0.3, ge=0, le=2)  # cosines lie in [-1, 1]
-    temperature: float = Field(default=0.1, ge=1e-3, le=1e3)
+    beta: float | None = Field(default=None, ge=0, le=1e3)
+    gamma: float | None = Field(default=None, ge=0, le=1e3)
+    kappa: float | None = Field(default=None, ge=1e-6, le=1e3)
+    margin: float | None = Field(default=None, ge=0, le=2)  # cosines lie in [-1, 1]
+    temperature: float | None = Field(default=None, ge=1e-3, le=1e3)
+
+    def value(self, constant: str, derived: float = nan) -> float:
+        """What the loss takes for a constant that it reads.
+
+        Args:
+            constant: One of the fields.
+            derived: Taken where neither the file nor the loss has a number.
+        """
+        own = getattr(self, constant)
+        number = _READ[self.name][constant] if own is None else own
+        return float(derived if number is None else number)
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether the loss reads the margins of a round."""
+        return "margin" in _READ[self.name]
+
+    # `info` is a ValidationInfo, as in LearningSettings
+    @field_validator("scale", "beta", "gamma", "kappa", "margin", "temperature")
+    @classmethod
+    def _only_what_is_read(cls, number: float | None, info: Any) -> float | None:
+        name, constant = info.data.get("name"), info.field_name
+        if number is not None and name in _READ and constant not in _READ[name]:
+            read = ", ".join(_READ[name]) or "no constants"
+            raise ValueError(
+                f"{constant} is {number:g}, and the loss {name} does not read it; set {constant}: "
+                f"null, {name} reads {read}"
+            )
+        return number
 
 
 class LearningSettings(Settings):

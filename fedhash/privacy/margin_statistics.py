@@ -2,8 +2,8 @@
 
 Shape suffixes: N patients, K findings.
 
-With c = A v / sqrt(b) as in `fedhash.learning.loss`, the relative slack of a patient i for a
-positive finding p, a mean over the modalities of one study, is
+With c = A v / sqrt(b) as in `fedhash.learning.losses.anchor_margin`, the relative slack of a
+patient i for a positive finding p, a mean over the modalities of one study, is
 
     r_ip = mean_m clip((c_p - max_n c_n) / max(.1, theta_p - max_n theta_n), -1, 1)
 

@@ -44,6 +44,7 @@ from fedhash.rounds.aggregation import Aggregate, Aggregation, Answers, Stage, S
 from fedhash.rounds.engine import Answer
 from fedhash.rounds.margin_audit import MarginEntry, statistics_noise_sd
 from fedhash.rounds.messages import Message
+from fedhash.rounds.settings import starting_margins
 from fedhash.rounds.training_messages import RunPlan, TrainRequest, slices
 
 __all__ = ["CoordinatorState", "Exchange", "RoundCoordinator", "RoundRecord"]
@@ -137,7 +138,7 @@ class CoordinatorState:
             model=model,
             optimiser={},
             control=np.zeros_like(model) if settings.learning.control_variates else None,
-            margins=Margins.constant(len(agreement.findings), settings.loss.margin),
+            margins=starting_margins(settings.loss, agreement),
         )
 
 
@@ -346,7 +347,7 @@ class RoundCoordinator:
             squared_slack=tuple(sums[2]),
             site_means=tuple(sums[3]),
             schedule=schedule,
-            start=settings.loss.margin,
+            start=settings.loss.value("margin"),
             margin_range=self._margin_range,
             margins_before=tuple(before.margins.mu.tolist()),
             margins=tuple(before.margins.mu.tolist()),

@@ -10,14 +10,15 @@ agreement before it works.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import KeyPath, Settings
 from fedhash.errors import ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
+from fedhash.learning.loss import Margins
 from fedhash.learning.losses import LOSSES
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.hash_model import check_towers
@@ -43,6 +44,7 @@ __all__ = [
     "check_round",
     "planned_releases",
     "private_steps",
+    "starting_margins",
 ]
 
 _LESS_WORK = "privacy.sampling_rate, learning.local_steps or rounds"
@@ -77,6 +79,20 @@ class RoundSettings(Settings):
         "preparing its studies for a new model, is left out of the round",
     )
 
+    # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
+    @field_validator("margin_schedule")
+    @classmethod
+    def _of_the_loss_with_statistics(
+        cls, schedule: MarginScheduleSettings | None, info: Any
+    ) -> MarginScheduleSettings | None:
+        loss = info.data.get("loss")
+        if schedule is not None and loss is not None and loss.name != "anchor_margin":
+            raise ValueError(
+                "margin_schedule moves the margins of the loss anchor_margin alone, loss.name is "
+                f"{loss.name}; set margin_schedule: null"
+            )
+        return schedule
+
     def carries_statistics(self, round_number: int) -> bool:
         """Whether the replies of a round hold margin statistics."""
         schedule = self.margin_schedule
@@ -110,11 +126,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
             "shows each of two sites the other's update"
         )
         problems.append((("aggregation",), message))
-    low, high = agreement.margin_range
-    margin = settings.loss.margin
-    if not low <= margin <= high:
-        message = f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}"
-        problems.append((("loss", "margin"), message))
+    problems += _check_margin(settings.loss, agreement)
     problems += _check_schedule(settings, agreement)
     steps = settings.learning.local_steps
     if steps is not None and steps > agreement.largest_local_steps:
@@ -124,6 +136,21 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         )
         problems.append((("learning", "local_steps"), message))
     return problems + (check_privacy(settings, agreement) or _check_budget(settings, agreement))
+
+
+def starting_margins(loss: LossSettings, agreement: Agreement) -> Margins:
+    """The margins of a run's first round; the agreement's lowest where the loss reads none."""
+    margin = loss.value("margin") if loss.has_margins else agreement.margin_range[0]
+    return Margins.constant(len(agreement.findings), margin)
+
+
+def _check_margin(loss: LossSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
+    low, high = agreement.margin_range
+    if not loss.has_margins or low <= loss.value("margin") <= high:
+        return []
+    margin = loss.value("margin")
+    message = f"loss.margin is {margin}, the agreement's margin_range is {low} to {high}"
+    return [(("loss", "margin"), message)]
 
 
 def _check_schedule(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -145,12 +172,6 @@ def _check_schedule(settings: RoundSettings, agreement: Agreement) -> list[tuple
             f"largest_margin_step is {agreement.largest_margin_step}"
         )
         problems.append((("margin_schedule", "largest_step"), message))
-    if settings.loss.name != "anchor_margin":
-        message = (
-            f"margin_schedule moves the margins of the loss anchor_margin, loss.name is "
-            f"{settings.loss.name}, which has none; set margin_schedule: null"
-        )
-        problems.append((("margin_schedule",), message))
     if schedule.noise_multiplier is not None and isinstance(settings.privacy, NoPrivacySettings):
         message = (
             "margin_schedule.noise_multiplier protects nobody while privacy.mode is none; remove "

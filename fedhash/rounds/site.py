@@ -55,12 +55,12 @@ from fedhash.models.settings import ModelSettings
 from fedhash.privacy.public_count import published_patients
 from fedhash.rounds.aggregation import Contribution, SiteAggregation
 from fedhash.rounds.messages import Message
-from fedhash.rounds.settings import check_privacy
+from fedhash.rounds.settings import RoundSettings, check_privacy, starting_margins
 from fedhash.rounds.site_state import SiteState
 from fedhash.rounds.training_messages import Refusal, RunPlan, TrainRequest, largest_message_bytes
 from fedhash.secagg.floors import SecureCohort
 
-__all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer", "answer_or_refuse"]
+__all__ = ["MARGIN_WEIGHT_RANGE", "SiteAgent", "Trainer", "answer_or_refuse", "weight_of"]
 
 MARGIN_WEIGHT_RANGE = (0.5, 2.0)  # w_k of the loss; its gradient bound holds up to w_max = 2
 _MARGIN = "margin"  # kept beside what is carried
@@ -175,13 +175,7 @@ class SiteAgent:
             {**result.carried, _MARGIN: request.margins.mu, _PLAN: _digest(plan)},
             counted_round=request.counted.get(self.site, 0),
         )
-        return Contribution(vector, self._weight(plan.settings.weighting), noise)
-
-    def _weight(self, weighting: str) -> float:
-        if weighting == "uniform":
-            return 1.0
-        patients = self._trainer.patients
-        return float(patients if weighting == "patients" else published_patients(patients))
+        return Contribution(vector, weight_of(plan.settings, self._trainer.patients), noise)
 
     def _check_plan(self, request: TrainRequest) -> None:
         plan, agreement = request.plan, self._agreement
@@ -257,7 +251,7 @@ class SiteAgent:
         if _MARGIN in kept:
             earlier, before = newest, kept[_MARGIN]
         else:
-            earlier, before = 1, np.full_like(mu, plan.settings.loss.margin)
+            earlier, before = 1, starting_margins(plan.settings.loss, self._agreement).mu
         steps = 0 if schedule is None else schedule.steps_between(earlier, request.round_number)
         most = steps * self._agreement.largest_margin_step
         moved = float(np.abs(mu - before).max())
@@ -313,6 +307,13 @@ class SiteAgent:
                 "under another plan; start a new run, under another name",
             )
         return {name: array for name, array in carried.items() if name not in {_MARGIN, _PLAN}}
+
+
+def weight_of(settings: RoundSettings, patients: int) -> float:
+    """How much a site with so many patients counts in a round."""
+    if settings.weighting == "uniform":
+        return 1.0
+    return float(patients if settings.weighting == "patients" else published_patients(patients))
 
 
 def answer_or_refuse(site: str, answer: Callable[[], Message]) -> Message:

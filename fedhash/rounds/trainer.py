@@ -36,6 +36,7 @@ from fedhash.learning.gradients import (
     check_modalities,
 )
 from fedhash.learning.local_training import LocalResult, train_locally
+from fedhash.learning.loss import Loss
 from fedhash.learning.losses import build_loss
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
@@ -140,7 +141,7 @@ class SiteTrainer:
         result = train_locally(
             self._model,
             self._studies,
-            build_loss(settings.loss, self._anchors),
+            self._loss(request),
             settings.learning.under_drift(request.drift),
             margins=request.margins,
             round_number=request.round_number,
@@ -192,7 +193,7 @@ class SiteTrainer:
         result, added = noised_step(
             self._model,
             self._studies,
-            build_loss(settings.loss, self._anchors),
+            self._loss(request),
             settings.learning,
             margins=request.margins,
             clip_norm=asked.clip_norm,
@@ -201,6 +202,11 @@ class SiteTrainer:
             reserve=lambda step: self._reserve(request, own, step),
         )
         return self._with_statistics(result, request, noise), added
+
+    def _loss(self, request: TrainRequest) -> Loss:
+        settings = request.plan.settings
+        rounds_over = (request.round_number - 1) / settings.rounds
+        return build_loss(settings.loss, self._anchors, rounds_over)
 
     def _noise(self, request: TrainRequest) -> NoiseSource:
         """The round's noise; without privacy, what draws the studies of the statistics."""
@@ -222,7 +228,7 @@ class SiteTrainer:
             self._model,
             self._studies,
             self._anchors,
-            settings.loss.kappa,
+            settings.loss.value("kappa"),
             noise=noise,
             noise_multiplier=schedule.noise_multiplier,
             largest=self._sums.largest_statistic,

@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from fedhash.configuration import did_you_mean
+from fedhash.configuration import did_you_mean, problem_at
 from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
-from fedhash.errors import CheckpointError, DataError
+from fedhash.errors import CheckpointError, ConfigurationError, DataError
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures, frozen_file
 from fedhash.models.hash_model import build_model, frozen_modalities
@@ -37,7 +37,7 @@ from fedhash.randomness import stream_seed
 from fedhash.rounds.settings import RoundSettings, check_roster
 from fedhash_sim.frozen import freeze_towers, with_digests
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
-from fedhash_sim.partitions import partition_patients
+from fedhash_sim.partitions import PartitionError, partition_patients
 from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy, SplitFractions
 from fedhash_sim.sources import Pool, load_pool
@@ -246,9 +246,9 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     """Split the patients and deal the training patients to sites.
 
     Raises:
-        DataError: The published split lacks a part, a site has nobody to train on, the partition
-            is impossible, a direction has nothing to ask or to search, or no study has an
-            attribute that is reported by.
+        ConfigurationError: The patients cannot be dealt as asked; it names the line.
+        DataError: The published split lacks a part, a site has nobody to train on, a direction has
+            nothing to ask or to search, or no study has an attribute that is reported by.
     """
     known = {name for each in pool.studies for name in each.attributes}
     for name in study.settings.evaluation.groups:
@@ -260,6 +260,13 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     try:
         roles = _roles(study, pool, seed)
         _check_directions(study, pool, roles)
+    except PartitionError as error:
+        message = f"seed {seed}: {error}"
+        if study.file is None:
+            raise DataError(message) from error
+        place = ("partition", error.key)
+        problem = problem_at(study.file, place, message, study.overrides)
+        raise ConfigurationError([problem]) from error
     except DataError as error:
         raise DataError(f"seed {seed}: {error}") from error
     return roles
@@ -297,7 +304,7 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     training, database = {}, {}
     notes = []
     if settings.partition.scheme == "natural":
-        notes += _without_training(pool.studies, dealt)
+        notes += _without_training(pool.studies, dealt, settings.partition.attribute)
     for site, studies in sites.items():
         parts: Mapping[str, Sequence[Study]] = {"train": studies, "database": studies}
         if held_out:
@@ -342,12 +349,14 @@ def _public_and_dealt(
     return parts["public"], parts["dealt"]
 
 
-def _without_training(studies: Sequence[Study], training: Sequence[Study]) -> list[str]:
+def _without_training(
+    studies: Sequence[Study], training: Sequence[Study], attribute: str
+) -> list[str]:
     """A note for each natural site whose patients all stand in other splits."""
     patients: defaultdict[str, set[str]] = defaultdict(set)
     for study in studies:
-        patients[study.attributes.get("site", "")].add(study.patient_id)
-    gone = patients.keys() - {study.attributes.get("site", "") for study in training} - {""}
+        patients[study.attributes.get(attribute, "")].add(study.patient_id)
+    gone = patients.keys() - {study.attributes.get(attribute, "") for study in training} - {""}
     return [
         f"site {site!r} takes no part: none of its {len(patients[site])} patients is in the "
         "training split"

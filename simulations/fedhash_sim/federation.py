@@ -33,11 +33,11 @@ from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.registry.release import Release, save_release
 from fedhash.rounds.aggregation import PlainSiteAggregation, SiteAggregation
 from fedhash.rounds.checkpoint import Checkpoints
-from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
+from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator, RoundRecord
 from fedhash.rounds.engine import Engine
 from fedhash.rounds.margin_audit import MarginEntry, verify_margin_audit
 from fedhash.rounds.run import coordinator_of, run_rounds
-from fedhash.rounds.settings import RoundSettings
+from fedhash.rounds.settings import RoundSettings, starting_margins
 from fedhash.rounds.site import SiteAgent
 from fedhash.rounds.site_state import FileSiteState
 from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
@@ -47,6 +47,7 @@ from fedhash.secagg.opened_rounds import FileOpenedRounds
 from fedhash.secagg.outlook import sum_outlook
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
+from fedhash_sim.engines.vectorised import VectorisedSites
 from fedhash_sim.run_folder import file_name
 
 __all__ = ["Federation", "Outcome", "simulated_identity", "train_federation", "untrained"]
@@ -196,7 +197,7 @@ class Outcome:
 def untrained(federation: Federation) -> Outcome:
     """The model before its first round, as if it had been trained."""
     model = federation.first_model()
-    margins = Margins.constant(len(federation.agreement.findings), federation.settings.loss.margin)
+    margins = starting_margins(federation.settings.loss, federation.agreement)
     return Outcome(federation, Layout.of(model).flatten(model), margins, (), {}, ())
 
 
@@ -207,7 +208,7 @@ def train_federation(
 
     Args:
         federation: The sites and the plan.
-        engine: `inprocess` or `flower`.
+        engine: `inprocess`, `vectorised` or `flower`.
         folder: For checkpoints and the sites' memory.
         on_round: Called after each round with its record and the model vector.
 
@@ -227,7 +228,15 @@ def train_federation(
     )
     if federation.settings.aggregation == "secure":
         sum_outlook(plan, layout.size, federation.agreement)  # tells at once what all would refuse
-    coordinator = coordinator_of(plan, federation.agreement, state)
+    sites = folder / "sites"
+    at_once = None
+    if engine == "vectorised":
+        at_once = VectorisedSites(
+            plan, federation.agreement, federation.studies, federation.seed, sites
+        )
+        coordinator = RoundCoordinator(plan, federation.agreement, state, at_once)
+    else:
+        coordinator = coordinator_of(plan, federation.agreement, state)
 
     if state.records:  # killed after the checkpoint, perhaps before its round was evaluated
         on_round(state.records[-1], state.model)
@@ -240,8 +249,9 @@ def train_federation(
             lambda record: on_round(record, coordinator.state.model),
         )
 
-    sites = folder / "sites"
-    if engine == "flower" and not coordinator.finished:
+    if at_once is not None:
+        vector = run(at_once)
+    elif engine == "flower" and not coordinator.finished:
         from fedhash_sim.engines.flower import run_in_flower  # Ray takes seconds to import
 
         vector = run_in_flower(

@@ -27,6 +27,7 @@ from fedhash.models.frozen_features import FeatureLayer
 from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+from fedhash_sim.engines.vectorised import unfit
 
 __all__ = [
     "Direction",
@@ -68,23 +69,41 @@ class ManifestSource(Settings):
     manifest: Path
 
 
+_SCHEME_OF = {  # of a partition's argument
+    "alpha": "dirichlet",
+    "findings_per_site": "pathological",
+    "shards_per_site": "shard",
+}
+
+
 class Partition(Settings):
     """How the training patients are dealt to sites.
 
-    `natural` follows the attribute `site` of the studies; `iid` deals patients evenly, `dirichlet`
-    unevenly by one of their positive findings. Both are met on average over the patients.
+    All but `natural` deal patients; those that look at findings give each patient one of its
+    positive findings for a class.
 
     Attributes:
-        scheme: The rule.
+        scheme: natural follows an attribute of the studies; iid deals evenly; dirichlet unevenly
+            by class; pathological gives each site few classes; shard sorts the patients by class
+            and cuts them into equal shards; linear, square and exponential deal at random to sites
+            whose sizes grow so with their number.
         sites: Number of sites; not for `natural`.
+        attribute: That `natural` follows.
         alpha: Concentration of the Dirichlet draw; small is uneven. For `dirichlet` alone.
+        findings_per_site: Classes that a site sees. For `pathological` alone.
+        shards_per_site: For `shard` alone.
         smallest_site_patients: Every site has at least so many training patients: a deal with a
             smaller site is drawn again, smaller natural sites are pooled into one.
     """
 
-    scheme: Literal["natural", "iid", "dirichlet"] = "natural"
+    scheme: Literal[
+        "natural", "iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential"
+    ] = "natural"
     sites: int | None = Field(default=None, ge=2, le=1000, validate_default=True)
+    attribute: str = Field(default="site", min_length=1, max_length=100)
     alpha: float | None = Field(default=None, gt=0, validate_default=True)
+    findings_per_site: int | None = Field(default=None, ge=1, validate_default=True)
+    shards_per_site: int | None = Field(default=None, ge=1, le=1000, validate_default=True)
     smallest_site_patients: int = Field(default=1, ge=1)
 
     # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
@@ -93,17 +112,25 @@ class Partition(Settings):
     def _sites_fit_the_scheme(cls, sites: int | None, info: Any) -> int | None:
         if "scheme" in info.data and (sites is None) != (info.data["scheme"] == "natural"):
             raise ValueError(
-                "the schemes iid and dirichlet need a number of sites; "
-                "natural takes the sites from the data"
+                f"the scheme {info.data['scheme']} "
+                + ("takes the sites from the data" if sites else "needs a number of sites")
             )
         return sites
 
-    @field_validator("alpha")
+    @field_validator("attribute")
     @classmethod
-    def _alpha_fits_the_scheme(cls, alpha: float | None, info: Any) -> float | None:
-        if "scheme" in info.data and (alpha is None) != (info.data["scheme"] != "dirichlet"):
-            raise ValueError("it belongs to the scheme dirichlet, which needs it")
-        return alpha
+    def _attribute_of_natural(cls, attribute: str, info: Any) -> str:
+        if attribute != "site" and info.data.get("scheme", "natural") != "natural":
+            raise ValueError("it belongs to the scheme natural")
+        return attribute
+
+    @field_validator(*_SCHEME_OF)
+    @classmethod
+    def _argument_fits_the_scheme(cls, value: float | None, info: Any) -> float | None:
+        owner = _SCHEME_OF[info.field_name]
+        if "scheme" in info.data and (value is None) != (info.data["scheme"] != owner):
+            raise ValueError(f"it belongs to the scheme {owner}, which needs it")
+        return value
 
 
 class SplitFractions(Settings):
@@ -182,7 +209,7 @@ class StudySettings(Settings):
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    engine: Literal["inprocess", "flower"] = "inprocess"
+    engine: Literal["inprocess", "vectorised", "flower"] = "inprocess"
     evaluation: EvaluationSettings = EvaluationSettings()
     method_settings: dict[Method, dict[str, bool | int | float | str | None]] = Field(
         default={},
@@ -215,6 +242,8 @@ class ResolvedStudy:
         round: The round file.
         round_of: The round file as each method runs it (`method_settings`).
         public_round: The round file of the public patients.
+        file: Where the settings were read, with `overrides`.
+        overrides: Of the study file's own keys.
     """
 
     settings: StudySettings
@@ -222,6 +251,8 @@ class ResolvedStudy:
     round: RoundSettings
     round_of: Mapping[str, RoundSettings]
     public_round: RoundSettings | None = None
+    file: Path | None = None
+    overrides: tuple[str, ...] = ()
 
     def build_model(self, seed: int) -> HashModel:
         """The study's model before its first round, without what frozen towers read."""
@@ -297,6 +328,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             )
         messages = [each.message for each in wrong]
         if not wrong:
+            if settings.engine == "vectorised" and (fault := _unfit(method, round_of[method])):
+                problems.append(problem_at(path, ("engine",), f"{method}: {fault}", own))
             others = check_round(round_of[method], agreement)
             messages += [message for key, message in others if (key, message) not in refused]
             messages += _faults_of(method, round_of[method], base)
@@ -316,15 +349,12 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
         problems.append(problem_at(path, ("methods",), message, own))
     public_round, public_problems = _public_round(path, settings, base, agreement, own)
     problems += public_problems
-    sites = settings.partition.sites  # of a natural partition the data tells, later
-    if sites is not None and "federated" in round_of:
-        fault = check_roster(round_of["federated"], agreement, sites)
-        if fault is not None:
-            message = f"partition.sites: {fault}"
-            problems.append(problem_at(path, ("partition", "sites"), message, own))
+    for argument, message in _partition_faults(settings.partition, agreement, round_of):
+        told = f"partition.{argument}: {message}"
+        problems.append(problem_at(path, ("partition", argument), told, own))
     if problems:
         raise ConfigurationError(problems)
-    return ResolvedStudy(settings, agreement, base, round_of, public_round)
+    return ResolvedStudy(settings, agreement, base, round_of, public_round, path, tuple(own))
 
 
 def _public_round(
@@ -374,6 +404,27 @@ def _public_round(
             problems.append(problem_at(settings.public.round, key, message, []))
         return public_round, problems
     return None, problems
+
+
+def _unfit(method: str, settings: RoundSettings) -> str | None:
+    """Why the vectorised engine cannot run a method; only `federated` sums as the file says."""
+    plain = {} if method == "federated" else {"aggregation": "plain"}
+    return unfit(settings.model_copy(update=plain))
+
+
+def _partition_faults(
+    partition: Partition, agreement: Agreement, round_of: Mapping[str, RoundSettings]
+) -> list[tuple[str, str]]:
+    """What is wrong before any data is read: the argument, and what to do."""
+    faults = []
+    sites = partition.sites  # of a natural partition the data tells, later
+    if sites is not None and "federated" in round_of:
+        fault = check_roster(round_of["federated"], agreement, sites)
+        faults += [("sites", fault)] if fault is not None else []
+    seen, findings = partition.findings_per_site, len(agreement.findings)
+    if seen is not None and seen > findings:
+        faults.append(("findings_per_site", f"{seen}, of {findings} of the agreement; lower it"))
+    return faults
 
 
 def _faults_of(method: str, settings: RoundSettings, base: RoundSettings) -> list[str]:

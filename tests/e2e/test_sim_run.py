@@ -169,6 +169,18 @@ def test_a_dry_run_is_a_table_of_sites_and_seeds(study_file: Path) -> None:
             assert f"{trained} + {database} held out" in line
 
 
+def test_a_partition_that_the_patients_do_not_allow_names_its_line(
+    study_file: Path, tmp_path: Path
+) -> None:
+    text = study_file.read_text() + "partition:\n  scheme: shard\n  sites: 3\n"
+    study_file.write_text(text + "  shards_per_site: 900\n")
+    line = len(study_file.read_text().splitlines())
+    message = run("run", study_file, "--out", tmp_path / "run", ok=False)
+    assert f"study.yaml:{line}: seed 0: 3 sites of 900 shards need at least 2700" in message
+    assert "lower partition.shards_per_site or partition.sites" in message
+    assert not list((tmp_path / "run").rglob("checkpoints"))
+
+
 def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> None:
     changes = ("--set", "data.patients_per_site=5", "--set", "evaluation.held_out_database=0.5")
     run("run", study_file, "--dry-run", *changes, "--set", "seeds=[2,3]")
@@ -182,7 +194,7 @@ def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> No
         ("seedz=[0]", 'did you mean "seeds"'),
         ("round.learning.lerning_rate=1", 'did you mean "learning_rate"'),
         ("agreement.code_bits=12", "multiple of 8"),
-        ("partition.scheme=pathological", "natural"),
+        ("partition.scheme=quantity", "natural"),
         ("round.loss.margin=0.9", "margin_range is 0.05 to 0.6"),
         ("evaluation.directions=[{query: report, target: mri}]", "asks for 'mri'"),
         ("method_settings={central: {rouns: 3}}", 'did you mean "rounds"'),

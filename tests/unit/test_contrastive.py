@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError
-from fedhash.learning.contrastive import ContrastiveLoss
-from fedhash.learning.loss import AnchorMarginLoss, Loss, Margins
-from fedhash.learning.losses import LOSSES, build_loss
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.contrastive import ContrastiveLoss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 
@@ -78,21 +77,3 @@ def test_a_batch_in_which_nobody_has_both_still_trains() -> None:
 def test_one_modality_has_nothing_to_pair() -> None:
     with pytest.raises(ModelError, match=r"pairs modalities, .* \['image'\] only"):
         losses_of({"image": torch.randn(3, 8)}, {"image": torch.ones(3, dtype=torch.bool)})
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_that_says_so_is_a_sum_of_patient_terms(name: str) -> None:
-    """Against the derivatives: does one patient's loss move with another's output?"""
-    loss: Loss = build_loss(LossSettings(name=name), ANCHORS)
-    outputs = {key: torch.randn(4, 16, requires_grad=True) for key in ("image", "report")}
-    present = {key: torch.ones(4, dtype=torch.bool) for key in outputs}
-    labels = torch.tensor([[1, 0], [0, 1], [1, 1], [1, -1]], dtype=torch.int8)
-    first = loss(outputs, present, labels, MARGINS)[0]
-    slopes = torch.autograd.grad(first, list(outputs.values()))
-    assert all(slope[0].any() for slope in slopes)
-    assert loss.sum_of_patient_terms == (not any(slope[1:].any() for slope in slopes))
-
-
-def test_the_settings_name_the_loss() -> None:
-    assert isinstance(build_loss(LossSettings(), ANCHORS), AnchorMarginLoss)
-    assert isinstance(build_loss(LossSettings(name="contrastive"), ANCHORS), ContrastiveLoss)

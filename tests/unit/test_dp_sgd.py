@@ -19,10 +19,11 @@ from torch import nn
 from fedhash.agreement import Agreement
 from fedhash.configuration import Settings
 from fedhash.errors import DataError, PrivacyError
-from fedhash.learning.contrastive import ContrastiveLoss
 from fedhash.learning.local_training import LocalResult, train_locally
-from fedhash.learning.logistic import LogisticLoss
-from fedhash.learning.loss import AnchorMarginLoss, Margins
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss
+from fedhash.learning.losses.contrastive import ContrastiveLoss
+from fedhash.learning.losses.logistic import LogisticLoss
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, build_model

@@ -20,8 +20,8 @@ from sklearn.decomposition import PCA
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError, ReleaseError
 from fedhash.learning.freezing import freeze
-from fedhash.learning.logistic import LogisticLoss
 from fedhash.learning.loss import Margins
+from fedhash.learning.losses.logistic import LogisticLoss
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import BIAS_INPUT, FrozenFeatures, base_features

@@ -24,7 +24,8 @@ from fedhash.learning.local_training import (
     planned_steps,
     train_locally,
 )
-from fedhash.learning.loss import AnchorMarginLoss, Margins
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, build_model, encode_studies

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fedhash.agreement import Agreement
 from fedhash.errors import ModelError
-from fedhash.learning.loss import AnchorMarginLoss, Margins, default_scale
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.anchor_margin import AnchorMarginLoss, default_scale
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 
@@ -53,7 +54,7 @@ def reference(
     scale = settings.scale or max(4.0, sqrt(2) * log(len(y) - 1))
     target = anchors.targets(y[None])[0].astype(float)
     theta = [max(0.0, float(target @ row) / BITS) for row in anchors.matrix]
-    v = u.astype(float) / sqrt(float(u.astype(float) @ u) + settings.kappa**2)
+    v = u.astype(float) / sqrt(float(u.astype(float) @ u) + settings.value("kappa") ** 2)
     c = [float(row @ v) / sqrt(BITS) for row in anchors.matrix]
     positives = [k for k in range(len(y)) if y[k] == 1]
     anchor_term = 0.0
@@ -66,7 +67,7 @@ def reference(
         anchor_term += float(margins.w[p]) * log(inner) / len(positives)
     code_term = 1 - float(v @ target) / sqrt(BITS)
     quantisation = 1 - float(np.abs(v).sum()) / sqrt(BITS)
-    return anchor_term + settings.beta * code_term + settings.gamma * quantisation
+    return anchor_term + settings.value("beta") * code_term + settings.value("gamma") * quantisation
 
 
 @pytest.mark.parametrize("findings", [2, 3, 14, 40])
@@ -113,7 +114,7 @@ def test_the_gradient_in_one_modality_is_bounded(
     loss({"image": raw}, {"image": all_of(labels)}, labels, margins).sum().backward()
     assert raw.grad is not None
     slope = 2 * scale * float(margins.w.max()) + beta + gamma
-    bound = slope / torch.sqrt(raw.detach().square().sum(dim=1) + settings.kappa**2)
+    bound = slope / torch.sqrt(raw.detach().square().sum(dim=1) + settings.value("kappa") ** 2)
     assert (raw.grad.norm(dim=1) <= bound * (1 + 1e-4)).all()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedhash.data.study import InMemory, Study
 from fedhash.errors import DataError
-from fedhash_sim.partitions import POOLED_SITE, partition_patients
+from fedhash_sim.partitions import POOLED_SITE, PartitionError, partition_patients
 from fedhash_sim.settings import Partition
 
 
@@ -281,8 +281,12 @@ def test_an_impossible_draw_says_what_to_change(scheme: dict[str, Any], advice: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scheme": "natural", "sites": 3}, "iid and dirichlet need a number of sites"),
-        ({"scheme": "iid"}, "iid and dirichlet need a number of sites"),
+        ({"scheme": "natural", "sites": 3}, "natural takes the sites from the data"),
+        ({"scheme": "iid"}, "the scheme iid needs a number of sites"),
+        ({"scheme": "iid", "sites": 3, "attribute": "scanner"}, "belongs to the scheme natural"),
+        ({"scheme": "shard", "sites": 3}, "belongs to the scheme shard, which needs it"),
+        ({"scheme": "pathological", "sites": 3}, "the scheme pathological, which needs it"),
+        ({"scheme": "linear", "sites": 3, "shards_per_site": 2}, "belongs to the scheme shard"),
         ({"scheme": "dirichlet", "sites": 3}, "belongs to the scheme dirichlet"),
         ({"scheme": "iid", "sites": 3, "alpha": 0.1}, "belongs to the scheme dirichlet"),
     ],
@@ -290,3 +294,123 @@ def test_an_impossible_draw_says_what_to_change(scheme: dict[str, Any], advice: 
 def test_arguments_fit_the_scheme(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Partition(**arguments)
+
+
+IN_TURN: list[dict[str, Any]] = [
+    {"scheme": "pathological", "findings_per_site": 2},
+    {"scheme": "shard", "shards_per_site": 2},
+    {"scheme": "linear"},
+    {"scheme": "square"},
+    {"scheme": "exponential"},
+]
+
+
+@pytest.mark.parametrize("scheme", IN_TURN)
+@given(
+    patients=st.integers(150, 160),
+    sites=st.integers(2, 4),
+    seed=st.integers(0, 2**40),
+    data=st.data(),
+)
+@settings(max_examples=5, deadline=None)
+def test_every_patient_is_dealt_once_whatever_the_order_of_the_studies(
+    scheme: dict[str, Any], patients: int, sites: int, seed: int, data: st.DataObject
+) -> None:
+    studies = studies_of(patients)
+    dealt = partition_patients(studies, Partition(**scheme, sites=sites), seed)
+    assert len(dealt) == sites
+    assert homes(dealt).keys() == {study.study_id for study in studies}
+    assert len({(s.patient_id, site) for site, held in dealt.items() for s in held}) == patients
+    shuffled = data.draw(st.permutations(studies))
+    assert homes(partition_patients(shuffled, Partition(**scheme, sites=sites), seed)) == homes(
+        dealt
+    )
+
+
+@given(sites=st.integers(3, 8), seen=st.integers(1, 3), seed=st.integers(0, 2**40))
+@settings(max_examples=8, deadline=None)
+def test_pathological_sites_see_so_many_findings(sites: int, seen: int, seed: int) -> None:
+    studies = one_each("abc" * 40)
+    partition = Partition(scheme="pathological", sites=sites, findings_per_site=seen)
+    dealt = partition_patients(studies, partition, seed)
+    assert {len({f for s in held for f in s.positive}) for held in dealt.values()} == {seen}
+
+
+@given(sites=st.integers(2, 6), shards=st.integers(1, 4), patients=st.integers(30, 99))
+@settings(max_examples=8, deadline=None)
+def test_shards_are_equal_and_of_neighbouring_findings(
+    sites: int, shards: int, patients: int
+) -> None:
+    studies = one_each("a" * (patients // 2) + "b" * (patients - patients // 2))
+    partition = Partition(scheme="shard", sites=sites, shards_per_site=shards)
+    dealt = partition_patients(studies, partition, 0)
+    sizes = [len(held) for held in dealt.values()]
+    assert sum(sizes) == patients
+    assert max(sizes) - min(sizes) <= shards  # a shard is larger by one at most
+    mixed = [held for held in dealt.values() if len({f for s in held for f in s.positive}) > 1]
+    if shards == 1:
+        assert len(mixed) <= 1, "one shard lies across the border of two findings"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shares"),
+    [
+        ("linear", [1 / 6, 2 / 6, 3 / 6]),
+        ("square", [1 / 14, 4 / 14, 9 / 14]),
+        ("exponential", [0.0900, 0.2447, 0.6652]),  # e, e^2, e^3 over their sum
+    ],
+)
+def test_sizes_grow_with_the_number_of_the_site(scheme: str, shares: list[float]) -> None:
+    dealt = partition_patients(one_each("ab" * 500), Partition(scheme=scheme, sites=3), 1)
+    assert [len(held) / 1000 for held in dealt.values()] == pytest.approx(shares, abs=0.003)
+    # in which order they come depends on no finding
+    shares_of_a = [np.mean(["a" in s.positive for s in held]) for held in dealt.values()]
+    assert shares_of_a == pytest.approx([0.5] * 3, abs=4 * 0.5 / np.sqrt(1000 * shares[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patients", "key", "message"),
+    [
+        (
+            {"scheme": "shard", "sites": 4, "shards_per_site": 9},
+            30,
+            "shards_per_site",
+            "4 sites of 9 shards need at least 36 patients, and there are 30; lower",
+        ),
+        (
+            {"scheme": "pathological", "sites": 4, "findings_per_site": 4},
+            30,
+            "findings_per_site",
+            "each site is to see 4 findings, and the training patients have 3; lower",
+        ),
+        (
+            {"scheme": "pathological", "sites": 2, "findings_per_site": 1},
+            30,
+            "findings_per_site",
+            "2 sites that see 1 of 3 findings would leave 1 to nobody; raise",
+        ),
+        (
+            {"scheme": "exponential", "sites": 9},
+            30,
+            "smallest_site_patients",
+            "sizes that grow as exponential do not give each of 9 sites at least 1 patients; lower",
+        ),
+    ],
+)
+def test_what_the_patients_do_not_allow_is_told_with_its_argument(
+    arguments: dict[str, Any], patients: int, key: str, message: str
+) -> None:
+    with pytest.raises(PartitionError, match=message) as refused:
+        partition_patients(one_each("abc" * (patients // 3)), Partition(**arguments), 0)
+    assert refused.value.key == key
+
+
+def test_natural_sites_come_from_another_attribute_where_one_is_named() -> None:
+    studies = [
+        Study(f"s{n}", f"p{n}", {}, frozenset({"edema"}), attributes={"scanner": f"unit-{n % 2}"})
+        for n in range(6)
+    ]
+    dealt = partition_patients(studies, Partition(attribute="scanner"), 0)
+    assert list(dealt) == ["unit-0", "unit-1"]
+    with pytest.raises(PartitionError, match=r"no attribute 'site'.*name another attribute"):
+        partition_patients(studies, Partition(), 0)

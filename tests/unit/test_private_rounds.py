@@ -24,6 +24,7 @@ from small_federation import (
     site_studies,
 )
 
+from fedhash.learning.settings import _READ
 from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import prepare_studies
 from fedhash.privacy import PrivacyTerms, epsilon, read_ledger
@@ -73,27 +74,35 @@ def refusal(agent: SiteAgent, asked: TrainRequest) -> Refusal:
     return Refusal.from_message(agent.handle(asked.to_message()))
 
 
+LOSS_ENDS = {
+    "scale": (1e-3, 1e3),
+    "beta": (0.0, 1e3),
+    "gamma": (0.0, 1e3),
+    "kappa": (1e-6, 1e3),
+    "margin": (0.05, 2.0),
+    "temperature": (1e-3, 1e3),
+}
 ENDS = [
-    ("loss", "scale", 1e-3, 1e3),
-    ("loss", "beta", 0.0, 1e3),
-    ("loss", "gamma", 0.0, 1e3),
-    ("loss", "kappa", 1e-6, 1e3),
-    ("loss", "margin", 0.05, 2.0),
-    ("loss", "temperature", 1e-3, 1e3),
-    ("learning", "learning_rate", 1e-9, 1e3),
-    ("learning", "weight_decay", 0.0, 1e3),
-    ("learning", "proximal_weight", 0.0, 1e3),
-    ("learning", "batch_patients", 1, 1_000_000),
-    ("learning", "gradient_clip_norm", 1e-6, 1e6),
-    ("coordinator_optimiser", "learning_rate", 1e-9, 1e3),
-    ("coordinator_optimiser", "tau", 1e-9, 1e3),
+    *(
+        ("loss", {"name": name}, key, *LOSS_ENDS[key])
+        for name, constants in _READ.items()
+        for key in constants
+    ),
+    ("learning", {}, "learning_rate", 1e-9, 1e3),
+    ("learning", {}, "weight_decay", 0.0, 1e3),
+    ("learning", {}, "proximal_weight", 0.0, 1e3),
+    ("learning", {}, "batch_patients", 1, 1_000_000),
+    ("learning", {}, "gradient_clip_norm", 1e-6, 1e6),
+    ("coordinator_optimiser", {}, "learning_rate", 1e-9, 1e3),
+    ("coordinator_optimiser", {}, "tau", 1e-9, 1e3),
 ]
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-@pytest.mark.parametrize(("section", "key", "low", "high"), ENDS)
+@pytest.mark.parametrize(("section", "beside", "key", "low", "high"), ENDS)
 def test_no_number_of_a_round_file_leaves_what_tensors_hold(
     section: str,
+    beside: dict[str, str],
     key: str,
     low: float,
     high: float,
@@ -105,6 +114,7 @@ def test_no_number_of_a_round_file_leaves_what_tensors_hold(
         update={"learning": PRIVATE.learning.model_copy(update={"optimiser": optimiser})}
     )
     told = kept.model_dump(mode="json")
+    told[section] |= beside
     for value in (low, high):
         text = json.dumps(told | {section: told[section] | {key: value}})
         private = RoundSettings.model_validate_json(text)

@@ -8,11 +8,18 @@ from small_federation import AGREEMENT, SECURE_AGREEMENT, round_settings
 
 from fedhash.configuration import KeyPath, read_settings
 from fedhash.errors import ConfigurationError
-from fedhash.learning.settings import LossSettings
+from fedhash.learning.losses import LOSSES
+from fedhash.learning.settings import LossName, LossSettings
 from fedhash.privacy import AgreedPrivacy, epsilon
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
-from fedhash.rounds.settings import RoundSettings, check_roster, check_round, private_steps
+from fedhash.rounds.settings import (
+    RoundSettings,
+    check_roster,
+    check_round,
+    private_steps,
+    starting_margins,
+)
 from fedhash.secagg.terms import SecureAggregationTerms
 
 
@@ -103,6 +110,26 @@ def test_what_breaks_privacy_is_told_with_the_remedy(
     assert problem in message
     without = settings.model_copy(update={"privacy": NoPrivacySettings()})
     assert check_round(without, AGREEMENT) == []
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_private_rounds_take_sums_of_patient_terms_alone(name: LossName) -> None:
+    settings = round_settings(privacy=PRIVATE, weighting="uniform", loss=LossSettings(name=name))
+    found = [key for key, _ in check_round(settings, AGREEMENT)]
+    assert found == ([] if LOSSES[name].sum_of_patient_terms else [("loss", "name")])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_range_of_margins_is_for_losses_that_have_them(name: LossName) -> None:
+    wide = AGREEMENT.model_copy(update={"margin_range": (0.4, 0.5)})
+    settings = round_settings(loss=LossSettings(name=name))
+    found = [message for _, message in check_round(settings, wide)]
+    default = {"anchor_margin": 0.3, "orthohash": 0.2}.get(name)
+    refused = f"loss.margin is {default}, the agreement's margin_range is 0.4 to 0.5"
+    assert found == ([] if default is None else [refused])
+    margins = starting_margins(settings.loss, wide)
+    assert margins.mu.tolist() == pytest.approx([0.4 if default is None else default] * 3)
+    assert margins.w.tolist() == [1, 1, 1]
 
 
 def test_a_private_round_needs_the_agreement_s_cap_and_delta() -> None:

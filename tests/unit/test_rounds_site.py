@@ -25,8 +25,10 @@ from small_federation import (
 
 from fedhash.errors import DataError
 from fedhash.learning.local_training import LocalResult
-from fedhash.learning.loss import Margins
-from fedhash.learning.settings import LossSettings
+from fedhash.learning.loss import Loss, Margins
+from fedhash.learning.losses import LOSSES, build_loss
+from fedhash.learning.settings import LossName, LossSettings
+from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.prepared import prepare_studies
 from fedhash.rounds.aggregation import PlainSiteAggregation
@@ -141,6 +143,31 @@ def test_the_ends_of_the_margin_range_are_inside() -> None:
         plan = plan_with(loss=LossSettings(margin=margin))
         asked = request(plan=plan, margins=Margins.constant(3, margin))
         assert agent(PullTrainer(1.0)).handle(asked.to_message()).kind == "train_reply"
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"contrastive"}))  # which pairs modalities
+def test_a_site_trains_with_every_loss(name: LossName) -> None:
+    coordinator = new_coordinator(round_settings(loss=LossSettings(name=name)))
+    asked = TrainRequest.from_message(next(coordinator.round(SITES)).requests["site-0"])
+    reply = TrainReply.from_message(site_agent("site-0").handle(asked.to_message()), asked)
+    assert np.isfinite(reply.vector).all()
+    assert reply.vector.any()
+
+
+def test_hashnet_s_codes_sharpen_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharpened = []
+
+    def build(settings: LossSettings, anchors: Anchors, progress: float) -> Loss:
+        sharpened.append(progress)
+        return build_loss(settings, anchors, progress)
+
+    monkeypatch.setattr("fedhash.rounds.trainer.build_loss", build)
+    settings = round_settings(loss=LossSettings(name="hashnet"), rounds=4)
+    low = Margins.constant(3, AGREEMENT.margin_range[0])
+    for number in (1, 3):
+        asked = request(plan=run_plan(settings), margins=low, round_number=number)
+        assert site_agent("site-0").handle(asked.to_message()).kind == "train_reply"
+    assert sharpened == [0, 0.5]
 
 
 def test_local_work_above_the_agreed_cap_is_refused() -> None:

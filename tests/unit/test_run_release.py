@@ -43,7 +43,7 @@ IMAGES = Agreement(
 FROZEN_ROUNDS = RoundSettings(
     model=model_settings(),
     learning=LearningSettings(local_steps=1, learning_rate=1.0),
-    loss=LossSettings(name="logistic", margin=0.05),
+    loss=LossSettings(name="logistic"),
     rounds=1,
     aggregation="plain",
 )

@@ -55,8 +55,9 @@ def problems(
     ("more", "start"),
     [
         ("methods:\n- local\n- local\n", '6: "methods": must hold at least one entry'),
-        ("partition:\n  scheme: natural\n  sites: 3\n", '8: "partition.sites": the schemes iid'),
-        ("partition:\n  scheme: iid\n", '6: "partition.sites": the schemes iid'),
+        ("partition:\n  scheme: natural\n  sites: 3\n", '8: "partition.sites": the scheme natural'),
+        ("partition:\n  scheme: iid\n", '6: "partition.sites": the scheme iid needs'),
+        ("partition:\n  scheme: shard\n  sites: 3\n", '6: "partition.shards_per_site": it'),
         ("partition:\n  scheme: iid\n  sites: 3\n  alpha: 1\n", '9: "partition.alpha": it belongs'),
         ("splits:\n  val: 0.5\n  test: 0.5\n", '8: "splits.test": val + test must leave'),
         ("splits:\n  val: 0.9\n", '6: "splits.test": val + test must leave'),
@@ -71,6 +72,12 @@ def test_contradictions_have_their_key_and_line_beside_other_mistakes(
     assert len(others) == 2
     assert any('study.yaml:5: "seeds": must hold at least one' in each for each in others)
     assert any(each.startswith(f"study.yaml:{start}") for each in others)
+
+
+def test_a_site_cannot_see_more_findings_than_there_are(tmp_path: Path) -> None:
+    partition = "partition:\n  scheme: pathological\n  sites: 3\n  findings_per_site: 99\n"
+    (problem,) = problems(tmp_path, study=STUDY + partition)
+    assert problem.startswith("study.yaml:9: partition.findings_per_site: 99, of ")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ positive and N the negative findings of a study:
 
     l = (1/|P|) sum_{p in P} w_p log(1 + sum_{n in N} exp(c_n - c_p))
 
-That is cross-entropy where a study has one finding. It is the anchor-margin loss without its
-normalisation, margins and pull towards a code (`fedhash.learning.loss`): the length of u stays free
-to say how sure the model is, and there is no margin that a longer u would not meet.
+That is cross-entropy where a study has one finding. It is the anchor-margin loss
+(`fedhash.learning.losses.anchor_margin`) without its normalisation, margins and pull towards a
+code: the length of u stays free to say how sure the model is, and there is no margin that a longer
+u would not meet.
 
     >>> loss = LogisticLoss(anchors, LossSettings(name="logistic"))
 """
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int8
 
-from fedhash.learning.loss import Margins, positives_before_negatives
+from fedhash.learning.loss import Margins
+from fedhash.learning.losses.anchor_margin import positives_before_negatives
 from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 

@@ -12,6 +12,8 @@ both:
     l_i = 1/2 log sum_j exp((<v_i, w_j> - <v_i, w_i>) / T)
         + 1/2 log sum_j exp((<v_j, w_i> - <v_i, w_i>) / T)      summed over the pairs of modalities
 
+CLIP learns T, here it is fixed; and CLIP has no softening kappa.
+
     >>> loss = ContrastiveLoss(anchors, LossSettings(name="contrastive"))
 """
 
@@ -39,7 +41,8 @@ class ContrastiveLoss:
     sum_of_patient_terms: ClassVar[bool] = False
 
     def __init__(self, anchors: Anchors, settings: LossSettings) -> None:  # noqa: ARG002 - as all
-        self._settings = settings
+        self._kappa = settings.value("kappa")
+        self._temperature = settings.value("temperature")
 
     def __call__(
         self,
@@ -58,10 +61,10 @@ class ContrastiveLoss:
                 f"the contrastive loss pairs modalities, and the model has {sorted(outputs)} only; "
                 "add a tower, or set loss.name: anchor_margin"
             )
-        codes = {name: normalised(raw, self._settings.kappa) for name, raw in outputs.items()}
+        codes = {name: normalised(raw, self._kappa) for name, raw in outputs.items()}
         total = torch.zeros(len(labels))
         for one, other in combinations(sorted(codes), 2):
-            products = codes[one] @ codes[other].T / self._settings.temperature
+            products = codes[one] @ codes[other].T / self._temperature
             both = present[one] & present[other]
             total = total + (_term(products, both) + _term(products.T, both)) / 2
         return total
