@@ -31,7 +31,7 @@ from fedhash_sim.run_folder import explained
 
 __all__ = ["Parties", "free_ports"]
 
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 600.0  # a busy machine takes ten times as long as an idle one
 _GRACE_S = 20.0
 
 
