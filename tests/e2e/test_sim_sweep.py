@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,11 @@ def test_a_plan_trains_nothing_and_a_folder_of_another_run_is_refused(
         message = run("sweep", sweep, "--out", swept, *other, *more, ok=False)
         assert "holds another run: its round.yaml differs" in message
     assert table(swept / "sweep.csv") == before
+    asked_already = tmp_path / "out" / next(swept.glob("*=test")).name
+    shutil.copytree(swept / asked_already.name, asked_already)
+    message = run("sweep", sweep, "--out", tmp_path / "out", *other, ok=False)
+    assert f"{asked_already} holds another run" in message  # before the search, not after it
+    assert not list((tmp_path / "out").glob("*=val"))
     assert "is the folder of a single run" in run(
         "sweep", sweep, "--out", next(swept.glob("loss*")), ok=False
     )

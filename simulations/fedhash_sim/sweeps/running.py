@@ -72,6 +72,8 @@ def run_sweep(
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         with RunFolder(out).locked():
+            if not replace:  # those of the test too, before the search
+                check_folders([*sweep.points, *sweep.tests], out)
             text = resolved(sweep.settings, relative_to=out.resolve())
             (out / "sweep.yaml").write_text(text, encoding="utf-8")
             batch = _Batch(
