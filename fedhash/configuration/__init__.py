@@ -12,7 +12,13 @@ expected; a misspelt key gets its nearest valid key. A command line may override
 
 from fedhash.configuration._document import KeyPath
 from fedhash.configuration._words import did_you_mean
-from fedhash.configuration.reading import gathered, problem_at, read_settings, resolved
+from fedhash.configuration.reading import (
+    gathered,
+    override,
+    problem_at,
+    read_settings,
+    resolved,
+)
 from fedhash.configuration.schemas import json_schema, write_schemas
 from fedhash.configuration.settings import Settings
 
@@ -22,6 +28,7 @@ __all__ = [
     "did_you_mean",
     "gathered",
     "json_schema",
+    "override",
     "problem_at",
     "read_settings",
     "resolved",

@@ -29,7 +29,7 @@ from fedhash.configuration._words import found
 from fedhash.configuration.settings import Settings
 from fedhash.errors import ConfigurationError, Problem
 
-__all__ = ["gathered", "problem_at", "read_settings", "resolved"]
+__all__ = ["gathered", "override", "problem_at", "read_settings", "resolved"]
 
 S = TypeVar("S", bound=Settings)
 
@@ -88,6 +88,22 @@ def gathered(problems: list[Problem]) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         problems += error.problems
+
+
+def override(key: str, value: Any, kind: type[Settings], folder: Path) -> str:
+    """An override of a value that stands in a file, whose relative paths start at its folder.
+
+    Args:
+        key: `a.b.c`.
+        value: Plain data.
+        kind: The settings that the override is for.
+        folder: Of the file.
+    """
+    types = alternatives(kind)
+    for part in key.split("."):
+        types = entries(types, part)
+    absolute = _map_paths(value, types, lambda file, _: _absolute(file, folder))
+    return f"{key}={json.dumps(absolute, ensure_ascii=False)}"
 
 
 def problem_at(path: Path, key: KeyPath, message: str, overrides: Sequence[str] = ()) -> Problem:

@@ -15,8 +15,10 @@ from rich.table import Table
 
 from fedhash.errors import DataError, QueryError
 from fedhash_sim.audits import audits
+from fedhash_sim.compare_command import compare_command
 from fedhash_sim.freeze_command import freeze_command
 from fedhash_sim.network_demo_command import network_demo_command
+from fedhash_sim.sweeps.command import sweep_command
 from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(audits, name="audit")
+app.command("compare")(compare_command)
 app.command("freeze")(freeze_command)
 app.command("network-demo")(network_demo_command)
+app.command("sweep")(sweep_command)
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder of 'fedhash-sim run'.", metavar="RUN")]

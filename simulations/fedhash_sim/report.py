@@ -120,7 +120,9 @@ def write_report(run: Path) -> Path:
         ],
     )
     target = run / "report.html"
-    target.write_text(page, encoding="utf-8")
+    unfinished = run / "report.html.tmp"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(target)
     return target
 
 

@@ -31,7 +31,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,14 @@ from fedhash_sim.input_files import INPUT_FILES, changed_files
 from fedhash_sim.results import TABLES
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
-__all__ = ["CellFolder", "RunFolder", "explained", "file_name", "write_table"]
+__all__ = [
+    "CellFolder",
+    "RunFolder",
+    "configuration_files",
+    "explained",
+    "file_name",
+    "write_table",
+]
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,11 @@ class RunFolder:
 
     @classmethod
     def _open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
-        files = _configuration(study, path.resolve())
+        files = configuration_files(study, path.resolve())
         if path.exists() and replace:
             _move_aside(cls(path))
         if path.exists() and any(path.iterdir()):
-            for name, text in files.items():
-                stored = path / name
-                if not stored.is_file() or stored.read_bytes() != text.encode():
-                    raise CheckpointError(
-                        f"{path} holds another run: its {name} differs from what is asked now. "
-                        f"{_remedy(path)}"
-                    )
+            _check_same(path, files)
             if changed := changed_files(path / "data" / INPUT_FILES):
                 raise CheckpointError(
                     f"{path} was prepared from other data: {changed[0]} has changed or is gone, "
@@ -131,6 +132,19 @@ class RunFolder:
                     "--out"
                 ) from error
             yield
+
+    def cells_done(self, study: ResolvedStudy) -> int:
+        """How many cells of a study have their results here.
+
+        Raises:
+            CheckpointError: The folder holds another study's run.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return 0
+        _check_same(self.path, configuration_files(study, self.path.resolve()))
+        settings = study.settings
+        cells = [self.cell(method, seed) for method in settings.methods for seed in settings.seeds]
+        return sum(each.is_done for each in cells)
 
     @classmethod
     def existing(cls, path: Path) -> tuple[RunFolder, ResolvedStudy]:
@@ -228,12 +242,25 @@ def _damaged(path: Path, found: str) -> CheckpointError:
     )
 
 
+def _check_same(path: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        stored = path / name
+        if not stored.is_file() or stored.read_bytes() != text.encode():
+            raise CheckpointError(
+                f"{path} holds another run: its {name} differs from what is asked now. "
+                f"{_remedy(path)}"
+            )
+
+
 def _remedy(path: Path) -> str:
     return f"Choose another --out, or --replace to move the earlier run to {path}.previous"
 
 
-def _configuration(study: ResolvedStudy, path: Path) -> dict[str, str]:
-    """The files as they ran; the study names its neighbours."""
+def configuration_files(study: ResolvedStudy, path: Path) -> dict[str, str]:
+    """The texts of a run's configuration by file name, as it runs in the folder `path`.
+
+    The study names its neighbours; studies with equal texts have equal figures.
+    """
     settings = study.settings.model_copy(
         update={"agreement": path / "agreement.yaml", "round": path / "round.yaml"}
     )

@@ -17,6 +17,7 @@ from fedhash_client.settings import SiteSettings
 from fedhash_server.coordinator_settings import CoordinatorSettings
 from fedhash_server.settings import RunSettings
 from fedhash_sim.settings import StudySettings
+from fedhash_sim.sweeps.settings import SweepSettings
 
 __all__ = ["CONFIGURATION_KINDS"]
 
@@ -27,6 +28,7 @@ CONFIGURATION_KINDS: dict[str, type[Settings]] = {
     "run": RunSettings,
     "site": SiteSettings,
     "study": StudySettings,
+    "sweep": SweepSettings,
 }
 
 if __name__ == "__main__":

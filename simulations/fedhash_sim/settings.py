@@ -33,6 +33,7 @@ __all__ = [
     "Direction",
     "EvaluationSettings",
     "ManifestSource",
+    "Method",
     "Partition",
     "PhantomSource",
     "PublicPatients",

@@ -6,16 +6,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import connection
-from multiprocessing.queues import SimpleQueue
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,25 +14,23 @@ from typing import Any
 from rich.console import Console
 
 from fedhash import __version__
-from fedhash.errors import FedhashError, ProtocolError
 from fedhash.models.layout import Layout
-from fedhash_sim.cells import cell_name, run_cell
+from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.consortium import (
     Consortium,
     assign_roles,
     build_consortium,
     write_partition,
 )
-from fedhash_sim.progress import Progress, Show, live_progress
+from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import load_pool
 
-__all__ = ["describe", "plan_study", "run_study"]
+__all__ = ["describe", "finish_run", "open_cells", "plan_study", "prepare_run", "run_study"]
 
 _SHOWN_PROBLEMS = 5
-_POLL_S = 0.1  # how often the bars move
 
 
 def run_study(
@@ -68,16 +57,22 @@ def run_study(
     """
     folder = RunFolder.open(path, study, replace=replace)
     with explained(path), folder.locked():
-        _run_in(folder, study, workers, command, console)
+        prepare_run(folder, study, command, console)
+        cells = open_cells(folder, study)
+        with live_progress([str(each) for each in cells], console) as show:
+            run_cells(cells, workers, lambda _, progress: show(progress))
+        finish_run(folder, study, console)
     return folder
 
 
-def _run_in(
-    folder: RunFolder, study: ResolvedStudy, workers: int, command: str, console: Console
-) -> None:
-    settings = study.settings
+def prepare_run(folder: RunFolder, study: ResolvedStudy, command: str, console: Console) -> None:
+    """Load, split, deal and prepare the studies of every seed, and write what the report tells.
+
+    Raises:
+        FedhashError: The data cannot be had, or not be split or dealt as asked.
+    """
     consortia = {}
-    for seed in settings.seeds:
+    for seed in study.settings.seeds:
         with console.status(f"preparing the studies of seed {seed}"):
             consortia[seed] = build_consortium(study, seed, folder.data(seed))
     for line in _data_problems(consortia):
@@ -85,15 +80,25 @@ def _run_in(
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
     about = describe(study, consortia) | {"command": command}
     (folder.path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    del consortia  # the workers read their own
-    open_cells = [
-        (method, seed)
-        for seed in settings.seeds
-        for method in settings.methods
+
+
+def open_cells(folder: RunFolder, study: ResolvedStudy) -> list[Cell]:
+    """The cells of a study that have no results yet."""
+    return [
+        Cell(folder.path, method, seed)
+        for seed in study.settings.seeds
+        for method in study.settings.methods
         if not folder.cell(method, seed).is_done
     ]
-    _run_cells(folder.path, open_cells, workers, console)
-    folder.collect(settings.methods, settings.seeds)
+
+
+def finish_run(folder: RunFolder, study: ResolvedStudy, console: Console) -> None:
+    """Write the tables and the report of a run whose cells are all done.
+
+    Raises:
+        FedhashError: A cell's table is damaged.
+    """
+    folder.collect(study.settings.methods, study.settings.seeds)
     with console.status("drawing the report"):
         write_report(folder.path)
 
@@ -203,88 +208,3 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         "notes": _notes(consortia),
         "without_consent": first.without_consent,
     }
-
-
-def _run_cells(run: Path, cells: Sequence[tuple[str, int]], workers: int, console: Console) -> None:
-    with live_progress([cell_name(*cell) for cell in cells], console) as show:
-        if workers == 1 or len(cells) < 2:
-            for method, seed in cells:
-                run_cell(run, method, seed, show)
-            return
-        # Not forked: torch's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        news: SimpleQueue[Progress] = context.SimpleQueue()
-        with ProcessPoolExecutor(
-            min(workers, len(cells)), context, initializer=_start_worker, initargs=(news,)
-        ) as pool:
-            try:
-                with _ctrl_c_held_back():
-                    futures = [pool.submit(_work, run, *cell) for cell in cells]
-                _follow(futures, news, show)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which a terminal sends to all: we end them.
-
-    A signal mask outlives the start of a program, so it holds from a worker's first moment.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _follow(futures: Sequence[Future[str | None]], news: SimpleQueue[Progress], show: Show) -> None:
-    """Show the news until all cells are done; the first failure ends the run."""
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-        while not news.empty():
-            show(news.get())
-        for future in done:
-            try:
-                failure = future.result()
-            except BrokenProcessPool as error:
-                raise ProtocolError(
-                    "a worker was killed, perhaps for want of memory; run the same command again "
-                    "with fewer --workers, it goes on where it stopped"
-                ) from error
-            if failure:
-                raise ProtocolError(failure)
-
-
-_news: SimpleQueue[Progress] | None = None
-
-
-def _start_worker(news: SimpleQueue[Progress]) -> None:
-    global _news  # noqa: PLW0603 - a pool hands its workers a queue in no other way
-    _news = news
-    os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"  # it prints pages when we end a worker
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise ProtocolError("a worker needs a parent process to work for")
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """A killed parent ends no workers: they watch it, so that no cell is trained twice at once."""
-    connection.wait([parent])
-    os._exit(1)
-
-
-def _work(run: Path, method: str, seed: int) -> str | None:
-    """Run a cell in a worker; errors return as text, since not every error can be pickled."""
-    if _news is None:
-        raise ProtocolError("a worker was started without a queue for its news")
-    try:
-        run_cell(run, method, seed, _news.put)
-    except FedhashError as error:
-        return f"{cell_name(method, seed)}: {error}"
-    return None

@@ -246,7 +246,7 @@ def living(group: int) -> list[str]:
 def test_an_interrupted_command_is_told_without_workers_too(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedhash_sim.study_run.run_cell", interrupt)
+    monkeypatch.setattr("fedhash_sim.cell_workers.run_cell", interrupt)
     command = ["run", str(study_file), "--out", str(tmp_path / "run"), "--workers", "1"]
     ended = CliRunner().invoke(app, command)
     assert ended.exit_code == 130

@@ -13,6 +13,7 @@ import fedhash.configuration
 from fedhash.configuration import (
     Settings,
     did_you_mean,
+    override,
     read_settings,
 )
 from fedhash.errors import ConfigurationError
@@ -101,11 +102,23 @@ def test_public_names():
         "did_you_mean",
         "gathered",
         "json_schema",
+        "override",
         "problem_at",
         "read_settings",
         "resolved",
         "write_schemas",
     ]
+
+
+def test_an_override_of_a_file_starts_its_paths_at_that_file_s_folder(tmp_path):
+    convnet = {"name": "convnet", "weights": "best.pt"}
+    asked = override("tower", convnet, _OneTower, tmp_path)
+    assert asked == f'tower={{"name": "convnet", "weights": "{tmp_path}/best.pt"}}'
+    assert override("tower.name", "a/b", _OneTower, tmp_path) == 'tower.name="a/b"'
+
+
+class _OneTower(Settings):
+    tower: Tower
 
 
 def test_reads_every_kind_of_value(write):

@@ -1,0 +1,240 @@
+"""From a sweep file to its points: the combinations of the grid, each a study of its own.
+
+1. Every point is read and checked before any work; all that is wrong comes at once, each mistake
+   at the line of the choice that makes it.
+2. Of two changes, `round.loss` and `round.loss.margin`, the inner one counts, whatever their order.
+3. A point's folder is named after its choices; points with equal settings share the first one's.
+
+>>> sweep = read_sweep(Path("configs/sweep/losses.yaml"))
+>>> sweep.points[0].name
+'loss=anchor_margin,learning_rate=0.0002,queries=val'
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from pathlib import Path
+
+from fedhash.configuration import (
+    KeyPath,
+    did_you_mean,
+    gathered,
+    override,
+    problem_at,
+    read_settings,
+)
+from fedhash.errors import ConfigurationError, Problem
+from fedhash_sim.run_folder import configuration_files, file_name
+from fedhash_sim.settings import ResolvedStudy, StudySettings, read_study
+from fedhash_sim.sweeps.settings import Select, SweepSettings, written
+
+__all__ = ["COLUMNS", "Choices", "Point", "Sweep", "read_sweep"]
+
+Choices = Mapping[str, str]  # axis to the choice as it is written
+COLUMNS = ("point", "queries", "method", "seed", "query", "target", "metric", "value", "count")
+_MOST_POINTS = 500  # each holds a lock, a file that stays open
+_LONGEST_NAME_BYTES = 150
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of the grid.
+
+    Attributes:
+        name: Of its run folder.
+        choices: Axis to choice.
+        study: What runs there.
+    """
+
+    name: str
+    choices: Choices
+    study: ResolvedStudy
+
+    @property
+    def queries(self) -> str:
+        """The split that asks."""
+        return self.study.settings.evaluation.queries
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file with the studies of its points.
+
+    Attributes:
+        settings: The sweep file.
+        points: What runs first: all of the grid, under `select` as its search.
+        tests: Under `select` the same points as they run on `test` if they are chosen, else empty.
+    """
+
+    settings: SweepSettings
+    points: tuple[Point, ...]
+    tests: tuple[Point, ...]
+
+
+def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file, and the study of every point.
+
+    Args:
+        path: The sweep file.
+        changes: `key=value` for the study of every point, as `fedhash-sim run --set` has them.
+
+    Raises:
+        ConfigurationError: The file, the study or a point is wrong; holds all that was found.
+    """
+    settings = read_settings(path, SweepSettings)
+    if problems := [problem_at(path, *each) for each in _contradictions(settings, changes)]:
+        raise ConfigurationError(problems)
+    reader = _Reader(path, settings, changes)
+    points: tuple[Point, ...]
+    tests: tuple[Point, ...]
+    select = settings.select
+    if select is None:
+        points, tests = reader.points([]), ()
+    else:
+        search = [f"evaluation.queries={select.queries}", f"methods=[{select.method}]"]
+        points, tests = reader.points(search), reader.points(["evaluation.queries=test"])
+        for test in tests:
+            reader.problems |= {
+                problem_at(path, *fault): None for fault in _select_faults(select, test.study)
+            }
+    if reader.problems:
+        raise ConfigurationError(list(reader.problems))
+    return Sweep(settings, points, tests)
+
+
+def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tuple[KeyPath, str]]:
+    """What is wrong with the grid as such, whatever the study."""
+    faults: list[tuple[KeyPath, str]] = []
+    choices = {axis: settings.choices(axis) for axis in settings.grid}
+    keys = {axis: {key for _, each in of for key in each} for axis, of in choices.items()}
+    axes_of = Counter(key for each in keys.values() for key in each)
+    select = settings.select
+    taken = {each.partition("=")[0]: "--set" for each in changes}
+    if select is not None:
+        taken |= dict.fromkeys(("methods", "evaluation.queries"), "the search of select")
+    for axis, of in choices.items():
+        place = ("grid", axis)
+        if axis in COLUMNS or not re.fullmatch(r"[\w.-]+", axis, re.ASCII):
+            message = "a column of the tables has this name, or nothing can; choose another"
+            faults.append((place, f"grid.{axis}: {message}"))
+        faults += [
+            (place, f"grid.{axis} has {choice} more than once; keep one")
+            for choice, times in Counter(choice for choice, _ in of).items()
+            if times > 1
+        ]
+        for key in sorted(keys[axis]):
+            if "=" in key or not all(key.split(".")):
+                faults.append((place, f"grid.{axis}: {key!r} is no key; write a.b.c"))
+            elif axes_of[key] > 1:
+                faults.append((place, f"grid.{axis} sets {key}, and so does another axis"))
+            faults += [
+                (place, f"grid.{axis} sets {key}, and {who} sets {other}; leave one of them out")
+                for other, who in taken.items()
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+            ]
+    count = prod(map(len, choices.values()))
+    if count > _MOST_POINTS:
+        faults.append((("grid",), f"grid has {count} points; at most {_MOST_POINTS} are run"))
+    for place_in_list, axis in enumerate(() if select is None else select.over):
+        if axis not in settings.grid:
+            message = (
+                f"select.over has {axis}, no axis of grid; {did_you_mean(axis, settings.grid)}"
+            )
+            faults.append((("select", "over", place_in_list), message))
+    return faults
+
+
+def _select_faults(select: Select, study: ResolvedStudy) -> list[tuple[KeyPath, str]]:
+    """What is wrong with a choice in view of the study."""
+    faults: list[tuple[KeyPath, str]] = []
+    methods, directions = study.settings.methods, study.directions
+    if select.method not in methods:
+        message = f"select.method is {select.method}; the study runs {', '.join(methods)}"
+        faults.append((("select", "method"), message))
+    if select.direction is not None and select.direction not in directions:
+        asked = ", ".join(f"{each.query} -> {each.target}" for each in directions)
+        faults.append((("select", "direction"), f"select.direction: the study asks {asked}"))
+    return faults
+
+
+@dataclass
+class _Reader:
+    """Reads the studies of points, and gathers what is wrong with them."""
+
+    path: Path
+    settings: SweepSettings
+    changes: Sequence[str]
+    problems: dict[Problem, None] = field(default_factory=dict)  # in order, each once
+    _alone: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
+
+    def points(self, more: Sequence[str]) -> tuple[Point, ...]:
+        """All points of the grid, with further overrides; none where one is wrong."""
+        points, names = [], dict[tuple[str, ...], str]()
+        axes = {
+            axis: [name for name, _ in self.settings.choices(axis)] for axis in self.settings.grid
+        }
+        for combination in product(*axes.values()):
+            choices = dict(zip(axes, combination, strict=True))
+            wrong: list[Problem] = []
+            with gathered(wrong):
+                study = self._study(choices, more)
+            for problem in wrong:
+                self.problems[self._blamed(problem, choices, more)] = None
+            if not wrong:
+                texts = tuple(configuration_files(study, self.path.resolve()).values())
+                name = names.setdefault(texts, self._name(choices, study))
+                points.append(Point(name, choices, study))
+        return tuple(points)
+
+    def _study(self, choices: Choices, more: Sequence[str]) -> ResolvedStudy:
+        of_grid = {
+            key: value
+            for axis, choice in choices.items()
+            for key, value in dict(self.settings.choices(axis))[choice].items()
+        }
+        folder = self.path.resolve().parent
+        seeds = [] if self.settings.seeds is None else [f"seeds={list(self.settings.seeds)}"]
+        inner_last = sorted(of_grid, key=lambda key: key.count("."))
+        overrides = [override(key, of_grid[key], StudySettings, folder) for key in inner_last]
+        return read_study(self.settings.study, [*seeds, *self.changes, *overrides, *more])
+
+    def _blamed(self, problem: Problem, choices: Choices, more: Sequence[str]) -> Problem:
+        """The problem at the choice that makes it, alone or with the others."""
+        if problem.message in self._messages({}, more):
+            return problem  # the study has it without any choice
+        for axis, choice in choices.items():
+            if problem.message in self._messages({axis: choice}, more):
+                values = self.settings.grid[axis]
+                is_list = isinstance(values, tuple)
+                entry = [written(each) for each in values].index(choice) if is_list else choice
+                message = f"grid.{axis} = {choice}: {problem.message}"
+                return problem_at(self.path, ("grid", axis, entry), message)
+        together = ", ".join(f"{axis} = {choice}" for axis, choice in choices.items())
+        return problem_at(self.path, ("grid",), f"{together}: {problem.message}")
+
+    def _messages(self, choices: Choices, more: Sequence[str]) -> set[str]:
+        key = (*more, *(f"{axis}={choice}" for axis, choice in choices.items()))
+        if key not in self._alone:
+            wrong: list[Problem] = []
+            with gathered(wrong):
+                self._study(choices, more)
+            self._alone[key] = {each.message for each in wrong}
+        return self._alone[key]
+
+    def _name(self, choices: Choices, study: ResolvedStudy) -> str:
+        """A folder's name: the choices, with as much of an axis's name as tells it from others."""
+        ends = Counter(axis.rpartition(".")[2] for axis in choices)
+        parts = []
+        for axis, choice in choices.items():
+            end = axis.rpartition(".")[2]
+            safe = choice if re.fullmatch(r"[\w.+-]{1,40}", choice, re.ASCII) else file_name(choice)
+            parts.append(f"{end if ends[end] == 1 else axis}={safe}")
+        if self.settings.select is not None:
+            parts.append(f"queries={study.settings.evaluation.queries}")
+        name = ",".join(parts)
+        return name if len(name.encode()) <= _LONGEST_NAME_BYTES else file_name(name)

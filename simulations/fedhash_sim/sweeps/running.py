@@ -1,0 +1,193 @@
+"""Running the points of a sweep, each into a run folder of its own.
+
+    runs/losses/
+      sweep.yaml                                     the sweep file
+      loss=csq,learning_rate=0.001,queries=val/      a run folder, as of `fedhash-sim run`
+      sweep.csv sweep.md                             all points
+
+1. Every folder is opened, and every point's data prepared, before a cell trains.
+2. Points that read and deal the same data share the files of one preparation (hard links).
+3. All cells stand in one queue. A finished point is neither trained nor drawn again.
+
+>>> run_sweep(sweep, Path("runs/losses"), workers=2, command="...", console=Console())
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from rich.console import Console
+
+from fedhash.configuration import resolved
+from fedhash.errors import CheckpointError, DataError, FedhashError
+from fedhash_sim.cell_workers import run_cells
+from fedhash_sim.results import read_results
+from fedhash_sim.run_folder import RunFolder, explained
+from fedhash_sim.settings import ResolvedStudy
+from fedhash_sim.study_run import finish_run, open_cells, prepare_run
+from fedhash_sim.sweeps.choice import Winner, choose, figure
+from fedhash_sim.sweeps.live import live_points
+from fedhash_sim.sweeps.points import Point, Sweep
+from fedhash_sim.sweeps.settings import Select
+from fedhash_sim.sweeps.tables import write_tables
+
+__all__ = ["check_folders", "run_sweep"]
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    *,
+    workers: int,
+    command: str,
+    console: Console,
+    memory_bytes: float = inf,
+    replace: bool = False,
+) -> tuple[Winner, ...]:
+    """Run what is left of a sweep, and write its tables.
+
+    Args:
+        sweep: What `read_sweep` read.
+        out: The sweep's folder; an unfinished sweep goes on.
+        workers: Cells that train at the same time, one thread each.
+        command: The command line, for the reports.
+        console: Where progress is shown.
+        memory_bytes: A further cell waits while the workers hold more.
+        replace: Move earlier runs of the points aside first.
+
+    Returns:
+        Under `select` what was chosen.
+
+    Raises:
+        FedhashError: A point cannot be run; what is finished stays and is not run again.
+    """
+    if (out / "study.yaml").exists():
+        raise CheckpointError(f"{out} is the folder of a single run; choose another --out")
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with RunFolder(out).locked():
+            if not replace:  # those of the test too, before the search
+                check_folders([*sweep.points, *sweep.tests], out)
+            text = resolved(sweep.settings, relative_to=out.resolve())
+            (out / "sweep.yaml").write_text(text, encoding="utf-8")
+            batch = _Batch(
+                sweep.settings.select, out, workers, command, console, memory_bytes, replace
+            )
+            batch.run(sweep.points)
+            winners = _winners(sweep, out)
+            batch.run([each.test for each in winners])
+            points = [*sweep.points, *(each.test for each in winners)]
+            write_tables(out, sweep.settings, points, winners)
+    return winners
+
+
+def check_folders(points: Sequence[Point], out: Path) -> dict[str, int]:
+    """How many cells of each point are done, by its name.
+
+    Raises:
+        CheckpointError: A point's folder holds another study's run.
+    """
+    return {each.name: RunFolder(out / each.name).cells_done(each.study) for each in points}
+
+
+def _winners(sweep: Sweep, out: Path) -> tuple[Winner, ...]:
+    select = sweep.settings.select
+    if select is None:
+        return ()
+    asked = (select.metric, select.method, select.direction)
+    return choose(sweep, [figure(read_results(out / each.name), *asked) for each in sweep.points])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Runs points that do not wait for each other."""
+
+    select: Select | None
+    out: Path
+    workers: int
+    command: str
+    console: Console
+    memory_bytes: float
+    replace: bool
+
+    def run(self, points: Sequence[Point]) -> None:
+        studies = {each.name: each.study for each in points}  # equal settings once
+        with ExitStack() as locks:
+            folders = {}
+            for name, study in studies.items():
+                folder = RunFolder.open(self.out / name, study, replace=self.replace)
+                locks.enter_context(folder.locked())
+                folders[name] = folder
+            unfinished = [
+                name
+                for name, study in studies.items()
+                if open_cells(folders[name], study)
+                or not (self.out / name / "report.html").exists()
+            ]
+            self._prepare({name: studies[name] for name in unfinished}, folders)
+            cells = [c for name in unfinished for c in open_cells(folders[name], studies[name])]
+            with live_points(studies, folders, self.select, self.console) as live:
+                run_cells(
+                    cells,
+                    self.workers,
+                    live.told,
+                    memory_bytes=self.memory_bytes,
+                    done=live.done,
+                )
+            for name in unfinished:
+                finish_run(folders[name], studies[name], self.console)
+
+    def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
+        first_with: dict[str, Path] = {}
+        for name, study in studies.items():
+            data = folders[name].path / "data"
+            donor = first_with.setdefault(_data_settings(study), data)
+            if donor != data:
+                _share(donor, data)
+            console = self.console if donor == data else Console(quiet=True)  # told once
+            with _of_point(name):
+                prepare_run(folders[name], study, self.command, console)
+
+
+@contextmanager
+def _of_point(name: str) -> Iterator[None]:
+    """Name the point whose data cannot be had."""
+    try:
+        yield
+    except FedhashError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _data_settings(study: ResolvedStudy) -> str:
+    """All that the prepared studies can depend on; training does not change them."""
+    return "\n".join(
+        (
+            study.settings.model_dump_json(),
+            study.agreement.model_dump_json(),
+            study.round.model_dump_json(exclude={"learning", "loss", "rounds"}),
+            "" if study.public_round is None else study.public_round.model_dump_json(),
+        )
+    )
+
+
+def _share(donor: Path, data: Path) -> None:
+    """Give a run the prepared studies of another one; files are replaced, never changed."""
+    if data.exists():
+        return
+    unfinished = data.with_name("data.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(donor, unfinished, copy_function=_link)
+    unfinished.rename(data)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

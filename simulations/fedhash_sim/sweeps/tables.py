@@ -1,0 +1,161 @@
+"""What a sweep found: `sweep.csv`, one row a figure, and `sweep.md`, means beside chance.
+
+`sweep.csv` has the point's folder, one column an axis of the grid, and then queries, method, seed,
+query, target, metric, value, count: the figures over all queries after the last round. The same
+sweep gives the same bytes, whatever the number of workers.
+
+>>> write_tables(Path("runs/losses"), sweep.settings, sweep.points, winners=())
+>>> str(sweep_rows(Path("runs/losses"), sweep.points)[0].figures["map"])
+'0.712 ± 0.004'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhash_sim.results import Spread, final_round, main_table, read_results
+from fedhash_sim.run_folder import explained, write_table
+from fedhash_sim.sweeps.choice import Winner
+from fedhash_sim.sweeps.points import COLUMNS, Point
+from fedhash_sim.sweeps.settings import SweepSettings
+
+__all__ = ["SweepRow", "sweep_rows", "write_tables"]
+
+_METRICS = {"map": "mAP", "macro_map": "mAP, mean over findings"}
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One method of a point in one direction.
+
+    Attributes:
+        point: The point.
+        method: One of its study's.
+        query: Modality that asks.
+        target: Modality that is searched.
+        figures: map and macro_map over the seeds.
+        chance: The level of chance of both.
+    """
+
+    point: Point
+    method: str
+    query: str
+    target: str
+    figures: Mapping[str, Spread]
+    chance: Mapping[str, Spread]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able form; what there is none of is null."""
+        return {
+            "point": self.point.name,
+            "choices": dict(self.point.choices),
+            "queries": self.point.queries,
+            "method": self.method,
+            "query": self.query,
+            "target": self.target,
+            **{metric: each.as_json() for metric, each in self.figures.items()},
+            "chance": {metric: each.as_json()["mean"] for metric, each in self.chance.items()},
+        }
+
+
+def sweep_rows(out: Path, points: Sequence[Point]) -> list[SweepRow]:
+    """The rows of finished points, in their order.
+
+    Raises:
+        DataError: A point has no results yet, or they are damaged.
+    """
+    rows = []
+    for point in points:
+        results = read_results(out / point.name)
+        tables = {metric: main_table(results, metric) for metric in _METRICS}
+        rows += [
+            SweepRow(
+                point,
+                method,
+                of_direction[0].query,
+                of_direction[0].target,
+                {each.metric: each.methods[method] for each in of_direction},
+                {each.metric: each.chance for each in of_direction},
+            )
+            for of_direction in zip(*tables.values(), strict=True)
+            for method in point.study.settings.methods
+        ]
+    return rows
+
+
+def write_tables(
+    out: Path, settings: SweepSettings, points: Sequence[Point], winners: Sequence[Winner]
+) -> None:
+    """Write `sweep.csv` and `sweep.md`.
+
+    Args:
+        out: The sweep's folder.
+        settings: The sweep file.
+        points: All that were run, those of the test last.
+        winners: What was chosen, under `select`.
+
+    Raises:
+        DataError: A point has no results, or they are damaged.
+    """
+    axes = tuple(settings.grid)
+    rows = [row for point in points for row in _csv_rows(out, point, axes)]
+    write_table(out / "sweep.csv", (COLUMNS[0], *axes, *COLUMNS[1:]), rows)
+    text = "\n".join(_markdown(settings, sweep_rows(out, points), winners)) + "\n"
+    with explained(out / "sweep.md"):
+        unfinished = out / "sweep.md.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(out / "sweep.md")
+
+
+def _csv_rows(out: Path, point: Point, axes: Sequence[str]) -> Iterator[Sequence[object]]:
+    results = final_round(read_results(out / point.name))
+    choices = [point.choices[axis] for axis in axes]
+    for row in results[results["group"] == "all"].itertuples():
+        figure = (row.query, row.target, row.metric, f"{row.value:.6f}", row.count)
+        yield (point.name, *choices, point.queries, row.method, row.seed, *figure)
+
+
+def _markdown(
+    settings: SweepSettings, rows: Sequence[SweepRow], winners: Sequence[Winner]
+) -> Iterator[str]:
+    axes = tuple(settings.grid)
+    headings = [each for title in _METRICS.values() for each in (title, "chance")]
+    yield f"# {settings.name}"
+    yield ""
+    yield "Mean ± sd over the seeds; chance is the same items in random order."
+    if settings.select is not None:
+        select = settings.select
+        where = select.direction
+        asked = "all directions" if where is None else f"{where.query} → {where.target}"
+        found = f"{select.metric} of {select.method} on {select.queries}, {asked}"
+        yield f"Chosen on {select.queries}: {', '.join(select.over)}, by {found}."
+        yield from _table(
+            (*axes, found),
+            [(*(w.search.choices[axis] for axis in axes), str(w.figure)) for w in winners],
+        )
+    for queries in dict.fromkeys(row.point.queries for row in reversed(rows)):  # the test first
+        yield ""
+        yield f"## Queries of {queries}"
+        yield from _table(
+            (*axes, "method", "direction", *headings, "seeds"),
+            [
+                (
+                    *(row.point.choices[axis] for axis in axes),
+                    row.method,
+                    f"{row.query} → {row.target}",
+                    *(str(of[metric]) for metric in _METRICS for of in (row.figures, row.chance)),
+                    str(row.figures["map"].seeds),
+                )
+                for row in rows
+                if row.point.queries == queries
+            ],
+        )
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield ""
+    for row in (headings, ["---"] * len(headings), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
