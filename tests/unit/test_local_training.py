@@ -16,7 +16,7 @@ from fedhash.agreement import Agreement
 from fedhash.codes import hamming_distances, pack_signs
 from fedhash.data.study import InMemory, Study
 from fedhash.errors import DataError, ModelError
-from fedhash.learning.gradients import NoPrivacy, _batches
+from fedhash.learning.gradients import NoPrivacy, batches_of, rows_by_patient
 from fedhash.learning.local_training import (
     LocalResult,
     carried_names,
@@ -180,7 +180,9 @@ def test_a_step_takes_one_study_of_each_of_its_patients(
     )
     generator = torch.Generator().manual_seed(seed)
     a_pass = ceil(len(counts) / batch_patients)
-    batches = list(islice(_batches(studies, batch_patients, generator), 3 * a_pass))
+    batches = list(
+        islice(batches_of(rows_by_patient(studies), batch_patients, generator), 3 * a_pass)
+    )
     for start in range(0, len(batches), a_pass):
         whole = batches[start : start + a_pass]
         drawn = sorted(patients[row] for rows in whole for row in rows)
@@ -192,7 +194,7 @@ def test_a_step_takes_one_study_of_each_of_its_patients(
 
 def test_every_study_of_a_patient_gets_its_turn() -> None:
     studies = studies_of(1, each=3)
-    batches = islice(_batches(studies, 32, torch.Generator().manual_seed(0)), 60)
+    batches = islice(batches_of(rows_by_patient(studies), 32, torch.Generator().manual_seed(0)), 60)
     assert {row for rows in batches for row in rows} == {0, 1, 2}
 
 

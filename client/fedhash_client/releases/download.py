@@ -68,7 +68,7 @@ def fetch_release(
     target, partial = folder / release_id, folder / f"{release_id}.download"
     try:
         if target.exists():
-            _check_size(_announced(target, release_id, None), release_id, largest_parameters)
+            _check_size(_kept(target, release_id), release_id, largest_parameters)
             return _verified(target, release_id)
         for other in folder.glob("*.download"):
             if other != partial:
@@ -132,6 +132,15 @@ def install_release(release_folder: Path, folder: Path) -> Release:
 def _announced(folder: Path, release_id: str, agreement: Agreement | None) -> AnnouncedRelease:
     manifest = read_regular_file(folder / MANIFEST_FILE, LARGEST_MANIFEST_BYTES)
     return announced_release(manifest, release_id, agreement)
+
+
+def _kept(target: Path, release_id: str) -> AnnouncedRelease:
+    try:
+        return _announced(target, release_id, None)
+    except ReleaseError as error:
+        raise ReleaseError(
+            f"{target} is damaged ({error}); remove the folder, and it is downloaded again"
+        ) from error
 
 
 def _check_size(announced: AnnouncedRelease, release_id: str, largest: int | None) -> None:
