@@ -6,7 +6,7 @@
 2. The sites' parameters stand in one tensor with a row a site. A tower runs over the rows by
    `torch.func.vmap`; the loss, which treats each study by itself, runs over all studies as one
    batch; one backward pass then fills in each row's own gradient.
-3. So many sites at a time that their parameters stay in the processor's cache; of a large model
+3. So many sites at a time that their parameters stay below `parameters_at_once`; of a large model
    that is one, and the computation is a plain loop.
 4. Sites of unequal batches share a step: the shorter ones are filled up with studies of weight 0.
    Sites of unequal numbers of steps do not, so they go in groups.
@@ -15,7 +15,7 @@
 6. Where every site takes one plain step of SGD from the same model, the sum of the steps is the
    step of the sum: one ordinary backward pass, without a row of parameters for each site.
 7. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics, and
-   layers or losses that look beyond one study.
+   losses that look beyond one study. Towers with dropout are refused when the sites are built.
 
 Shape suffixes: S sites of a group, B patients of a step, d parameters.
 
@@ -122,7 +122,7 @@ class VectorisedSites:
         studies: Mapping[str, PreparedStudies],
         seed: int,
         folder: Path,
-        parameters_at_once: int = 1_500_000,  # 6 MB, which stay in the processor's cache
+        parameters_at_once: int = 1_500_000,  # 6 MB
     ) -> None:
         settings = plan.settings
         if (reason := unfit(settings)) is not None:
