@@ -12,6 +12,7 @@
 #   make bench-secagg    secure aggregation beside Flower's and beside none
 #   make bench-network   a secure round over Flower's deployment engine beside Flower's own
 #   make bench-sim       rounds of the simulator beside Flower on Ray and pfl
+#   make study STUDY=... a study of simulations/studies: its sweeps, tables and pictures
 #   make bench-margins   what each part of the margin schedule does to retrieval
 #   make bench-privacy   what privacy costs, what leaks, and how fast private steps are
 #   make bench-search    the index beside bare FAISS
@@ -34,7 +35,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-sim bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-sim study bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -114,6 +115,9 @@ build/pfl/.installed:
 
 bench-sim: install build/pfl/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_sim
+
+study: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies $(STUDY)
 
 bench-margins: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_margins

@@ -42,7 +42,7 @@ from benchmarks.rows import (
 )
 from fedhash.errors import DataError, FedhashError
 
-__all__ = ["main"]
+__all__ = ["main", "with_tables"]
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 QUALITY, SEARCH, DEMO = BENCH / "quality.csv", BENCH / "search.csv", BENCH / "demo.csv"
@@ -126,13 +126,13 @@ def _changed_documents() -> dict[Path, str]:
     changed = {}
     for path in DOCUMENTS:
         before = path.read_bytes().decode()
-        after = _with_tables(before, path, tables)
+        after = with_tables(before, path, tables)
         if after != before:
             changed[path] = after
     return changed
 
 
-def _with_tables(text: str, path: Path, tables: Mapping[str, str | None]) -> str:
+def with_tables(text: str, path: Path, tables: Mapping[str, str | None]) -> str:
     """The text with the content of each region replaced, but for tables that are None.
 
     Raises:

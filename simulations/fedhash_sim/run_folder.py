@@ -179,7 +179,7 @@ class RunFolder:
         Raises:
             CheckpointError: A cell's table is damaged.
         """
-        for name, columns in TABLES.items():
+        for name, columns in reversed(TABLES.items()):  # results.csv last: where it is, all are
             rows: list[Sequence[Any]] = []
             for method in methods:
                 for seed in seeds:

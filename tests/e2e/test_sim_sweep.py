@@ -84,7 +84,8 @@ def test_each_loss_is_searched_on_val_and_asked_once_on_test(swept: Path) -> Non
     assert folders == {row["point"] for row in rows}
     assert len(folders) == 6
     for name in folders:
-        assert (swept / name / "report.html").is_file()
+        assert (swept / name / "results.csv").is_file()
+    assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
     text = (swept / "sweep.md").read_text()
     assert text.index("## Queries of test") < text.index("## Queries of val")
     for loss, rate in best.items():
@@ -141,8 +142,8 @@ def living(group: int) -> list[int]:
     return found
 
 
-def test_a_finished_sweep_is_neither_trained_nor_drawn_again(swept: Path) -> None:
-    files = [*swept.glob("*/cells/*/results.csv"), *swept.glob("*/report.html")]
+def test_a_finished_sweep_is_not_run_again(swept: Path) -> None:
+    files = [*swept.glob("*/cells/*/results.csv"), *swept.glob("*/results.csv")]
     before = {path: path.stat().st_mtime_ns for path in files}
     study = swept.parent / "study" / "sweep.yaml"
     changes = ("--set", "round.aggregation=plain")

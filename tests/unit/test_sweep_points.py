@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhash.errors import ConfigurationError
+from fedhash.rounds.settings import RoundSettings
 from fedhash_sim.sweeps.points import Sweep, read_sweep
 
 AGREEMENT = "name: three\nfindings: [no_finding, edema]\nmodalities: [image, report]\n"
@@ -71,6 +72,31 @@ def test_a_search_asks_val_of_one_method_and_its_tests_ask_all(tmp_path: Path) -
         ("local", "federated", "central"),
     )
     assert search.study.round == test.study.round
+
+
+def test_a_search_may_have_fewer_seeds_than_the_test(tmp_path: Path) -> None:
+    select = "select: {over: [round.learning.learning_rate], seeds: [8]}\n"
+    read = sweep(tmp_path, f"grid:\n{RATES}seeds: [0, 1]\n{select}")
+    assert {each.study.settings.seeds for each in read.points} == {(8,)}
+    assert {each.study.settings.seeds for each in read.tests} == {(0, 1)}
+    (told,) = problems(tmp_path, f"grid:\n  seeds: [[0], [1]]\n{RATES}{select}")
+    assert "grid.seeds sets seeds, and the search of select sets seeds" in told
+
+
+def test_what_is_set_holds_for_every_point_and_the_grid_may_go_further(tmp_path: Path) -> None:
+    fixed = "set: {round.rounds: 4, round.learning: {learning_rate: 0.5, local_steps: 3}}\n"
+    read = sweep(tmp_path, f"{fixed}grid:\n{RATES}", "seeds=[6]")
+    rounds = [each.study.round for each in read.points]
+    assert [each.learning.learning_rate for each in rounds] == [0.001, 0.01]
+    assert {(each.rounds, each.learning.local_steps) for each in rounds} == {(4, 3)}
+    assert {each.rounds for each in points_of(tmp_path, fixed, "round.rounds=5")} == {5}
+    (told,) = problems(tmp_path, f"set:\n  round.rounds: many\ngrid:\n{RATES}")
+    assert told.startswith("sweep.yaml:3: set: ")
+    assert "many" in told
+
+
+def points_of(folder: Path, text: str, *changes: str) -> list[RoundSettings]:
+    return [each.study.round for each in sweep(folder, f"{text}grid:\n{RATES}", *changes).points]
 
 
 def test_the_inner_of_two_changes_counts_whatever_their_order(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from fedhash.configuration import (
     KeyPath,
     did_you_mean,
@@ -97,6 +99,7 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         points, tests = reader.points([]), ()
     else:
         search = [f"evaluation.queries={select.queries}", f"methods=[{select.method}]"]
+        search += [] if select.seeds is None else [f"seeds={list(select.seeds)}"]
         points, tests = reader.points(search), reader.points(["evaluation.queries=test"])
         for test in tests:
             reader.problems |= {
@@ -116,7 +119,8 @@ def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tup
     select = settings.select
     taken = {each.partition("=")[0]: "--set" for each in changes}
     if select is not None:
-        taken |= dict.fromkeys(("methods", "evaluation.queries"), "the search of select")
+        searched = ("methods", "evaluation.queries", *(("seeds",) if select.seeds else ()))
+        taken |= dict.fromkeys(searched, "the search of select")
     for axis, of in choices.items():
         place = ("grid", axis)
         if axis in COLUMNS or not re.fullmatch(r"[\w.-]+", axis, re.ASCII):
@@ -191,22 +195,33 @@ class _Reader:
                 points.append(Point(name, choices, study))
         return tuple(points)
 
-    def _study(self, choices: Choices, more: Sequence[str]) -> ResolvedStudy:
+    def _study(
+        self, choices: Choices, more: Sequence[str], fixed: Mapping[str, JsonValue] | None = None
+    ) -> ResolvedStudy:
+        fixed = self.settings.set if fixed is None else fixed
         of_grid = {
             key: value
             for axis, choice in choices.items()
             for key, value in dict(self.settings.choices(axis))[choice].items()
         }
-        folder = self.path.resolve().parent
         seeds = [] if self.settings.seeds is None else [f"seeds={list(self.settings.seeds)}"]
-        inner_last = sorted(of_grid, key=lambda key: key.count("."))
-        overrides = [override(key, of_grid[key], StudySettings, folder) for key in inner_last]
-        return read_study(self.settings.study, [*seeds, *self.changes, *overrides, *more])
+        for_all, varied = (self._overrides(each) for each in (fixed, of_grid))
+        return read_study(self.settings.study, [*seeds, *for_all, *self.changes, *varied, *more])
+
+    def _overrides(self, values: Mapping[str, JsonValue]) -> list[str]:
+        folder = self.path.resolve().parent
+        inner_last = sorted(values, key=lambda key: key.count("."))
+        return [override(key, values[key], StudySettings, folder) for key in inner_last]
 
     def _blamed(self, problem: Problem, choices: Choices, more: Sequence[str]) -> Problem:
         """The problem at the choice that makes it, alone or with the others."""
         if problem.message in self._messages({}, more):
-            return problem  # the study has it without any choice
+            unset: list[Problem] = []
+            with gathered(unset):
+                self._study({}, more, fixed={})
+            if problem.message in {each.message for each in unset}:
+                return problem  # the study has it without any change
+            return problem_at(self.path, ("set",), f"set: {problem.message}")
         for axis, choice in choices.items():
             if problem.message in self._messages({axis: choice}, more):
                 values = self.settings.grid[axis]

@@ -3,11 +3,12 @@
     runs/losses/
       sweep.yaml                                     the sweep file
       loss=csq,learning_rate=0.001,queries=val/      a run folder, as of `fedhash-sim run`
-      sweep.csv sweep.md                             all points
+      sweep.csv sweep.md sweep.png                   all points
 
 1. Every folder is opened, and every point's data prepared, before a cell trains.
 2. Points that read and deal the same data share the files of one preparation (hard links).
-3. All cells stand in one queue. A finished point is neither trained nor drawn again.
+3. All cells stand in one queue. A finished point is not run again.
+4. A point's page takes seconds to draw and few are looked at: `fedhash-sim report` draws it.
 
 >>> run_sweep(sweep, Path("runs/losses"), workers=2, command="...", console=Console())
 """
@@ -30,12 +31,13 @@ from fedhash_sim.cell_workers import run_cells
 from fedhash_sim.results import read_results
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import ResolvedStudy
-from fedhash_sim.study_run import finish_run, open_cells, prepare_run
+from fedhash_sim.study_run import open_cells, prepare_run
 from fedhash_sim.sweeps.choice import Winner, choose, figure
 from fedhash_sim.sweeps.live import live_points
+from fedhash_sim.sweeps.picture import draw_sweep
 from fedhash_sim.sweeps.points import Point, Sweep
 from fedhash_sim.sweeps.settings import Select
-from fedhash_sim.sweeps.tables import write_tables
+from fedhash_sim.sweeps.tables import sweep_rows, write_tables
 
 __all__ = ["check_folders", "run_sweep"]
 
@@ -84,6 +86,8 @@ def run_sweep(
             batch.run([each.test for each in winners])
             points = [*sweep.points, *(each.test for each in winners)]
             write_tables(out, sweep.settings, points, winners)
+            rows = sweep_rows(out, [each.test for each in winners] or sweep.points)
+            draw_sweep(out, sweep.settings, rows)
     return winners
 
 
@@ -128,7 +132,7 @@ class _Batch:
                 name
                 for name, study in studies.items()
                 if open_cells(folders[name], study)
-                or not (self.out / name / "report.html").exists()
+                or not (self.out / name / "results.csv").exists()
             ]
             self._prepare({name: studies[name] for name in unfinished}, folders)
             cells = [c for name in unfinished for c in open_cells(folders[name], studies[name])]
@@ -141,7 +145,8 @@ class _Batch:
                     done=live.done,
                 )
             for name in unfinished:
-                finish_run(folders[name], studies[name], self.console)
+                settings = studies[name].settings
+                folders[name].collect(settings.methods, settings.seeds)
 
     def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
         first_with: dict[str, Path] = {}

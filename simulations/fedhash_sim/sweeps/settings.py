@@ -28,6 +28,7 @@ from fedhash_sim.settings import Direction, Method
 __all__ = ["Metric", "Select", "SweepSettings", "written"]
 
 Metric = Literal["map", "macro_map"]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Select(Settings):
@@ -42,6 +43,7 @@ class Select(Settings):
         method: Whose figure counts.
         direction: In which it is read; null: the mean over all directions.
         over: Axes of the grid that are searched.
+        seeds: Of the search, where fewer do; null: the same as of the test.
         queries: Who asks in the search; never the patients of the test.
     """
 
@@ -49,6 +51,7 @@ class Select(Settings):
     method: Method = "federated"
     direction: Direction | None = None
     over: tuple[str, ...] = Field(min_length=1)
+    seeds: Seeds | None = None
     queries: Literal["val"] = "val"
 
 
@@ -62,6 +65,7 @@ class SweepSettings(Settings):
     Attributes:
         name: Also the folder's, in runs/.
         study: The study file that is varied.
+        set: What every point changes of the study, by the keys of `--set`; the grid may go further.
         grid: Axis to its choices; every combination of one choice an axis is a point.
         seeds: In place of the study's.
         select: Choose on val; null: every point runs as the study says.
@@ -69,8 +73,9 @@ class SweepSettings(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     study: Path
+    set: dict[str, JsonValue] = Field(default={})
     grid: dict[str, Values | Bundles] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    seeds: Seeds | None = None
     select: Select | None = None
 
     def choices(self, axis: str) -> list[tuple[str, Mapping[str, JsonValue]]]:

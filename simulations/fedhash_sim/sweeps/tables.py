@@ -22,9 +22,9 @@ from fedhash_sim.sweeps.choice import Winner
 from fedhash_sim.sweeps.points import COLUMNS, Point
 from fedhash_sim.sweeps.settings import SweepSettings
 
-__all__ = ["SweepRow", "sweep_rows", "write_tables"]
+__all__ = ["METRICS", "SweepRow", "sweep_rows", "write_tables"]
 
-_METRICS = {"map": "mAP", "macro_map": "mAP, mean over findings"}
+METRICS = {"map": "mAP", "macro_map": "mAP, mean over findings"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def sweep_rows(out: Path, points: Sequence[Point]) -> list[SweepRow]:
     rows = []
     for point in points:
         results = read_results(out / point.name)
-        tables = {metric: main_table(results, metric) for metric in _METRICS}
+        tables = {metric: main_table(results, metric) for metric in METRICS}
         rows += [
             SweepRow(
                 point,
@@ -122,7 +122,7 @@ def _markdown(
     settings: SweepSettings, rows: Sequence[SweepRow], winners: Sequence[Winner]
 ) -> Iterator[str]:
     axes = tuple(settings.grid)
-    headings = [each for title in _METRICS.values() for each in (title, "chance")]
+    headings = [each for title in METRICS.values() for each in (title, "chance")]
     yield f"# {settings.name}"
     yield ""
     yield "Mean ± sd over the seeds; chance is the same items in random order."
@@ -146,7 +146,7 @@ def _markdown(
                     *(row.point.choices[axis] for axis in axes),
                     row.method,
                     f"{row.query} → {row.target}",
-                    *(str(of[metric]) for metric in _METRICS for of in (row.figures, row.chance)),
+                    *(str(of[metric]) for metric in METRICS for of in (row.figures, row.chance)),
                     str(row.figures["map"].seeds),
                 )
                 for row in rows
