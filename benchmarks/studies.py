@@ -141,14 +141,13 @@ def _cells(settings: SweepSettings, along: str, figures: dict[str, pd.Series]) -
             continue
         values = figures[choice]
         text = str(spread(values))
-        text = f"**{text}**" if values.mean() == best else text
         if first is not None and choice != choices[0]:
             difference = paired(first.tolist(), values.reindex(first.index).tolist())
             if difference.low is not None and difference.low > 0:
                 text += " ▲"
             elif difference.high is not None and difference.high < 0:
                 text += " ▼"
-        yield text
+        yield f"**{text}**" if values.mean() == best else text
 
 
 if __name__ == "__main__":

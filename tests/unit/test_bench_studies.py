@@ -1,0 +1,62 @@
+"""The tables of studies, made of their sweeps' figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.studies import study_rows
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SWEEP = """\
+name: s
+study: {study}
+seeds: [0, 1, 2]
+grid:
+  partition: {{iid: {{}}, natural: {{partition: {{scheme: natural}}}}}}
+  loss:
+    am: {{round.loss: {{name: anchor_margin}}}}
+    csq: {{round.loss: {{name: csq}}}}
+    sadh: {{round.loss: {{name: sadh}}}}
+  round.learning.learning_rate: [1.0e-3]
+select: {{over: [round.learning.learning_rate], metric: {metric}}}
+"""
+HEAD = "partition,loss,round.learning.learning_rate,method,seed,query,target"
+
+
+def rows_of(folder: Path, metric: str, lines: list[str]) -> list[tuple[str, ...]]:
+    study = CONFIGS / "study" / "ptbxl_sites.yaml"
+    (folder / "s.sweep.yaml").write_text(SWEEP.format(study=study, metric=metric))
+    columns = f"{HEAD},map,chance_map,macro_map,chance_macro_map"
+    (folder / "s.csv").write_text("\n".join([columns, *lines]) + "\n")
+    return study_rows(folder / "s.sweep.yaml")
+
+
+def lines_of(partition: str, loss: str, values: dict[int, tuple[float, float]]) -> list[str]:
+    """Two directions of each seed; the other metric has figures that must not be read."""
+    return [
+        f"{partition},{loss},0.001,federated,{seed},image,{target},{value},0.25,0.9,0.8"
+        for seed, both in values.items()
+        for target, value in zip(("image", "report"), both, strict=True)
+    ]
+
+
+def test_a_figure_is_the_mean_over_directions_and_seeds_beside_the_first_column(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        *lines_of("iid", "am", {0: (0.5, 0.7), 1: (0.4, 0.6), 2: (0.6, 0.8)}),
+        *lines_of("iid", "csq", {0: (0.4, 0.6), 1: (0.3, 0.51), 2: (0.5, 0.7)}),  # lower by .1
+        *lines_of("iid", "sadh", {0: (0.9, 0.9), 1: (0.2, 0.2), 2: (0.9, 0.9)}),  # undecided
+        *lines_of("natural", "am", {0: (0.1, 0.1), 1: (0.2, 0.2), 2: (0.3, 0.3)}),
+        *lines_of("natural", "csq", {0: (0.3, 0.3), 1: (0.4, 0.41), 2: (0.5, 0.5)}),
+    ]
+    assert rows_of(tmp_path, "map", lines) == [
+        ("partition", "am", "csq", "sadh", "chance"),
+        ("iid", "0.600 ± 0.100", "0.502 ± 0.098 ▼", "**0.667 ± 0.404**", "0.250"),
+        ("natural", "0.200 ± 0.100", "**0.402 ± 0.100 ▲**", "", "0.250"),
+    ]
+
+
+def test_the_metric_is_the_one_that_was_chosen_by(tmp_path: Path) -> None:
+    lines = lines_of("iid", "am", {0: (0.5, 0.7)})
+    assert rows_of(tmp_path, "macro_map", lines)[1] == ("iid", "**0.900**", "", "", "0.800")
