@@ -2,7 +2,8 @@
 #
 #   make demo            train five phantom sites, search across them, write runs/demo/
 #   make network-demo    three sites and a coordinator in processes of their own; needs nginx
-#   make test            the whole test suite
+#   make test            the test suite but for what takes long
+#   make test-slow       the rest of it: whole networks, Flower's simulation, killed processes
 #   make coverage        the same with the coverage floor
 #   make test-protocol   the long profile of the secure sum's generated runs
 #   make test-hostile    the long profile of hostile messages
@@ -35,7 +36,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install demo network-demo test coverage test-quick test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-sim study bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
+.PHONY: help install demo network-demo test coverage test-slow test-protocol test-hostile test-kills lint format proto schemas bench-quality bench-sim study bench-margins bench-search bench-secagg bench-network bench-privacy bench-router bench-demo bench-docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,16 +62,16 @@ network-demo: install
 	$(BIN)/fedhash-sim network-demo
 
 test: install
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow'
+
+test-slow: install
+	$(BIN)/pytest -n auto --dist loadgroup -m slow
 
 # the tracer makes the suite a third slower, so the gate goes without it
 coverage: install
 	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term --cov-fail-under=90
 
-test-quick: install
-	$(BIN)/pytest -n auto --dist loadgroup -m 'not slow'
-
-# ten thousand generated runs of the protocol, without type checks at run time; about a quarter of an hour
+# ten thousand generated runs of the protocol; about a quarter of an hour
 test-protocol: install
 	FEDHASH_PROTOCOL_RUNS=10000 $(BIN)/pytest -n auto -o addopts= -o timeout=0 tests/unit/test_secagg_protocol.py
 

@@ -62,7 +62,6 @@ def folder(tmp_path: Path) -> CoordinatorFolder:
     return place
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @needs_nginx
 def test_a_run_over_the_gateway_survives_the_death_of_its_processes(

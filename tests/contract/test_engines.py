@@ -57,9 +57,7 @@ def in_process(run: Callable[[Engine], T], sites: Blueprints) -> T:
 
 ENGINES = [
     pytest.param(in_process, id="inprocess"),
-    pytest.param(
-        run_in_flower, id="flower", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")]
-    ),
+    pytest.param(run_in_flower, id="flower", marks=pytest.mark.xdist_group("ray")),
 ]
 
 

@@ -273,7 +273,6 @@ def test_filters_and_radius_reach_the_sites(finished: Path) -> None:
     assert "allows 100" in run("search", finished, "--report", "x", "-k", 101, ok=False)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
     changes = ("--set", "round.rounds=12", "--set", "methods=[federated]", "--set", "seeds=[0]")
     run_all(study_file, tmp_path / "whole", *changes)

@@ -22,8 +22,6 @@ from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.progress import Progress
 from fedhash_sim.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
-
 SWEEP = """\
 name: rates
 study: study.yaml
@@ -98,6 +96,7 @@ def test_points_that_deal_the_same_data_share_its_files(swept: Path) -> None:
     assert len({each.stat().st_ino for each in files}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # many spawned workers, each of which imports torch
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="processes are found in /proc")
 def test_a_killed_sweep_goes_on_and_two_workers_give_the_bytes_of_one(
@@ -259,6 +258,7 @@ def test_runs_that_ask_something_else_are_not_compared(
     assert "sweep.csv is damaged" in run("compare", tmp_path, ok=False)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_told_and_the_live_table_is_drawn_on_a_terminal(
     swept: Path, tmp_path: Path
 ) -> None:

@@ -238,7 +238,6 @@ def test_no_code_of_a_hostile_bundle_runs(
     assert "the app bundle" in str(reply.error.reason)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lone pyc", "foreign component"])
 def test_in_flowers_own_program_it_would(
     supernode: SuperNode, programs: Programs, tmp_path: Path, kind: str

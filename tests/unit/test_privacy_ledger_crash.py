@@ -86,7 +86,6 @@ def killer() -> Iterator[Killer]:
         yield program
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spent", "events", "told"),
     [
@@ -130,7 +129,6 @@ def test_killed_at_every_statement_in_turn(
     assert kills == {(0, 0), (0, 1), (1, 1)}
 
 
-@pytest.mark.slow
 def test_killed_at_every_statement_of_a_reservation_of_two(tmp_path: Path, killer: Killer) -> None:
     """Steps and statistics of a round stand in the ledger both, or neither."""
     events, kills = [full_batch(5.0, 2), release(4.0, purpose="margin statistics")], set()
@@ -242,7 +240,6 @@ class Site(RuleBasedStateMachine):
             self.anchors.append(anchor_of(entries))
 
 
-@pytest.mark.slow
 def test_any_sequence(killer: Killer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedhash.privacy.accountant._FINE", COARSE_GRID)
     machine = type("SiteWithKills", (Site,), {"killer": killer})

@@ -138,7 +138,6 @@ def test_ppg(written: Callable[..., Written]) -> None:
     assert manifest.studies[0].contents["signal"].load().shape == (1, 2100)
 
 
-@pytest.mark.slow
 def test_fashion_mnist(data_folder: Path, tmp_path: Path) -> None:
     recipe = RECIPES["fashion_mnist"]
     report = recipe.write(data_folder / recipe.name, tmp_path)

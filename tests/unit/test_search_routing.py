@@ -70,6 +70,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.owed: dict[str, dict[int, int]] = {}  # site: number on the stream to ticket
         self.waiting: dict[str, list[int]] = {}  # site: tickets in its queue
         self.queries: dict[int, ModelQuery] = {}
+        self.ever: dict[int, ModelQuery] = {}  # finished ones too: a site may still answer them
 
     def alive(self) -> dict[int, ModelQuery]:
         return {
@@ -123,7 +124,7 @@ class RouterMachine(RuleBasedStateMachine):
             else:
                 model.outcomes[site] = None
                 self.waiting[site].append(ticket)
-        self.queries[ticket] = model
+        self.queries[ticket] = self.ever[ticket] = model
 
     def live_queue(self, site: str) -> list[int]:
         return [ticket for ticket in self.waiting[site] if ticket in self.alive()]
@@ -152,7 +153,7 @@ class RouterMachine(RuleBasedStateMachine):
         site = data.draw(st.sampled_from(sites))
         number = data.draw(st.sampled_from(sorted(self.owed[site])))
         ticket = self.owed[site].pop(number)
-        model = self.queries[ticket]
+        model = self.ever[ticket]
         honest = Found(tuple(brute_force(site, self.codes[site], model.asked)))
         content: Found | Refusal = honest
         outcome = "answered"

@@ -16,9 +16,9 @@ from fedhash.learning.losses.contrastive import ContrastiveLoss
 from fedhash_sim.cli import app
 
 
-@pytest.mark.parametrize("patients", [2, 16])
 @pytest.mark.parametrize("name", LOSSES)
-def test_accepted_losses_stay_below_c_and_refused_ones_do_not(name: str, patients: int) -> None:
+def test_accepted_losses_stay_below_c_and_refused_ones_do_not(name: str) -> None:
+    patients = 4
     found = audit_sensitivity(name, patients=patients, seed=3)
     assert found.accepted == LOSSES[name].sum_of_patient_terms
     if found.accepted:

@@ -197,7 +197,6 @@ with served.ServedReleases(settings, AGREEMENT) as archives:
 """
 
 
-@pytest.mark.slow
 def test_kill_9_while_encoding_loses_and_doubles_no_row(tmp_path: Path) -> None:
     settings = make_site(tmp_path / "site", patients=150)
     release = a_release(settings, 1)

@@ -194,6 +194,7 @@ def test_hostile_messages_neither_end_nor_fill_the_daemon(running: DaemonProcess
     assert levels <= {"info", "warning"}, [e for e in running.events() if e["level"] == "error"][:3]
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_starts_again_and_goes_on(tmp_path: Path) -> None:
     site_file = site(tmp_path)
     with daemon(site_file) as first:
