@@ -47,6 +47,10 @@ def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) 
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(list((out / "plots").glob("*.png")))
     assert "No differential privacy" in page
+    assert {"code_space", "code_distances", "bit_balance"} <= {
+        path.stem for path in (out / "plots").iterdir()
+    }
+    assert "no noise protects them" not in page
     table = kappa_table(results)
     assert printed["by_kappa"] == [row.as_json() for row in table]
     assert len(table) == 3 * 8  # methods and kappas, in one direction
@@ -95,11 +99,31 @@ def test_the_report_tells_the_aggregation_of_the_federated_method(
         assert ("<h2>Plain aggregation</h2>" in page) == plain
 
 
-def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
-    run_all(study_file, tmp_path / "one")
-    run("run", study_file, "--out", tmp_path / "two", "--workers", 2)
-    one, two = ((tmp_path / name / "results.csv").read_bytes() for name in ("one", "two"))
-    assert one == two
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((), id="inprocess"),
+        pytest.param(
+            (
+                *("--set", "engine=vectorised", "--set", "round.aggregation=plain"),
+                *("--set", "methods=[federated]"),
+            ),
+            id="vectorised",
+        ),
+    ],
+)
+def test_two_workers_and_one_give_the_same_bytes(
+    study_file: Path, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    for name, workers in (("one", 1), ("two", 2)):  # the second run repeats the first one, too
+        run("run", study_file, "--out", tmp_path / name, "--workers", workers, *changes)
+
+    def bytes_of(name: str) -> dict[str, bytes]:
+        files = [tmp_path / name / "results.csv", *(tmp_path / name).rglob("codes.safetensors")]
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
+
+    assert len(bytes_of("one")) > 2  # the figures, and the codes of both seeds
+    assert bytes_of("one") == bytes_of("two")
 
 
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:
