@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sim_command import of_manifest, phantom_manifest, run, run_all, study_of
 
 from fedhash.index import Archive
@@ -18,11 +19,14 @@ from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import encode_studies
 from fedhash.registry.release import load_release
 from fedhash.search import make_query
+from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.kappa import kappa_table
 from fedhash_sim.results import RESULT_COLUMNS, read_exchanges, read_results, read_rounds, read_sums
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
+from fedhash_sim.settings import read_study
+from fedhash_sim.study_run import open_cells, prepare_run
 
 
 def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) -> None:
@@ -99,31 +103,26 @@ def test_the_report_tells_the_aggregation_of_the_federated_method(
         assert ("<h2>Plain aggregation</h2>" in page) == plain
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param((), id="inprocess"),
-        pytest.param(
-            (
-                *("--set", "engine=vectorised", "--set", "round.aggregation=plain"),
-                *("--set", "methods=[federated]"),
-            ),
-            id="vectorised",
-        ),
-    ],
-)
-def test_two_workers_and_one_give_the_same_bytes(
-    study_file: Path, tmp_path: Path, changes: tuple[str, ...]
-) -> None:
-    for name, workers in (("one", 1), ("two", 2)):  # the second run repeats the first one, too
-        run("run", study_file, "--out", tmp_path / name, "--workers", workers, *changes)
-
-    def bytes_of(name: str) -> dict[str, bytes]:
-        files = [tmp_path / name / "results.csv", *(tmp_path / name).rglob("codes.safetensors")]
-        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
-
-    assert len(bytes_of("one")) > 2  # the figures, and the codes of both seeds
-    assert bytes_of("one") == bytes_of("two")
+def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
+    """Cells of both engines, in one queue; `run` itself with two workers is tested above."""
+    plain = ["engine=vectorised", "round.aggregation=plain"]
+    engines = {"inprocess": read_study(study_file, ["seeds=[0]"])}
+    engines["vectorised"] = read_study(study_file, ["seeds=[0]", *plain])
+    for workers in (1, 2):
+        cells: list[Cell] = []
+        for engine, study in engines.items():
+            folder = RunFolder.open(tmp_path / str(workers) / engine, study, replace=False)
+            prepare_run(folder, study, "", Console(quiet=True))
+            cells += open_cells(folder, study)
+        run_cells(cells, workers, lambda *_: None)
+    for engine, study in engines.items():
+        one, two = (RunFolder(tmp_path / workers / engine) for workers in ("1", "2"))
+        for folder in (one, two):
+            folder.collect(study.settings.methods, study.settings.seeds)
+        codes = [each.relative_to(one.path) for each in one.path.rglob("codes.safetensors")]
+        assert len(codes) == 2  # federated and central
+        for name in ("results.csv", *codes):
+            assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:
