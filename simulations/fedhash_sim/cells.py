@@ -14,6 +14,7 @@ over the models.
 from __future__ import annotations
 
 import csv
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,23 +30,25 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
-from fedhash.privacy import spending
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
+from fedhash_sim.cell_tables import model_tables
+from fedhash_sim.code_sample import CodeSample
 from fedhash_sim.consortium import Consortium
+from fedhash_sim.costs import cost_row
 from fedhash_sim.federation import (
     Federation,
-    Outcome,
     simulated_identity,
     train_federation,
     untrained,
 )
+from fedhash_sim.peak_memory import PeakMemory
 from fedhash_sim.progress import Progress, Show
-from fedhash_sim.results import RESULT_COLUMNS, SUM_FACTS, TABLES
-from fedhash_sim.run_folder import RunFolder, write_table
+from fedhash_sim.results import RESULT_COLUMNS, TABLES
+from fedhash_sim.run_folder import RunFolder, explained, write_table
 from fedhash_sim.settings import Direction, ResolvedStudy
 
-__all__ = ["cell_name", "federations_of", "run_cell"]
+__all__ = ["cell_name", "evaluate_model", "federations_of", "read_figures", "run_cell"]
 
 _Figures = list[tuple[Direction, MetricRow]]
 
@@ -76,11 +79,12 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
     federations = federations_of(study, consortium, method, seed)
     rounds_total = 0 if method == "start" else study.round_of[method].rounds
     figures: dict[str, dict[int, _Figures]] = {}
-    tables: dict[str, list[Sequence[object]]] = {
-        name: [] for name in (*_ROUND_TABLES, "privacy.csv", "margins.csv")
-    }
+    tables: defaultdict[str, list[Sequence[object]]] = defaultdict(list)
     for place, federation in enumerate(federations):
         work = cell.path / "models" / str(place)
+        # of a training that goes on, or of Flower's processes, nobody knows the peak
+        unknown = (work / "checkpoints").exists() or study.settings.engine == "flower"
+        memory = None if unknown else PeakMemory()
         evaluator = _Evaluator(study, consortium, work, seed)
         done = place * rounds_total
 
@@ -107,19 +111,11 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         else:
             outcome = train_federation(federation, study.settings.engine, work, on_round)
         figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
-        for name, rows_of in _ROUND_TABLES.items():
-            if name == "sums.csv" and federation.settings.aggregation == "plain":
-                continue  # it would be a row without any fact
-            tables[name] += [
-                (method, seed, federation.model_of, record.round_number, *row)
-                for record in outcome.records
-                for row in rows_of(record)
-            ]
-        tables["privacy.csv"] += [(method, seed, *row) for row in _privacy_rows(outcome)]
-        tables["margins.csv"] += [
-            (method, seed, federation.model_of, *row)
-            for row in _margin_rows(outcome, study.agreement.findings)
-        ]
+        for name, rows in model_tables(outcome, study.agreement.findings).items():
+            tables[name] += [(method, seed, *row) for row in rows]
+        peak = None if memory is None else memory.peak_bytes()
+        costs = cost_row(outcome, evaluator.seconds, peak)
+        tables["costs.csv"].append((method, seed, federation.model_of, *costs))
         if method != "local":
             final = figures[federation.model_of][rounds_total]
             # a figure over private databases has no noise, whoever trained, and a release goes out
@@ -133,6 +129,8 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 if tells and (row.metric, row.group) == ("map", "all")
             }
             outcome.save_release(cell.path / "release", study.agreement, metrics)
+            with explained(cell.path):
+                evaluator.code_sample(outcome.model).save(cell.path / "codes.safetensors")
     for name, rows in tables.items():
         write_table(cell.path / name, TABLES[name], rows)
     write_table(
@@ -202,7 +200,11 @@ def _check_work(
 
 
 class _Evaluator:
-    """Evaluates a model vector on a study's queries, once a round, and remembers it on disk."""
+    """Evaluates a model vector on a study's queries, once a round, and remembers it on disk.
+
+    Attributes:
+        seconds: Of each evaluation that was not remembered.
+    """
 
     def __init__(
         self, study: ResolvedStudy, consortium: Consortium, folder: Path, seed: int
@@ -211,6 +213,8 @@ class _Evaluator:
         self._consortium = consortium
         self._folder = folder
         self._model = study.build_model(seed)
+        self._seed = seed
+        self.seconds: list[float] = []
 
     def after_round(self, number: int, rounds_total: int, model: np.ndarray) -> None:
         every = self._study.settings.evaluation.every_rounds
@@ -222,13 +226,21 @@ class _Evaluator:
         self._evaluate(rounds_total, model)
         figures = {}
         for path in sorted(self._folder.glob("evaluation-*.csv")):
-            figures[int(path.stem.removeprefix("evaluation-"))] = _read_figures(path)
+            figures[int(path.stem.removeprefix("evaluation-"))] = read_figures(path)
         return figures
+
+    def code_sample(self, vector: np.ndarray) -> CodeSample:
+        """Some codes of a model."""
+        Layout.of(self._model).load(self._model, vector)
+        consortium = self._consortium
+        database = consortium.database(*consortium.sites)
+        return CodeSample.draw(self._model, consortium.queries(), database, self._seed)
 
     def _evaluate(self, number: int, vector: np.ndarray) -> None:
         path = self._folder / f"evaluation-{number:06d}.csv"
         if path.is_file():
             return
+        started = time.perf_counter()
         study, consortium = self._study, self._consortium
         Layout.of(self._model).load(self._model, vector)
         rows = evaluate_model(
@@ -240,6 +252,7 @@ class _Evaluator:
             study.settings.evaluation.groups,
             study.settings.evaluation.depth,
         )
+        self.seconds.append(time.perf_counter() - started)
         write_table(
             path,
             RESULT_COLUMNS[3:],
@@ -285,7 +298,12 @@ def evaluate_model(
     return rows
 
 
-def _read_figures(path: Path) -> _Figures:
+def read_figures(path: Path) -> _Figures:
+    """What the evaluation of one round left on the disk.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [
@@ -331,79 +349,3 @@ def _over_models(
 
 def _values(row: MetricRow) -> tuple[str, str, str, int]:
     return (row.metric, row.group, f"{row.value:.6f}", row.count)
-
-
-def _site_rows(record: RoundRecord) -> list[Sequence[object]]:
-    return [
-        (
-            site,
-            status,
-            record.failure or "",
-            "" if record.mean_loss is None else f"{record.mean_loss:.6f}",
-            record.weight,
-            f"{record.seconds:.4f}",
-            record.notes.get(site, ""),
-        )
-        for site, status in sorted(record.sites.items())
-    ]
-
-
-def _exchange_rows(record: RoundRecord) -> list[Sequence[object]]:
-    return [
-        (
-            each.stage,
-            each.site,
-            each.outcome,
-            f"{each.seconds:.4f}",
-            each.request_bytes,
-            each.reply_bytes,
-        )
-        for each in record.exchanges
-    ]
-
-
-def _sum_rows(record: RoundRecord) -> list[Sequence[object]]:
-    """A failed round has the facts that were known when it failed."""
-    facts = record.aggregation
-    return [(record.failure or "", *(facts.get(name, "") for name in SUM_FACTS))]
-
-
-def _privacy_rows(outcome: Outcome) -> list[Sequence[object]]:
-    """What each site of a private federation has spent."""
-    terms = outcome.federation.agreement.privacy
-    if terms is None or isinstance(outcome.federation.settings.privacy, NoPrivacySettings):
-        return []
-    return [
-        (
-            site,
-            terms.delta,
-            f"{spent.own_noise:.6f}",
-            f"{spent.shared_noise:.6f}",
-            f"{spent.together:.6f}",
-            terms.epsilon_cap,
-            len(events),
-            spent.trust,
-        )
-        for site, events in sorted(outcome.spent.items())
-        for spent in [spending(events, terms.delta)]
-    ]
-
-
-def _margin_rows(outcome: Outcome, findings: Sequence[str]) -> list[Sequence[object]]:
-    """Each finding after each step; NaN, for a finding that kept its margin, as an empty field."""
-    rows: list[Sequence[object]] = []
-    for entry in outcome.margin_steps:
-        step = entry.step()
-        figures = (step.slack, step.within_variance, step.between_variance)
-        for k, finding in enumerate(findings):
-            told = ["" if np.isnan(each[k]) else f"{each[k]:.6f}" for each in figures]
-            mu, n = f"{entry.margins[k]:.6f}", f"{entry.patients[k]:.3f}"
-            rows.append((entry.round_number, finding, mu, n, *told, f"{entry.drift:.6f}"))
-    return rows
-
-
-_ROUND_TABLES = {
-    "rounds.csv": _site_rows,
-    "exchanges.csv": _exchange_rows,
-    "sums.csv": _sum_rows,
-}

@@ -16,6 +16,7 @@ from rich.table import Table
 from fedhash.errors import DataError, QueryError
 from fedhash_sim.audits import audits
 from fedhash_sim.compare_command import compare_command
+from fedhash_sim.export.command import export_command
 from fedhash_sim.freeze_command import freeze_command
 from fedhash_sim.network_demo_command import network_demo_command
 from fedhash_sim.sweeps.command import sweep_command
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(audits, name="audit")
 app.command("compare")(compare_command)
+app.command("export")(export_command)
 app.command("freeze")(freeze_command)
 app.command("network-demo")(network_demo_command)
 app.command("sweep")(sweep_command)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fedhash_sim.kappa import KAPPAS, by_radius
 from fedhash_sim.results import final_round, main_table
 from fedhash_sim.run_folder import file_name
 
-__all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots"]
+__all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots", "panel_grid", "save_pictures", "shown"]
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 METHOD_COLOURS = {
@@ -68,8 +68,6 @@ def draw_plots(
     Returns:
         Name to file, in the order of the report.
     """
-    folder = run / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Callable[[], Figure | None]] = {
         "map": lambda: _map_bars(results),
         "map_by_round": lambda: _map_by_round(results),
@@ -84,6 +82,18 @@ def draw_plots(
         drawings[f"group_{attribute}"] = lambda attribute=attribute: _group_bars(results, attribute)  # type: ignore[misc]
     if (results["group"].str.startswith("site_model=")).any():
         drawings["site_models"] = lambda: _group_bars(results, "site_model")
+    return save_pictures(run / "plots", drawings)
+
+
+def save_pictures(
+    folder: Path, drawings: Mapping[str, Callable[[], Figure | None]]
+) -> dict[str, Path]:
+    """Draw each picture into `folder`, in the style of the report; a drawing may be of nothing.
+
+    Returns:
+        Name to file of those that there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     files = {}
     with mpl.rc_context(PLOT_STYLE), warnings.catch_warnings():
         # scripts that the font lacks become boxes in the picture; the tables have the names
@@ -98,20 +108,26 @@ def draw_plots(
     return files
 
 
+def panel_grid(panels: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, at most four beside each other; sizes in inches."""
+    columns = min(4, panels)
+    lines = -(-panels // columns)
+    figure = Figure(figsize=(max(4.0, width * columns), height * lines), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    return figure, list(axes[:panels])
+
+
 def _panels(
     results: pd.DataFrame, width: float = 3.1, height: float = 2.7
 ) -> tuple[Figure, list[tuple[Axes, str, str]]]:
     """A figure with one panel a direction."""
     directions = list(results.groupby(["query", "target"], sort=False).groups)
-    columns = min(4, len(directions))
-    lines = -(-len(directions) // columns)
-    figure = Figure(figsize=(max(4.0, width * columns), height * lines), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
-    for unused in axes[len(directions) :]:
-        unused.set_axis_off()
+    figure, axes = panel_grid(len(directions), width=width, height=height)
     return figure, [
         (axis, str(query), str(target))
-        for axis, (query, target) in zip(axes, directions, strict=False)
+        for axis, (query, target) in zip(axes, directions, strict=True)
     ]
 
 
@@ -119,7 +135,7 @@ def _of(results: pd.DataFrame, query: str, target: str) -> pd.DataFrame:
     return results[(results["query"] == query) & (results["target"] == target)]
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A name that leaves room for the picture."""
     return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
@@ -221,7 +237,7 @@ def _margin_curves(margins: pd.DataFrame) -> Figure | None:
     colours = mpl.colormaps["tab20"]
     for place, (finding, curve) in enumerate(table.groupby("finding", sort=False)):
         colour = colours(place % colours.N)
-        axis.plot(curve["round"], curve["mu"], color=colour, label=_shown(str(finding)))
+        axis.plot(curve["round"], curve["mu"], color=colour, label=shown(str(finding)))
     axis.set_title(f"{method}, seed {first['seed']}")
     axis.set_xlabel("round")
     axis.set_ylabel("margin")
@@ -306,7 +322,7 @@ def _group_bars(results: pd.DataFrame, attribute: str) -> Figure | None:
         chance = direction[direction["metric"] == "chance_map"].groupby("group")["value"].mean()
         for index, level in enumerate(chance.reindex(names)):
             axis.vlines(level, index - 0.45, index + 0.45, color=_CHANCE_COLOUR, linestyle="--")
-        axis.set_yticks(range(len(names)), [_shown(name.split("=", 1)[1]) for name in names])
+        axis.set_yticks(range(len(names)), [shown(name.split("=", 1)[1]) for name in names])
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_xlabel("mAP (dashed: chance)")
@@ -338,8 +354,8 @@ def _partition(partition: pd.DataFrame) -> Figure:
                     fontsize=7,
                     color="white" if np.sqrt(value) > dark else "#1f2937",
                 )
-    axis.set_xticks(range(table.shape[1]), map(_shown, table.columns), rotation=40, ha="right")
-    axis.set_yticks(range(table.shape[0]), map(_shown, table.index))
+    axis.set_xticks(range(table.shape[1]), map(shown, table.columns), rotation=40, ha="right")
+    axis.set_yticks(range(table.shape[0]), map(shown, table.index))
     axis.grid(visible=False)
     axis.set_title("training patients by site and finding")
     return figure

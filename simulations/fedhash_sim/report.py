@@ -18,12 +18,15 @@ import jinja2
 import pandas as pd
 
 from fedhash.errors import DataError
+from fedhash_sim.code_plots import draw_code_plots
+from fedhash_sim.costs import NOTHING, site_costs, stage_costs, training_costs
 from fedhash_sim.kappa import kappa_table
 from fedhash_sim.plots import METHOD_COLOURS, draw_plots
 from fedhash_sim.results import (
     SUM_FACTS,
     final_round,
     main_table,
+    read_costs,
     read_exchanges,
     read_margins,
     read_partition,
@@ -37,7 +40,6 @@ from fedhash_sim.results import (
 __all__ = ["write_report"]
 
 _LONGEST_LIST = 100
-_NOTHING = "-"
 # what a reason of secure aggregation begins with; plain aggregation has one stage and names none
 _SECURE_STAGES = ("advertise", "share", "mask", "unmask")
 _ROUND = ["method", "seed", "model_of", "round"]
@@ -62,6 +64,14 @@ _PLOT_TITLES = {
         "Each site's own model, asked the same queries over the same database.",
     ),
     "partition": ("Who holds what", "Training patients by site and positive finding, first seed."),
+}
+_CODE_PLOT_TITLES = {
+    "code_space": (
+        "Code space",
+        "On the plane of two principal components; a study of one finding has its colour.",
+    ),
+    "code_distances": ("Hamming distances", "Relevant: the two share a positive finding."),
+    "bit_balance": ("Bits in use", "A bit at 0 or 1 is equal for all and tells nothing."),
 }
 
 
@@ -99,14 +109,19 @@ def write_report(run: Path) -> Path:
             (*_PLOT_TITLES.get(name, (f"By {name.removeprefix('group_')}", "")), _data_url(path))
             for name, path in plots.items()
         ],
+        code_plots=[
+            (*_CODE_PLOT_TITLES[name], _data_url(path))
+            for name, path in draw_code_plots(run).items()
+        ],
         failed=_failed_rounds(rounds),
         all_rounds=rounds.groupby(_ROUND).ngroups,
         sites=_taking_part(rounds),
         left_out=rounds[rounds["status"] != "ok"].to_dict("records"),
         notes=rounds[rounds["note"] != ""].to_dict("records"),
         longest_list=_LONGEST_LIST,
-        stages=_stages(exchanges),
-        site_costs=_site_costs(exchanges),
+        training_costs=training_costs(read_costs(run)),
+        stages=stage_costs(exchanges),
+        site_costs=site_costs(exchanges),
         sums=_sums(read_sums(run)),
         private=[name for name in methods if about["privacy"][name]["mode"] != "none"],
         open_methods=[name for name in methods if about["privacy"][name]["mode"] == "none"],
@@ -220,8 +235,8 @@ def _taking_part(rounds: pd.DataFrame) -> list[dict[str, str]]:
                 "with a note": str((ok & ~failed & (cell["note"] != "")).sum()),
                 "in vain": str((ok & failed).sum()),
                 "left out": str(len(lost)),
-                "at stage": ", ".join(f"{stage} {count}" for stage, count in stages) or _NOTHING,
-                "reason": reasons[0][0] if reasons else _NOTHING,
+                "at stage": ", ".join(f"{stage} {count}" for stage, count in stages) or NOTHING,
+                "reason": reasons[0][0] if reasons else NOTHING,
             }
         )
     return sorted(rows, key=lambda row: -int(row["left out"]))
@@ -235,66 +250,20 @@ def _stage_and_reason(status: str) -> tuple[str, str]:
     return (stage, reason) if stage in _SECURE_STAGES else ("train", status)
 
 
-def _stages(exchanges: pd.DataFrame) -> list[dict[str, str]]:
-    """What a stage costs a site, by method: answers, failures, bytes and seconds."""
-    return [
-        {
-            "method": str(method),
-            "stage": str(stage),
-            "requests": f"{len(cell):,}",
-            "replies": f"{(cell['reply_bytes'] > 0).sum():,}",
-            **_costs(cell),
-        }
-        for (method, stage), cell in exchanges.groupby(["method", "stage"], sort=False)
-    ]
-
-
-def _site_costs(exchanges: pd.DataFrame) -> list[dict[str, Any]]:
-    """The same for each site of the methods that have several: a row a site, columns by stage."""
-    tables = []
-    for method, of_method in exchanges.groupby("method", sort=False):
-        stages = list(dict.fromkeys(of_method["stage"]))
-        rows = {
-            str(site): [
-                figure
-                for stage in stages
-                for figure in _costs(of_site[of_site["stage"] == stage]).values()
-            ]
-            for site, of_site in of_method.groupby("site")
-        }
-        if len(rows) > 1:
-            tables.append({"method": str(method), "stages": stages, "rows": rows})
-    return tables
-
-
-def _costs(requests: pd.DataFrame) -> dict[str, str]:
-    """Means over the requests that were answered."""
-    answered = requests[requests["reply_bytes"] > 0]
-    means = {
-        "to the site, kB": (answered["request_bytes"].mean() / 1e3, ",.1f"),
-        "from the site, kB": (answered["reply_bytes"].mean() / 1e3, ",.1f"),
-        "seconds": (answered["seconds"].mean(), ".3f"),
-    }
-    return {
-        name: _NOTHING if answered.empty else format(mean, form)
-        for name, (mean, form) in means.items()
-    }
-
-
 def _sums(sums: pd.DataFrame) -> list[dict[str, str]]:
     """The kinds of secure rounds, with how often each occurred and how often it failed."""
     names = [name for name in SUM_FACTS if name not in {"clipped_values", "rounding_sd"}]
     rows = []
     for key, cell in sums.groupby(names, sort=False):
         done = cell[cell["failure"] == ""]
-        kind = {name: str(value) or _NOTHING for name, value in zip(names, key, strict=True)}
+        kind = {name: str(value) or NOTHING for name, value in zip(names, key, strict=True)}
         rows.append(
             {
                 **kind,
-                "clipped values": _NOTHING
+                "clipped values": NOTHING
                 if done["clipped_values"].isna().all()
                 else f"{done['clipped_values'].sum():,.0f}",
-                "rounding sd": _NOTHING if done.empty else f"{done['rounding_sd'].max():.1e}",
+                "rounding sd": NOTHING if done.empty else f"{done['rounding_sd'].max():.1e}",
                 "rounds": str(len(cell)),
                 "failed": str(len(cell) - len(done)),
             }
@@ -315,7 +284,7 @@ def _mechanisms(settings: dict[str, dict[str, Any]], privacy: pd.DataFrame) -> l
                 "C": f"{of_method['clip_norm']:g}",
                 "q": f"{of_method.get('sampling_rate', 1):g}",  # distributed: all patients
                 "steps a round": str(of_method["steps"]),
-                "sigma of statistics": _NOTHING
+                "sigma of statistics": NOTHING
                 if of_method.get("statistics") is None
                 else f"{of_method['statistics']:g}",
                 "delta": f"{delta:g}",

@@ -13,7 +13,8 @@ cap; of those with the site's own noise, of those whose noise the sites shared, 
 `trust`, and of all together. A round that was asked for again is two events. `margins.csv` has one
 row a finding after each step of the margin schedule: the margin mu, the summed patients n, the
 slack's shrunken mean r, its variance within the sites and between them, and the drift g; what a
-finding that kept its margin has none of is empty.
+finding that kept its margin has none of is empty. `costs.csv` has one row a trained model, see
+`fedhash_sim.costs`.
 
     >>> results = read_results(Path("runs/demo"))
     >>> main_table(results)[0]
@@ -31,6 +32,7 @@ import pandas as pd
 from fedhash.errors import DataError
 
 __all__ = [
+    "COST_COLUMNS",
     "EXCHANGE_COLUMNS",
     "MARGIN_COLUMNS",
     "PARTITION_COLUMNS",
@@ -44,6 +46,7 @@ __all__ = [
     "Spread",
     "final_round",
     "main_table",
+    "read_costs",
     "read_exchanges",
     "read_margins",
     "read_partition",
@@ -81,7 +84,7 @@ ROUND_COLUMNS = (
 PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
 _MAY_BE_ABSENT = (
     *("value", "mean_loss", "clipped_values", "rounding_sd"),
-    *("r", "within_variance", "between_variance"),
+    *("r", "within_variance", "between_variance", "peak_memory_bytes"),
 )
 _NUMBERS = {
     "seed": int,
@@ -101,6 +104,9 @@ _NUMBERS = {
     "epsilon": float,
     "epsilon_cap": float,
     "events": int,
+    **dict.fromkeys(("site_count", "parameters", "planned_steps", "rounds", "failed_rounds"), int),
+    **dict.fromkeys(("requests", "evaluations"), int),
+    **dict.fromkeys(("round_seconds", "evaluation_seconds", "peak_memory_bytes"), float),
     **dict.fromkeys(("mu", "n", "r", "within_variance", "between_variance", "drift"), float),
 }  # everything else is text: a site may be called 007 or NA
 EXCHANGE_COLUMNS = (
@@ -145,6 +151,11 @@ MARGIN_COLUMNS = (
     *("method", "seed", "model_of", "round", "finding", "mu", "n", "r"),
     *("within_variance", "between_variance", "drift"),
 )
+COST_COLUMNS = (
+    *("method", "seed", "model_of", "site_count", "patients", "parameters", "planned_steps"),
+    *("rounds", "failed_rounds", "round_seconds", "requests", "request_bytes", "reply_bytes"),
+    *("evaluations", "evaluation_seconds", "peak_memory_bytes"),
+)
 TABLES = {
     "results.csv": RESULT_COLUMNS,
     "rounds.csv": ROUND_COLUMNS,
@@ -152,6 +163,7 @@ TABLES = {
     "sums.csv": SUM_COLUMNS,
     "privacy.csv": PRIVACY_COLUMNS,
     "margins.csv": MARGIN_COLUMNS,
+    "costs.csv": COST_COLUMNS,
 }
 
 
@@ -204,12 +216,12 @@ def read_results(run: Path) -> pd.DataFrame:
 
 
 def read_rounds(run: Path) -> pd.DataFrame:
-    """`rounds.csv` of a run folder.
+    """`rounds.csv` of a run folder, or of a cell; empty where nothing was trained.
 
     Raises:
-        DataError: There is none yet, or it is damaged.
+        DataError: There is none yet, or it has other columns.
     """
-    return _read(run / "rounds.csv", ROUND_COLUMNS)
+    return _read(run / "rounds.csv", ROUND_COLUMNS, may_be_empty=True)
 
 
 def read_partition(run: Path) -> pd.DataFrame:
@@ -255,6 +267,15 @@ def read_margins(run: Path) -> pd.DataFrame:
         DataError: There is none yet, or it has other columns.
     """
     return _read(run / "margins.csv", MARGIN_COLUMNS, may_be_empty=True)
+
+
+def read_costs(run: Path) -> pd.DataFrame:
+    """`costs.csv` of a run folder.
+
+    Raises:
+        DataError: There is none yet, or it has other columns.
+    """
+    return _read(run / "costs.csv", COST_COLUMNS)
 
 
 def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -> pd.DataFrame:

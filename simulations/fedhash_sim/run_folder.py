@@ -7,8 +7,8 @@
       run.json                               version, command, sizes: what the report says of itself
       data/input_files.json                  stamps of the files that the studies were read from
       data/seed-0/                           prepared studies and who holds them
-      cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
-      results.csv rounds.csv exchanges.csv sums.csv privacy.csv margins.csv partition.csv
+      cells/federated-seed-0/                checkpoint, own tables, release/, codes.safetensors
+      results.csv rounds.csv exchanges.csv sums.csv privacy.csv margins.csv costs.csv partition.csv
                                              all cells, tidy
       archives/                              each site's binary index, for `fedhash-sim search`
       plots/ report.html

@@ -66,6 +66,7 @@ def test_a_private_study_repeats_and_says_what_it_spent(study_file: Path, tmp_pa
     assert "Settings chosen by looking at the figures of this page are not in it." in page
     assert "No differential privacy" not in page
     assert "Training loss" not in page
+    assert "These are codes of single patients: no noise protects them" in page
     _, mechanism, _, *sites = privacy_rows(page)
     figures = 3 * (f"{after:.3f}",)
     assert mechanism == (

@@ -16,7 +16,7 @@ from fedhash.rounds.engine import Answer, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash.rounds.site import SiteAgent
 from fedhash_sim.engines.inprocess import InProcessEngine
-from fedhash_sim.results import read_exchanges, read_rounds, read_sums
+from fedhash_sim.results import read_costs, read_exchanges, read_rounds, read_sums
 
 # A stage and which time it is run, to the sites whose answers are lost. A first round and one after
 # a loss begin with `advertise` and `share`; the third round fails before its `unmask`.
@@ -97,6 +97,28 @@ def test_the_report_names_failed_rounds_with_their_reason(troubled: Path) -> Non
     assert "1 of 28 rounds failed" in failed  # five sites' own, the consortium's, the central one's
     assert "federated, seed 0, model of consortium, round 3: 2 of 5 sites without fault" in failed
     assert read_sums(troubled).set_index("round")["failure"][3] in unescape(failed)
+
+
+def test_the_costs_of_a_model_are_the_sums_over_its_rounds(troubled: Path) -> None:
+    costs, exchanges, rounds = read_costs(troubled), read_exchanges(troubled), read_rounds(troubled)
+    assert len(costs) == 5 + 1 + 1
+    for row in costs.itertuples():
+        asked = exchanges.query("method == @row.method and model_of == @row.model_of")
+        assert row.requests == len(asked)
+        assert row.request_bytes == asked["request_bytes"].sum()
+        assert row.reply_bytes == asked["reply_bytes"].sum()
+        told = rounds.query("method == @row.method and model_of == @row.model_of")
+        assert row.rounds * row.site_count == len(told)
+        seconds = told.groupby("round")["seconds"].first().sum()
+        assert row.round_seconds == pytest.approx(seconds, abs=1e-3)
+        assert row.planned_steps == 2 * row.site_count  # local_steps of the round file
+    federated = costs.set_index("method").loc["federated"]
+    assert federated["failed_rounds"] == 1
+    assert federated["evaluations"] == 2
+    assert federated["evaluation_seconds"] > 0
+    header, *rows = cells(section(troubled, "What training costs"))
+    failed = {row[0]: dict(zip(header, row, strict=True))["failed"] for row in rows}
+    assert failed == {"local": "0", "federated": "1", "central": "0"}
 
 
 def test_the_report_says_who_was_in_and_who_dropped_where(troubled: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sim_command import of_manifest, phantom_manifest, run, run_all, study_of
 
 from fedhash.index import Archive
@@ -18,11 +19,14 @@ from fedhash.index.encoding import encode_entries
 from fedhash.models.hash_model import encode_studies
 from fedhash.registry.release import load_release
 from fedhash.search import make_query
+from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.kappa import kappa_table
 from fedhash_sim.results import RESULT_COLUMNS, read_exchanges, read_results, read_rounds, read_sums
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.search import SimulatedConsortium, simulated_handles
+from fedhash_sim.settings import read_study
+from fedhash_sim.study_run import open_cells, prepare_run
 
 
 def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) -> None:
@@ -47,6 +51,10 @@ def test_a_run_has_every_figure_of_every_cell(study_file: Path, tmp_path: Path) 
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == len(list((out / "plots").glob("*.png")))
     assert "No differential privacy" in page
+    assert {"code_space", "code_distances", "bit_balance"} <= {
+        path.stem for path in (out / "plots").iterdir()
+    }
+    assert "no noise protects them" not in page
     table = kappa_table(results)
     assert printed["by_kappa"] == [row.as_json() for row in table]
     assert len(table) == 3 * 8  # methods and kappas, in one direction
@@ -96,10 +104,25 @@ def test_the_report_tells_the_aggregation_of_the_federated_method(
 
 
 def test_two_workers_and_one_give_the_same_bytes(study_file: Path, tmp_path: Path) -> None:
-    run_all(study_file, tmp_path / "one")
-    run("run", study_file, "--out", tmp_path / "two", "--workers", 2)
-    one, two = ((tmp_path / name / "results.csv").read_bytes() for name in ("one", "two"))
-    assert one == two
+    """Cells of both engines, in one queue; `run` itself with two workers is tested above."""
+    plain = ["engine=vectorised", "round.aggregation=plain"]
+    engines = {"inprocess": read_study(study_file, ["seeds=[0]"])}
+    engines["vectorised"] = read_study(study_file, ["seeds=[0]", *plain])
+    for workers in (1, 2):
+        cells: list[Cell] = []
+        for engine, study in engines.items():
+            folder = RunFolder.open(tmp_path / str(workers) / engine, study, replace=False)
+            prepare_run(folder, study, "", Console(quiet=True))
+            cells += open_cells(folder, study)
+        run_cells(cells, workers, lambda *_: None)
+    for engine, study in engines.items():
+        one, two = (RunFolder(tmp_path / workers / engine) for workers in ("1", "2"))
+        for folder in (one, two):
+            folder.collect(study.settings.methods, study.settings.seeds)
+        codes = [each.relative_to(one.path) for each in one.path.rglob("codes.safetensors")]
+        assert len(codes) == 2  # federated and central
+        for name in ("results.csv", *codes):
+            assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fedhash.errors import CheckpointError, DataError
 from fedhash_sim.input_files import changed_files, write_stamps
 from fedhash_sim.results import (
+    COST_COLUMNS,
     EXCHANGE_COLUMNS,
     MARGIN_COLUMNS,
     PRIVACY_COLUMNS,
@@ -71,6 +72,7 @@ def test_a_damaged_table_of_a_cell_is_not_joined(tmp_path: Path, content: bytes)
     write_table(cell / "sums.csv", SUM_COLUMNS, [])
     write_table(cell / "privacy.csv", PRIVACY_COLUMNS, [])
     write_table(cell / "margins.csv", MARGIN_COLUMNS, [])
+    write_table(cell / "costs.csv", COST_COLUMNS, [])
     (cell / "rounds.csv").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"rounds\.csv is damaged.*remove .*results\.csv"):
         RunFolder(tmp_path).collect(["central"], [0])

@@ -1,0 +1,80 @@
+"""A run as event files for TensorBoard: a folder for each cell under FOLDER/<run>.
+
+Each export writes the run's folder anew and puts it in the place of the earlier one, so nothing is
+there twice. Anything else than event files in its place is refused.
+
+    >>> write_tensorboard(RunHistory.read(Path("runs/demo")), Path("runs/tensorboard"))
+    Path('runs/tensorboard/demo')
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from fedhash.errors import CheckpointError, ConfigurationError, Problem
+from fedhash_sim.export.history import RunHistory
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["write_tensorboard"]
+
+_EVENTS = "events.out.tfevents."  # how the writer begins the names of its files
+
+
+def write_tensorboard(history: RunHistory, folder: Path) -> Path:
+    """Write the run below `folder`, which may hold other runs.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ConfigurationError: TensorBoard is not installed.
+        CheckpointError: Something that is no event file is in the way.
+    """
+    writer_type = _writer_type()
+    target = folder / history.name
+    for path in target.rglob("*"):
+        if path.is_file() and not path.name.startswith(_EVENTS):
+            raise CheckpointError(
+                f"{path} is no event file, so {target} is not replaced; choose another folder"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{history.name}-", dir=folder))
+    try:
+        for cell in history.cells:
+            with writer_type(str(unfinished / cell.name)) as writer:
+                for name, curve in cell.curves.items():
+                    for number, value in curve:
+                        writer.add_scalar(name, value, number)
+                lines = [f"| {key} | {value} |" for key, value in cell.settings.items()]
+                writer.add_text("settings", "\n".join(["| key | value |", "|---|---|", *lines]))
+        with writer_type(str(unfinished / "run")) as writer:
+            for path in history.configuration:
+                text = path.read_text(encoding="utf-8")
+                writer.add_text(path.name, "".join(f"    {line}\n" for line in text.splitlines()))
+            for path in history.pictures:
+                with Image.open(path) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                writer.add_image(path.stem, pixels, dataformats="HWC")
+        unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _writer_type() -> type[SummaryWriter]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        reason = "TensorBoard's writer is not installed; pip install 'fedhash[tensorboard]'"
+        raise ConfigurationError([Problem(Path("--tensorboard"), None, reason)]) from error
+    return SummaryWriter
