@@ -16,14 +16,10 @@ from rich.console import Console
 from fedhash import __version__
 from fedhash.models.layout import Layout
 from fedhash_sim.cell_workers import Cell, run_cells
-from fedhash_sim.consortium import (
-    Consortium,
-    assign_roles,
-    build_consortium,
-    write_partition,
-)
+from fedhash_sim.consortium import Consortium, build_consortium, write_partition
 from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
+from fedhash_sim.roles import assign_roles
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import load_pool
@@ -143,6 +139,7 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
                     "database studies": {site: len(ids) for site, ids in roles.database.items()},
                     "public studies": len(roles.public),
                     "queries": len(roles.queries),
+                    "missing modalities": {s: list(lost) for s, lost in roles.missing.items()},
                     "notes": list(roles.notes),
                 }
             )

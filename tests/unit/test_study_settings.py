@@ -145,6 +145,25 @@ def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:
     assert problem.startswith("study.yaml:9: evaluation.directions asks for 'mri'")
 
 
+@pytest.mark.parametrize(
+    ("more", "start"),
+    [
+        ("  shares:\n    image: 0.5\n    mri: 0.5\n", "12: missing_modalities names 'mri'"),
+        ("  shares:\n    image: 0.1\n", "11: missing_modalities.shares.image is 0.1, which of 3"),
+        ("  shares: {image: 0.5, report: 0.5}\n", "10: missing_modalities.shares takes 4 modal"),
+        ("  sites:\n    site-9: [image]\n", "11: missing_modalities.sites names 'site-9', which"),
+        ("  sites:\n    site-00: [image, report]\n", "11: missing_modalities.sites leaves nothing"),
+    ],
+)
+def test_modalities_that_cannot_be_missing_have_their_line(
+    tmp_path: Path, more: str, start: str
+) -> None:
+    study = f"{STUDY}partition:\n  scheme: iid\n  sites: 3\nmissing_modalities:\n{more}"
+    both = "round.model.towers.report={name: report_ngrams}"
+    (problem,) = problems(tmp_path, both, study=study)
+    assert problem.startswith(f"study.yaml:{start}")
+
+
 def test_all_files_and_overrides_are_checked_at_once(tmp_path: Path) -> None:
     found = problems(
         tmp_path,
