@@ -161,7 +161,8 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     stamps = of_all_seeds / INPUT_FILES
     if pool.files and not stamps.is_file():  # stamped before the last reading
         write_stamps(stamps, pool.files)
-    pool = at_their_sites(pool, roles)
+    modalities = tuple(study.round.model.towers)
+    pool = at_their_sites(study.settings, modalities, pool, roles, seed)
     is_public = set(roles.public)
     public = [each for each in pool.studies if each.study_id in is_public]
     frozen = freeze_towers(study, public, seed, folder)

@@ -28,8 +28,9 @@ from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash_sim.engines.vectorised import unfit
+from fedhash_sim.heterogeneity.feature_shift import shift_faults
 from fedhash_sim.heterogeneity.missing_modalities import missing_faults
-from fedhash_sim.heterogeneity.settings import MissingModalities
+from fedhash_sim.heterogeneity.settings import FeatureShift, MissingModalities
 from fedhash_sim.partition_settings import Partition
 
 __all__ = [
@@ -146,6 +147,7 @@ class StudySettings(Settings):
     data: Annotated[PhantomSource | RecipeSource | ManifestSource, Field(discriminator="kind")]
     partition: Partition = Partition()
     missing_modalities: MissingModalities | None = None
+    feature_shift: FeatureShift | None = None
     public: PublicPatients | None = None
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
@@ -389,5 +391,7 @@ def _faults_of(method: str, settings: RoundSettings, base: RoundSettings) -> lis
             "privacy.mode is distributed, which takes several sites; this method trains one party "
             "at a time: leave privacy out of the round file and give each method its own here, or "
             "leave this one out of methods"
+    if settings.feature_shift is not None:
+        faults += shift_faults(settings.feature_shift, modalities)
         )
     return faults

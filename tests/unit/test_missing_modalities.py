@@ -23,6 +23,7 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.settings import RoundSettings
 from fedhash_sim.cells import federations_of
+from fedhash_sim.comparison import _check_same
 from fedhash_sim.consortium import Consortium, build_consortium
 from fedhash_sim.federation import train_federation
 from fedhash_sim.heterogeneity.missing_modalities import lacking, missing_faults
@@ -152,7 +153,7 @@ def study_with(**changes: Any) -> ResolvedStudy:
             }
         ),
         learning=LearningSettings(local_steps=2, batch_patients=4),
-        rounds=2,
+        rounds=1,
         aggregation="plain",
     )
     agreement = Agreement(
@@ -215,7 +216,7 @@ def test_what_only_the_data_tells_is_refused_with_it(
 
 def phantom(folder: Path, seed: int = 0, **changes: Any) -> tuple[ResolvedStudy, Consortium]:
     study = study_with(
-        data=PhantomSource(kind="phantom", sites=4, patients_per_site=12, image_size_px=32),
+        data=PhantomSource(kind="phantom", sites=4, patients_per_site=8, image_size_px=32),
         **changes,
     )
     return study, build_consortium(study, seed, folder / f"seed-{seed}")
@@ -264,3 +265,15 @@ def test_all_engines_and_secure_sums_train_on_what_the_sites_hold(tmp_path: Path
     assert np.abs(vectors[0] - vectors[0].mean()).max() > 0.01
     np.testing.assert_allclose(vectors[1], vectors[0], atol=2e-5)
     np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-3)
+
+
+def test_runs_that_lack_different_modalities_are_not_compared(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("whole", "held")]
+    lost = (None, shares(report=0.25))
+    studies = [
+        phantom(run / "data", missing_modalities=missing)[0]
+        for run, missing in zip(runs, lost, strict=True)
+    ]
+    with pytest.raises(DataError, match=r"missing_modalities: shares=.* against None"):
+        _check_same(runs, studies, [0])
+    _check_same(runs[:1] * 2, studies[:1] * 2, [0])

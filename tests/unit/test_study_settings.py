@@ -186,3 +186,11 @@ def test_all_files_and_overrides_are_checked_at_once(tmp_path: Path) -> None:
 def test_a_study_that_names_no_files_is_told_alone(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, study=STUDY.replace("round: round.yaml\n", ""))
     assert problem.startswith('study.yaml:1: missing key "round"')
+def test_looks_that_no_content_can_have_have_their_line(tmp_path: Path) -> None:
+    shift = "feature_shift:\n  strength: 0.5\n  modalities:\n  - image\n  - imag\n"
+    (problem,) = problems(tmp_path, study=STUDY + shift)
+    assert problem.startswith("study.yaml:10: feature_shift.modalities names 'imag', which has no")
+    (problem,) = problems(tmp_path, "feature_shift={strength: 1, modalities: []}")
+    assert problem.startswith('--set: "feature_shift.modalities": holds none; name one')
+
+
