@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from fedhash.errors import CheckpointError, DataError
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures, frozen_file
@@ -28,12 +30,13 @@ from fedhash.rounds.settings import RoundSettings
 from fedhash_sim.frozen import freeze_towers, with_digests
 from fedhash_sim.heterogeneity.at_sites import at_their_sites, differ
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
+from fedhash_sim.results import ANY_MODALITY, HOLDING_COLUMNS
 from fedhash_sim.roles import Roles, assign_roles
 from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import Pool, load_pool
 
-__all__ = ["Consortium", "build_consortium", "write_partition"]
+__all__ = ["Consortium", "build_consortium", "write_holdings", "write_partition"]
 
 _ABOUT = "consortium.json"  # written last: where it is, the rest is whole
 
@@ -238,3 +241,21 @@ def write_partition(
                         if is_positive
                     }
                     writer.writerow([seed, site, finding, len(patients)])
+
+
+def write_holdings(path: Path, consortia: Mapping[int, Consortium]) -> None:
+    """Write how much each site trains on: of each modality, and under `(any)` of all."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HOLDING_COLUMNS)
+        for seed, consortium in consortia.items():
+            for site in consortium.sites:
+                part = consortium.training(site)
+                everything = torch.ones(len(part), dtype=torch.bool)
+                for modality, present in {ANY_MODALITY: everything, **part.present}.items():
+                    patients = {
+                        each
+                        for each, has in zip(part.patient_ids, present.tolist(), strict=True)
+                        if has
+                    }
+                    writer.writerow([seed, site, modality, len(patients), int(present.sum())])

@@ -1,6 +1,6 @@
 """The pictures of a run, one PNG each, all drawn from the run's tables.
 
->>> draw_plots(run, results, rounds, partition, margins)
+>>> draw_plots(run, results, rounds, partition, holdings, margins)
 {'map': Path('runs/demo/plots/map.png'), ...}
 """
 
@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 
 from fedhash.search import radius_from_kappa
 from fedhash_sim.kappa import KAPPAS, by_radius
+from fedhash_sim.partition_plot import draw_partition
+from fedhash_sim.plot_labels import shown
 from fedhash_sim.results import final_round, main_table
 from fedhash_sim.run_folder import file_name
 
@@ -33,7 +35,6 @@ METHOD_COLOURS = {
     "start": "#D55E00",
 }
 _CHANCE_COLOUR = "#6b7280"
-_LONGEST_SHOWN = 40
 PLOT_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,6 +55,7 @@ def draw_plots(
     results: pd.DataFrame,
     rounds: pd.DataFrame,
     partition: pd.DataFrame,
+    holdings: pd.DataFrame,
     margins: pd.DataFrame,
 ) -> dict[str, Path]:
     """Draw every picture whose figures the run holds.
@@ -62,7 +64,8 @@ def draw_plots(
         run: The run folder; pictures go to `plots/` in it.
         results: From :func:`fedhash_sim.results.read_results`.
         rounds: From :func:`fedhash_sim.results.read_rounds`.
-        partition: Columns site, finding, patients (and seed).
+        partition: From :func:`fedhash_sim.results.read_partition`.
+        holdings: From :func:`fedhash_sim.results.read_holdings`.
         margins: From :func:`fedhash_sim.results.read_margins`.
 
     Returns:
@@ -77,7 +80,7 @@ def draw_plots(
         "margins": lambda: _margin_curves(margins),
         "precision_recall": lambda: _precision_recall(results),
         "findings": lambda: _group_bars(results, "finding"),
-        "partition": lambda: _partition(partition),
+        "partition": lambda: draw_partition(partition, holdings),
     }
     attributes = results["group"].str.split("=").str[0].unique()
     for attribute in sorted(set(attributes) - {"all", "finding", "radius", "site_model"}):
@@ -117,11 +120,6 @@ def _panels(
 
 def _of(results: pd.DataFrame, query: str, target: str) -> pd.DataFrame:
     return results[(results["query"] == query) & (results["target"] == target)]
-
-
-def _shown(name: str) -> str:
-    """A name that leaves room for the picture."""
-    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
 
 def _methods(table: pd.DataFrame) -> list[str]:
@@ -221,7 +219,7 @@ def _margin_curves(margins: pd.DataFrame) -> Figure | None:
     colours = mpl.colormaps["tab20"]
     for place, (finding, curve) in enumerate(table.groupby("finding", sort=False)):
         colour = colours(place % colours.N)
-        axis.plot(curve["round"], curve["mu"], color=colour, label=_shown(str(finding)))
+        axis.plot(curve["round"], curve["mu"], color=colour, label=shown(str(finding)))
     axis.set_title(f"{method}, seed {first['seed']}")
     axis.set_xlabel("round")
     axis.set_ylabel("margin")
@@ -306,40 +304,11 @@ def _group_bars(results: pd.DataFrame, attribute: str) -> Figure | None:
         chance = direction[direction["metric"] == "chance_map"].groupby("group")["value"].mean()
         for index, level in enumerate(chance.reindex(names)):
             axis.vlines(level, index - 0.45, index + 0.45, color=_CHANCE_COLOUR, linestyle="--")
-        axis.set_yticks(range(len(names)), [_shown(name.split("=", 1)[1]) for name in names])
+        axis.set_yticks(range(len(names)), [shown(name.split("=", 1)[1]) for name in names])
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.set_xlabel("mAP (dashed: chance)")
         axis.set_title(f"{query} → {target}")
         axis.grid(axis="y", visible=False)
     panels[0][0].legend(fontsize=7, loc="lower left")
-    return figure
-
-
-def _partition(partition: pd.DataFrame) -> Figure:
-    first = partition[partition["seed"] == partition["seed"].min()]
-    table = first.pivot_table(index="site", columns="finding", values="patients", fill_value=0)
-    table = table[list(dict.fromkeys(first["finding"]))]
-    figure = Figure(
-        figsize=(2.2 + 0.42 * table.shape[1], 1.2 + 0.26 * table.shape[0]), layout="constrained"
-    )
-    axis = figure.subplots()
-    axis.imshow(np.sqrt(table.to_numpy(float)), cmap="Blues", aspect="auto")
-    dark = np.sqrt(table.to_numpy(float).max()) / 2
-    for line, row in enumerate(table.to_numpy()):
-        for column, value in enumerate(row):
-            if value:
-                axis.text(
-                    column,
-                    line,
-                    f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if np.sqrt(value) > dark else "#1f2937",
-                )
-    axis.set_xticks(range(table.shape[1]), map(_shown, table.columns), rotation=40, ha="right")
-    axis.set_yticks(range(table.shape[0]), map(_shown, table.index))
-    axis.grid(visible=False)
-    axis.set_title("training patients by site and finding")
     return figure

@@ -9,7 +9,7 @@
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, rounds.csv, results.csv, release/
       results.csv rounds.csv exchanges.csv sums.csv privacy.csv margins.csv partition.csv
-                                             all cells, tidy
+      holdings.csv                           all cells, tidy
       archives/                              each site's binary index, for `fedhash-sim search`
       plots/ report.html
 

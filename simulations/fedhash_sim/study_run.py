@@ -16,7 +16,12 @@ from rich.console import Console
 from fedhash import __version__
 from fedhash.models.layout import Layout
 from fedhash_sim.cell_workers import Cell, run_cells
-from fedhash_sim.consortium import Consortium, build_consortium, write_partition
+from fedhash_sim.consortium import (
+    Consortium,
+    build_consortium,
+    write_holdings,
+    write_partition,
+)
 from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
 from fedhash_sim.roles import assign_roles
@@ -74,6 +79,7 @@ def prepare_run(folder: RunFolder, study: ResolvedStudy, command: str, console: 
     for line in _data_problems(consortia):
         console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
+    write_holdings(folder.path / "holdings.csv", consortia)
     about = describe(study, consortia) | {"command": command}
     (folder.path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
