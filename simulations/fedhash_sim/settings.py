@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from fedhash.agreement import Agreement
 from fedhash.configuration import KeyPath, Settings, gathered, problem_at, read_settings
 from fedhash.data.phantom import PhantomSettings
-from fedhash.errors import ConfigurationError, Problem
+from fedhash.errors import ConfigurationError, ModelError, Problem
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FeatureLayer
 from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
@@ -277,6 +277,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
             )
     public_round, public_problems = _public_round(path, settings, base, agreement, own)
     problems += public_problems
+    if (no_anchors := _anchors_fault(agreement)) is not None:
+        problems.append(problem_at(settings.agreement, *no_anchors, inner["agreement"]))
     faults = [
         *_partition_faults(settings.partition, agreement, round_of),
         *_faults_beside_the_model(settings, tuple(base.model.towers)),
@@ -342,6 +344,17 @@ def _unfit(method: str, settings: RoundSettings) -> str | None:
     return unfit(settings.model_copy(update=plain))
 
 
+def _anchors_fault(agreement: Agreement) -> tuple[KeyPath, str] | None:
+    """Why there are no anchors of the agreement's findings in its bits: the key, and what to do."""
+    try:
+        Anchors.build(agreement)
+    except ModelError as error:
+        keys = ("anchors_version",) if agreement.anchors_version != 1 else ("code_bits", "findings")
+        written = [each for each in keys if each in agreement.model_fields_set]
+        return (written[0],), str(error)
+    return None
+
+
 def _partition_faults(
     partition: Partition, agreement: Agreement, round_of: Mapping[str, RoundSettings]
 ) -> list[tuple[KeyPath, str]]:
@@ -378,6 +391,8 @@ def _faults_beside_the_model(
     if settings.missing_modalities is not None:
         sites = settings.partition.site_names
         faults += missing_faults(settings.missing_modalities, modalities, sites)
+    if settings.feature_shift is not None:
+        faults += shift_faults(settings.feature_shift, modalities)
     return faults
 
 
@@ -391,7 +406,5 @@ def _faults_of(method: str, settings: RoundSettings, base: RoundSettings) -> lis
             "privacy.mode is distributed, which takes several sites; this method trains one party "
             "at a time: leave privacy out of the round file and give each method its own here, or "
             "leave this one out of methods"
-    if settings.feature_shift is not None:
-        faults += shift_faults(settings.feature_shift, modalities)
         )
     return faults
