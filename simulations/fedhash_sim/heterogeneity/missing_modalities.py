@@ -51,11 +51,19 @@ def missing_faults(
         for site, lost in settings.sites.items()
         if set(lost) >= set(modalities)
     ]
-    if faults or sites is None:
+    if sites is None:
         return faults
-    if settings.sites:
-        return _faults_of_named(settings, modalities, sites)
-    return _faults_of_shares(settings, modalities, sites)
+    faults += _faults_of_named(settings, modalities, sites)
+    faults += _faults_of_shares(settings, sites)
+    lost = sum(_count(share, len(sites)) for share in settings.shares.values())
+    most = len(sites) * (len(modalities) - 1)
+    if not faults and lost > most:
+        message = (
+            f"{_KEY}.shares takes {lost} modalities from {len(sites)} sites of {len(modalities)} "
+            f"each, and with more than {most} some site keeps none; lower a share"
+        )
+        faults.append(((_KEY, "shares"), message))
+    return faults
 
 
 def lacking(
@@ -105,25 +113,16 @@ def _faults_of_named(
 
 
 def _faults_of_shares(
-    settings: MissingModalities, modalities: Sequence[str], sites: Sequence[str]
+    settings: MissingModalities, sites: Sequence[str]
 ) -> list[tuple[KeyPath, str]]:
-    counts = {each: _count(share, len(sites)) for each, share in settings.shares.items()}
-    faults: list[tuple[KeyPath, str]] = [
-        (
-            (_KEY, "shares", each),
-            f"{_KEY}.shares.{each} is {settings.shares[each]:g}, which of {len(sites)} sites is "
-            + ("none; raise it" if count == 0 else "every one; lower it"),
-        )
-        for each, count in counts.items()
-        if count in {0, len(sites)}
-    ]
-    most = len(sites) * (len(modalities) - 1)
-    if not faults and sum(counts.values()) > most:
-        message = (
-            f"{_KEY}.shares takes {sum(counts.values())} modalities from {len(sites)} sites of "
-            f"{len(modalities)} each, and with more than {most} some site keeps none; lower a share"
-        )
-        faults.append(((_KEY, "shares"), message))
+    faults: list[tuple[KeyPath, str]] = []
+    for modality, share in settings.shares.items():
+        count = _count(share, len(sites))
+        if count in {0, len(sites)}:
+            message = f"{_KEY}.shares.{modality} is {share:g}, which of {len(sites)} sites is " + (
+                "none; raise it" if count == 0 else "every one; lower it"
+            )
+            faults.append(((_KEY, "shares", modality), message))
     return faults
 
 
