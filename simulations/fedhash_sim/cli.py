@@ -385,4 +385,5 @@ def _held(seed: dict[str, Any], site: str, plan: dict[str, Any]) -> str:
     if site not in seed["training studies"]:
         return "-"
     held_out = f" + {seed['database studies'][site]} held out" if plan["held-out database"] else ""
-    return f"{seed['training studies'][site]}{held_out}"
+    lacks = ", ".join(seed["missing modalities"].get(site, ()))
+    return f"{seed['training studies'][site]}{held_out}" + (f", no {lacks}" if lacks else "")

@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from fedhash.codes import hamming_distances, unpack_signs
 from fedhash.models.anchors import Anchors
 from fedhash_sim.code_sample import CodedStudies, CodeSample
-from fedhash_sim.plots import METHOD_COLOURS, panel_grid, save_pictures, shown
+from fedhash_sim.plot_labels import shown
+from fedhash_sim.plots import METHOD_COLOURS, panel_grid, save_pictures
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.settings import Direction
 

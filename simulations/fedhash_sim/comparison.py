@@ -1,7 +1,8 @@
 """Several runs beside the first one: means over seeds, and differences seed by seed.
 
 1. Only what asks the same queries of the same database is compared: per seed the same studies with
-   the same findings, the same findings in the agreement, the same ranks.
+   the same findings, the same findings in the agreement, the same modalities missing, the same
+   ranks.
 2. Figures are over the seeds that all runs have.
 3. A difference is that of a method in one direction from the same in the first run, paired by seed,
    with Student's 95 % interval and two-sided paired t-test. They take the differences for normal,
@@ -181,6 +182,7 @@ def _what_is_asked(
     yield "evaluation.queries", study.settings.evaluation.queries
     yield "evaluation.depth", study.settings.evaluation.depth
     yield "the agreement's findings", study.agreement.findings
+    yield "missing_modalities", study.settings.missing_modalities  # they find other things
     for seed in seeds:
         consortium = Consortium.load(RunFolder(run).data(seed))
         database = consortium.database(*consortium.sites)

@@ -1,13 +1,8 @@
-"""The patients of one seed: split, dealt to sites, and made ready for training.
+"""The patients of one seed: split and dealt to sites (`fedhash_sim.roles`), ready for training.
 
-1. Splits and sites are disjoint in patients.
-2. Training patients are dealt to sites; queries come from patients that no site trained on.
-3. With a held-out database each site keeps a share of its patients out of training, and only
-   those are searched; otherwise the database is what was trained on.
-4. Frozen features and the studies prepared with them are known by the SHA-256 of the features'
+1. A consortium is written once and read by every worker of that seed.
+2. Frozen features and the studies prepared with them are known by the SHA-256 of the features'
    files: neither is read with another's.
-
-A consortium is written once and read by every worker of that seed.
 
     >>> consortium = build_consortium(study, seed=0, folder=Path("runs/demo/data/seed-0"))
     >>> consortium.training("site-03")
@@ -19,52 +14,31 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from fedhash.configuration import did_you_mean, problem_at
-from fedhash.data.splits import published_split, split_patients
-from fedhash.data.study import Study
-from fedhash.errors import CheckpointError, ConfigurationError, DataError
+import torch
+
+from fedhash.errors import CheckpointError, DataError
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures, frozen_file
 from fedhash.models.hash_model import build_model, frozen_modalities
 from fedhash.models.prepared import PreparedStudies, prepare_studies
-from fedhash.randomness import stream_seed
-from fedhash.rounds.settings import RoundSettings, check_roster
+from fedhash.rounds.settings import RoundSettings
 from fedhash_sim.frozen import freeze_towers, with_digests
+from fedhash_sim.heterogeneity.at_sites import at_their_sites, differ
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
-from fedhash_sim.partitions import PartitionError, partition_patients
+from fedhash_sim.results import ANY_MODALITY, HOLDING_COLUMNS
+from fedhash_sim.roles import Roles, assign_roles
 from fedhash_sim.run_folder import explained
-from fedhash_sim.settings import PhantomSource, ResolvedStudy, SplitFractions
+from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import Pool, load_pool
 
-__all__ = ["Consortium", "Roles", "assign_roles", "build_consortium", "write_partition"]
+__all__ = ["Consortium", "build_consortium", "write_holdings", "write_partition"]
 
-_PUBLIC = "public"  # the site that the public patients are
 _ABOUT = "consortium.json"  # written last: where it is, the rest is whole
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which studies do what, by study id.
-
-    Attributes:
-        training: Site to the studies it trains on.
-        database: Site to the studies it can be searched for.
-        queries: Studies that ask.
-        public: Studies of the public patients.
-        notes: Sites that the splits left without training patients or without a database.
-    """
-
-    training: Mapping[str, tuple[str, ...]]
-    database: Mapping[str, tuple[str, ...]]
-    queries: tuple[str, ...]
-    public: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +106,7 @@ class Consortium:
                     tuple(roles["queries"]),
                     tuple(roles["public"]),
                     tuple(roles["notes"]),
+                    {site: tuple(lost) for site, lost in roles["missing"].items()},
                 ),
                 PreparedStudies.load(folder / about["prepared"]),
                 tuple(about["problems"]),
@@ -166,7 +141,7 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
 
     Args:
         study: The comparison.
-        seed: Of the phantom, the splits and the partition.
+        seed: Of the phantom, the splits, the partition and what else differs between the sites.
         folder: The seed's own; what does not depend on the seed is kept beside it.
 
     Raises:
@@ -174,17 +149,23 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
         ModelError: The model's settings are wrong.
         CheckpointError: The data has changed since another seed was prepared.
     """
-    of_the_seed = isinstance(study.settings.data, PhantomSource) or frozen_modalities(
-        study.round.model
+    of_the_seed = (
+        isinstance(study.settings.data, PhantomSource)
+        or frozen_modalities(study.round.model)
+        or differ(study.settings)
     )
     shared = folder if of_the_seed else folder.parent
     if (folder / _ABOUT).is_file() and any(shared.glob("prepared*.safetensors")):
         return Consortium.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pool = load_pool(study, seed, shared)
+    of_all_seeds = folder.parent
+    pool = load_pool(study, seed, of_all_seeds)
     roles = assign_roles(study, pool, seed)
-    if pool.files and not (shared / INPUT_FILES).is_file():  # stamped before the last reading
-        write_stamps(shared / INPUT_FILES, pool.files)
+    stamps = of_all_seeds / INPUT_FILES
+    if pool.files and not stamps.is_file():  # stamped before the last reading
+        write_stamps(stamps, pool.files)
+    modalities = tuple(study.round.model.towers)
+    pool = at_their_sites(study.settings, modalities, pool, roles, seed)
     is_public = set(roles.public)
     public = [each for each in pool.studies if each.study_id in is_public]
     frozen = freeze_towers(study, public, seed, folder)
@@ -242,145 +223,6 @@ def _prepared(
     return prepared
 
 
-def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
-    """Split the patients and deal the training patients to sites.
-
-    Raises:
-        ConfigurationError: The patients cannot be dealt as asked; it names the line.
-        DataError: The published split lacks a part, a site has nobody to train on, a direction has
-            nothing to ask or to search, or no study has an attribute that is reported by.
-    """
-    known = {name for each in pool.studies for name in each.attributes}
-    for name in study.settings.evaluation.groups:
-        if name not in known:
-            raise DataError(
-                f"evaluation.groups names {name!r}, an attribute that no study of the data has; "
-                f"{did_you_mean(name, sorted(known))}"
-            )
-    try:
-        roles = _roles(study, pool, seed)
-        _check_directions(study, pool, roles)
-    except PartitionError as error:
-        message = f"seed {seed}: {error}"
-        if study.file is None:
-            raise DataError(message) from error
-        place = ("partition", error.key)
-        problem = problem_at(study.file, place, message, study.overrides)
-        raise ConfigurationError([problem]) from error
-    except DataError as error:
-        raise DataError(f"seed {seed}: {error}") from error
-    return roles
-
-
-def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
-    settings = study.settings
-    if isinstance(settings.splits, SplitFractions):
-        fractions = {"val": settings.splits.val, "test": settings.splits.test}
-        splits = split_patients(
-            pool.studies, {"train": 1 - sum(fractions.values()), **fractions}, seed
-        )
-    else:
-        splits = published_split(pool.studies)
-    for split in ("train", settings.evaluation.queries):
-        if not splits.get(split):
-            raise DataError(
-                f"the split {split!r} is empty; the data has {_sizes(splits)}. "
-                "Change 'splits' or 'evaluation.queries' in the study"
-            )
-    public, dealt = _public_and_dealt(study, splits["train"], seed)
-    sites = dict(partition_patients(dealt, settings.partition, seed))
-    takes_part = settings.public is not None and settings.public.takes_part
-    if takes_part and _PUBLIC in sites:
-        raise DataError(f"a site is named {_PUBLIC!r}, as the public patients' own; rename it")
-    federated = study.round_of.get("federated")
-    fault = (
-        None
-        if federated is None
-        else check_roster(federated, study.agreement, len(sites) + takes_part)
-    )
-    if fault is not None:
-        raise DataError(f"the partition: {fault}")
-    held_out = settings.evaluation.held_out_database
-    training, database = {}, {}
-    notes = []
-    if settings.partition.scheme == "natural":
-        notes += _without_training(pool.studies, dealt, settings.partition.attribute)
-    for site, studies in sites.items():
-        parts: Mapping[str, Sequence[Study]] = {"train": studies, "database": studies}
-        if held_out:
-            # A stream of its own: the patients of `train` are not uniform under the first one.
-            parts = split_patients(
-                studies,
-                {"train": 1 - held_out, "database": held_out},
-                stream_seed(seed, "held-out database"),
-            )
-        if not parts["train"]:
-            raise DataError(
-                f"site {site} has {len(studies)} studies and none is left to train on; lower "
-                "evaluation.held_out_database or raise partition.smallest_site_patients"
-            )
-        training[site] = tuple(each.study_id for each in parts["train"])
-        database[site] = tuple(each.study_id for each in parts["database"])
-        if not parts["database"]:
-            notes.append(f"site {site!r} keeps no study for the database: nothing is found there")
-    queries = tuple(each.study_id for each in splits[settings.evaluation.queries])
-    public_ids = tuple(each.study_id for each in public)
-    if takes_part:  # it is nobody's archive
-        training[_PUBLIC], database[_PUBLIC] = public_ids, ()
-    return Roles(training, database, queries, public_ids, tuple(notes))
-
-
-def _public_and_dealt(
-    study: ResolvedStudy, training: Sequence[Study], seed: int
-) -> tuple[Sequence[Study], Sequence[Study]]:
-    settings = study.settings.public
-    if settings is None:
-        return (), training
-    parts = split_patients(
-        training,
-        {"public": settings.share, "dealt": 1 - settings.share},
-        stream_seed(seed, "public patients"),
-    )
-    if not parts["public"] or not parts["dealt"]:
-        raise DataError(
-            f"of {len(training)} training studies {len(parts['public'])} are public; change "
-            "public.share so that some are and some are not"
-        )
-    return parts["public"], parts["dealt"]
-
-
-def _without_training(
-    studies: Sequence[Study], training: Sequence[Study], attribute: str
-) -> list[str]:
-    """A note for each natural site whose patients all stand in other splits."""
-    patients: defaultdict[str, set[str]] = defaultdict(set)
-    for study in studies:
-        patients[study.attributes.get(attribute, "")].add(study.patient_id)
-    gone = patients.keys() - {study.attributes.get(attribute, "") for study in training} - {""}
-    return [
-        f"site {site!r} takes no part: none of its {len(patients[site])} patients is in the "
-        "training split"
-        for site in sorted(gone)
-    ]
-
-
-def _check_directions(study: ResolvedStudy, pool: Pool, roles: Roles) -> None:
-    """Refuse, before any training, what could not be evaluated after it."""
-    contents = {each.study_id: each.contents.keys() for each in pool.studies}
-    database = [each for studies in roles.database.values() for each in studies]
-    for direction in study.directions:
-        for role, modality, studies in (
-            ("query", direction.query, roles.queries),
-            ("database", direction.target, database),
-        ):
-            if not any(modality in contents[each] for each in studies):
-                raise DataError(
-                    f"{direction.query} -> {direction.target} cannot be evaluated: no {role} study "
-                    f"has {modality!r}; name other evaluation.directions, or another split or "
-                    "held_out_database"
-                )
-
-
 def write_partition(
     path: Path, consortia: Mapping[int, Consortium], findings: Sequence[str]
 ) -> None:
@@ -401,5 +243,19 @@ def write_partition(
                     writer.writerow([seed, site, finding, len(patients)])
 
 
-def _sizes(splits: Mapping[str, Sequence[Study]]) -> str:
-    return ", ".join(f"{name}: {len(studies)}" for name, studies in sorted(splits.items()))
+def write_holdings(path: Path, consortia: Mapping[int, Consortium]) -> None:
+    """Write how much each site trains on: of each modality, and under `(any)` of all."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HOLDING_COLUMNS)
+        for seed, consortium in consortia.items():
+            for site in consortium.sites:
+                part = consortium.training(site)
+                everything = torch.ones(len(part), dtype=torch.bool)
+                for modality, present in {ANY_MODALITY: everything, **part.present}.items():
+                    patients = {
+                        each
+                        for each, has in zip(part.patient_ids, present.tolist(), strict=True)
+                        if has
+                    }
+                    writer.writerow([seed, site, modality, len(patients), int(present.sum())])

@@ -1,6 +1,6 @@
 """The pictures of a run, one PNG each, all drawn from the run's tables.
 
->>> draw_plots(run, results, rounds, partition, margins)
+>>> draw_plots(run, results, rounds, partition, holdings, margins)
 {'map': Path('runs/demo/plots/map.png'), ...}
 """
 
@@ -19,10 +19,12 @@ from matplotlib.figure import Figure
 
 from fedhash.search import radius_from_kappa
 from fedhash_sim.kappa import KAPPAS, by_radius
+from fedhash_sim.partition_plot import draw_partition
+from fedhash_sim.plot_labels import shown
 from fedhash_sim.results import final_round, main_table
 from fedhash_sim.run_folder import file_name
 
-__all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots", "panel_grid", "save_pictures", "shown"]
+__all__ = ["METHOD_COLOURS", "PLOT_STYLE", "draw_plots", "panel_grid", "save_pictures"]
 
 # Okabe and Ito's palette: told apart by readers with any colour vision.
 METHOD_COLOURS = {
@@ -33,7 +35,6 @@ METHOD_COLOURS = {
     "start": "#D55E00",
 }
 _CHANCE_COLOUR = "#6b7280"
-_LONGEST_SHOWN = 40
 PLOT_STYLE: dict[Any, Any] = {  # matplotlib types the keys one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,6 +55,7 @@ def draw_plots(
     results: pd.DataFrame,
     rounds: pd.DataFrame,
     partition: pd.DataFrame,
+    holdings: pd.DataFrame,
     margins: pd.DataFrame,
 ) -> dict[str, Path]:
     """Draw every picture whose figures the run holds.
@@ -62,7 +64,8 @@ def draw_plots(
         run: The run folder; pictures go to `plots/` in it.
         results: From :func:`fedhash_sim.results.read_results`.
         rounds: From :func:`fedhash_sim.results.read_rounds`.
-        partition: Columns site, finding, patients (and seed).
+        partition: From :func:`fedhash_sim.results.read_partition`.
+        holdings: From :func:`fedhash_sim.results.read_holdings`.
         margins: From :func:`fedhash_sim.results.read_margins`.
 
     Returns:
@@ -75,7 +78,7 @@ def draw_plots(
         "margins": lambda: _margin_curves(margins),
         "precision_recall": lambda: _precision_recall(results),
         "findings": lambda: _group_bars(results, "finding"),
-        "partition": lambda: _partition(partition),
+        "partition": lambda: draw_partition(partition, holdings),
     }
     attributes = results["group"].str.split("=").str[0].unique()
     for attribute in sorted(set(attributes) - {"all", "finding", "radius", "site_model"}):
@@ -133,11 +136,6 @@ def _panels(
 
 def _of(results: pd.DataFrame, query: str, target: str) -> pd.DataFrame:
     return results[(results["query"] == query) & (results["target"] == target)]
-
-
-def shown(name: str) -> str:
-    """A name that leaves room for the picture."""
-    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
 
 def _methods(table: pd.DataFrame) -> list[str]:
@@ -329,33 +327,4 @@ def _group_bars(results: pd.DataFrame, attribute: str) -> Figure | None:
         axis.set_title(f"{query} → {target}")
         axis.grid(axis="y", visible=False)
     panels[0][0].legend(fontsize=7, loc="lower left")
-    return figure
-
-
-def _partition(partition: pd.DataFrame) -> Figure:
-    first = partition[partition["seed"] == partition["seed"].min()]
-    table = first.pivot_table(index="site", columns="finding", values="patients", fill_value=0)
-    table = table[list(dict.fromkeys(first["finding"]))]
-    figure = Figure(
-        figsize=(2.2 + 0.42 * table.shape[1], 1.2 + 0.26 * table.shape[0]), layout="constrained"
-    )
-    axis = figure.subplots()
-    axis.imshow(np.sqrt(table.to_numpy(float)), cmap="Blues", aspect="auto")
-    dark = np.sqrt(table.to_numpy(float).max()) / 2
-    for line, row in enumerate(table.to_numpy()):
-        for column, value in enumerate(row):
-            if value:
-                axis.text(
-                    column,
-                    line,
-                    f"{value:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="white" if np.sqrt(value) > dark else "#1f2937",
-                )
-    axis.set_xticks(range(table.shape[1]), map(shown, table.columns), rotation=40, ha="right")
-    axis.set_yticks(range(table.shape[0]), map(shown, table.index))
-    axis.grid(visible=False)
-    axis.set_title("training patients by site and finding")
     return figure

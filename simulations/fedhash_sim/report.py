@@ -28,6 +28,7 @@ from fedhash_sim.results import (
     main_table,
     read_costs,
     read_exchanges,
+    read_holdings,
     read_margins,
     read_partition,
     read_privacy,
@@ -63,7 +64,13 @@ _PLOT_TITLES = {
         "Models trained alone",
         "Each site's own model, asked the same queries over the same database.",
     ),
-    "partition": ("Who holds what", "Training patients by site and positive finding, first seed."),
+    "partition": (
+        "Who holds what",
+        (
+            "Training patients by site and positive finding; patients and studies of each site; "
+            "the darker a modality, the more of its studies have it, none where white. First seed."
+        ),
+    ),
 }
 _CODE_PLOT_TITLES = {
     "code_space": (
@@ -90,7 +97,7 @@ def write_report(run: Path) -> Path:
     results, rounds, exchanges = read_results(run), read_rounds(run), read_exchanges(run)
     about, privacy = _read_about(run / "run.json"), read_privacy(run)
     margins = read_margins(run)
-    plots = draw_plots(run, results, rounds, read_partition(run), margins)
+    plots = draw_plots(run, results, rounds, read_partition(run), read_holdings(run), margins)
     methods = [method for method in METHOD_COLOURS if (results["method"] == method).any()]
     if "privacy" not in about:
         raise _of_another_version(run / "run.json", "it does not tell the methods' privacy")

@@ -4,7 +4,8 @@ Columns of `results.csv`: method, seed, round, query, target, metric, group, val
 `query` and `target` are modalities; `count` is the number of queries (or findings, or site models)
 that the value is a mean over. `rounds.csv` has one row a round and site; `model_of` names the site
 whose own model was trained (method `local`), mean_loss and seconds are those of the round.
-`partition.csv` has the training patients by seed, site and finding.
+`partition.csv` has the training patients by seed, site and finding; `holdings.csv` the training
+patients and studies by seed, site and modality, all together under the modality `(any)`.
 `exchanges.csv` has one row a request: its stage, outcome, bytes and seconds. `sums.csv` has one row
 a round of secure aggregation, completed or failed: graph, threshold, and how many sites took part;
 what a failed round never came to is empty. `privacy.csv` has one row a site of a private method:
@@ -32,8 +33,10 @@ import pandas as pd
 from fedhash.errors import DataError
 
 __all__ = [
+    "ANY_MODALITY",
     "COST_COLUMNS",
     "EXCHANGE_COLUMNS",
+    "HOLDING_COLUMNS",
     "MARGIN_COLUMNS",
     "PARTITION_COLUMNS",
     "PRIVACY_COLUMNS",
@@ -48,6 +51,7 @@ __all__ = [
     "main_table",
     "read_costs",
     "read_exchanges",
+    "read_holdings",
     "read_margins",
     "read_partition",
     "read_privacy",
@@ -82,6 +86,8 @@ ROUND_COLUMNS = (
     "note",
 )
 PARTITION_COLUMNS = ("seed", "site", "finding", "patients")
+HOLDING_COLUMNS = ("seed", "site", "modality", "patients", "studies")
+ANY_MODALITY = "(any)"  # no name of a modality
 _MAY_BE_ABSENT = (
     *("value", "mean_loss", "clipped_values", "rounding_sd"),
     *("r", "within_variance", "between_variance", "peak_memory_bytes"),
@@ -94,6 +100,7 @@ _NUMBERS = {
     "mean_loss": float,
     "seconds": float,
     "patients": int,
+    "studies": int,
     "request_bytes": int,
     "reply_bytes": int,
     "clipped_values": float,  # a failed round has none
@@ -231,6 +238,15 @@ def read_partition(run: Path) -> pd.DataFrame:
         DataError: There is none yet, or it is damaged.
     """
     return _read(run / "partition.csv", PARTITION_COLUMNS)
+
+
+def read_holdings(run: Path) -> pd.DataFrame:
+    """`holdings.csv` of a run folder.
+
+    Raises:
+        DataError: There is none yet, or it is damaged.
+    """
+    return _read(run / "holdings.csv", HOLDING_COLUMNS)
 
 
 def read_exchanges(run: Path) -> pd.DataFrame:

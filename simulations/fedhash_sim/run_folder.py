@@ -9,7 +9,7 @@
       data/seed-0/                           prepared studies and who holds them
       cells/federated-seed-0/                checkpoint, own tables, release/, codes.safetensors
       results.csv rounds.csv exchanges.csv sums.csv privacy.csv margins.csv costs.csv partition.csv
-                                             all cells, tidy
+      holdings.csv                           all cells, tidy
       archives/                              each site's binary index, for `fedhash-sim search`
       plots/ report.html
 

@@ -19,15 +19,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import Settings, gathered, problem_at, read_settings
+from fedhash.configuration import KeyPath, Settings, gathered, problem_at, read_settings
 from fedhash.data.phantom import PhantomSettings
-from fedhash.errors import ConfigurationError, Problem
+from fedhash.errors import ConfigurationError, ModelError, Problem
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FeatureLayer
 from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash_sim.engines.vectorised import unfit
+from fedhash_sim.heterogeneity.feature_shift import shift_faults
+from fedhash_sim.heterogeneity.missing_modalities import missing_faults
+from fedhash_sim.heterogeneity.settings import FeatureShift, MissingModalities
+from fedhash_sim.partition_settings import Partition
 
 __all__ = [
     "Direction",
@@ -68,70 +72,6 @@ class ManifestSource(Settings):
 
     kind: Literal["manifest"]
     manifest: Path
-
-
-_SCHEME_OF = {  # of a partition's argument
-    "alpha": "dirichlet",
-    "findings_per_site": "pathological",
-    "shards_per_site": "shard",
-}
-
-
-class Partition(Settings):
-    """How the training patients are dealt to sites.
-
-    All but `natural` deal patients; those that look at findings give each patient one of its
-    positive findings for a class.
-
-    Attributes:
-        scheme: natural follows an attribute of the studies; iid deals evenly; dirichlet unevenly
-            by class; pathological gives each site few classes; shard sorts the patients by class
-            and cuts them into equal shards; linear, square and exponential deal at random to sites
-            whose sizes grow so with their number.
-        sites: Number of sites; not for `natural`.
-        attribute: That `natural` follows.
-        alpha: Concentration of the Dirichlet draw; small is uneven. For `dirichlet` alone.
-        findings_per_site: Classes that a site sees. For `pathological` alone.
-        shards_per_site: For `shard` alone.
-        smallest_site_patients: Every site has at least so many training patients: a deal with a
-            smaller site is drawn again, smaller natural sites are pooled into one.
-    """
-
-    scheme: Literal[
-        "natural", "iid", "dirichlet", "pathological", "shard", "linear", "square", "exponential"
-    ] = "natural"
-    sites: int | None = Field(default=None, ge=2, le=1000, validate_default=True)
-    attribute: str = Field(default="site", min_length=1, max_length=100)
-    alpha: float | None = Field(default=None, gt=0, validate_default=True)
-    findings_per_site: int | None = Field(default=None, ge=1, validate_default=True)
-    shards_per_site: int | None = Field(default=None, ge=1, le=1000, validate_default=True)
-    smallest_site_patients: int = Field(default=1, ge=1)
-
-    # `info` is a ValidationInfo, a protocol that beartype cannot check; it lacks wrong values
-    @field_validator("sites")
-    @classmethod
-    def _sites_fit_the_scheme(cls, sites: int | None, info: Any) -> int | None:
-        if "scheme" in info.data and (sites is None) != (info.data["scheme"] == "natural"):
-            raise ValueError(
-                f"the scheme {info.data['scheme']} "
-                + ("takes the sites from the data" if sites else "needs a number of sites")
-            )
-        return sites
-
-    @field_validator("attribute")
-    @classmethod
-    def _attribute_of_natural(cls, attribute: str, info: Any) -> str:
-        if attribute != "site" and info.data.get("scheme", "natural") != "natural":
-            raise ValueError("it belongs to the scheme natural")
-        return attribute
-
-    @field_validator(*_SCHEME_OF)
-    @classmethod
-    def _argument_fits_the_scheme(cls, value: float | None, info: Any) -> float | None:
-        owner = _SCHEME_OF[info.field_name]
-        if "scheme" in info.data and (value is None) != (info.data["scheme"] != owner):
-            raise ValueError(f"it belongs to the scheme {owner}, which needs it")
-        return value
 
 
 class SplitFractions(Settings):
@@ -206,6 +146,8 @@ class StudySettings(Settings):
     round: Path
     data: Annotated[PhantomSource | RecipeSource | ManifestSource, Field(discriminator="kind")]
     partition: Partition = Partition()
+    missing_modalities: MissingModalities | None = None
+    feature_shift: FeatureShift | None = None
     public: PublicPatients | None = None
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
@@ -305,18 +247,6 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
         raise ConfigurationError(problems)
     refused = check_round(base, agreement)
     problems = [problem_at(settings.round, *each, inner["round"]) for each in refused]
-    problems += [
-        problem_at(
-            path,
-            ("evaluation", "directions", number, role),
-            f"evaluation.directions asks for {name!r}; the round's model has no "
-            f"tower for it, only for {', '.join(base.model.towers)}",
-            own,
-        )
-        for number, direction in enumerate(settings.evaluation.directions)
-        for role, name in (("query", direction.query), ("target", direction.target))
-        if name not in base.model.towers
-    ]
     round_of: dict[str, RoundSettings] = {}
     for method in settings.methods:
         changes = settings.method_settings.get(method, {})
@@ -345,14 +275,15 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
                     own,
                 )
             )
-    if settings.methods == ("start",):
-        message = "methods has start alone, which trains nothing; add the method to compare it with"
-        problems.append(problem_at(path, ("methods",), message, own))
     public_round, public_problems = _public_round(path, settings, base, agreement, own)
     problems += public_problems
-    for argument, message in _partition_faults(settings.partition, agreement, round_of):
-        told = f"partition.{argument}: {message}"
-        problems.append(problem_at(path, ("partition", argument), told, own))
+    if (no_anchors := _anchors_fault(agreement)) is not None:
+        problems.append(problem_at(settings.agreement, *no_anchors, inner["agreement"]))
+    faults = [
+        *_partition_faults(settings.partition, agreement, round_of),
+        *_faults_beside_the_model(settings, tuple(base.model.towers)),
+    ]
+    problems += [problem_at(path, *each, own) for each in faults]
     if problems:
         raise ConfigurationError(problems)
     return ResolvedStudy(settings, agreement, base, round_of, public_round, path, tuple(own))
@@ -413,18 +344,55 @@ def _unfit(method: str, settings: RoundSettings) -> str | None:
     return unfit(settings.model_copy(update=plain))
 
 
+def _anchors_fault(agreement: Agreement) -> tuple[KeyPath, str] | None:
+    """Why there are no anchors of the agreement's findings in its bits: the key, and what to do."""
+    try:
+        Anchors.build(agreement)
+    except ModelError as error:
+        keys = ("anchors_version",) if agreement.anchors_version != 1 else ("code_bits", "findings")
+        written = [each for each in keys if each in agreement.model_fields_set]
+        return (written[0],), str(error)
+    return None
+
+
 def _partition_faults(
     partition: Partition, agreement: Agreement, round_of: Mapping[str, RoundSettings]
-) -> list[tuple[str, str]]:
-    """What is wrong before any data is read: the argument, and what to do."""
-    faults = []
+) -> list[tuple[KeyPath, str]]:
+    """What is wrong before any data is read: the key, and what to do."""
+    faults: list[tuple[KeyPath, str]] = []
     sites = partition.sites  # of a natural partition the data tells, later
     if sites is not None and "federated" in round_of:
         fault = check_roster(round_of["federated"], agreement, sites)
-        faults += [("sites", fault)] if fault is not None else []
+        faults += [(("partition", "sites"), f"partition.sites: {fault}")] if fault else []
     seen, findings = partition.findings_per_site, len(agreement.findings)
     if seen is not None and seen > findings:
-        faults.append(("findings_per_site", f"{seen}, of {findings} of the agreement; lower it"))
+        message = f"partition.findings_per_site: {seen}, of {findings} of the agreement; lower it"
+        faults.append((("partition", "findings_per_site"), message))
+    return faults
+
+
+def _faults_beside_the_model(
+    settings: StudySettings, modalities: Sequence[str]
+) -> list[tuple[KeyPath, str]]:
+    """What the study file asks for and the round's model has not."""
+    no_tower = f"the round's model has no tower for it, only for {', '.join(modalities)}"
+    faults: list[tuple[KeyPath, str]] = [
+        (
+            ("evaluation", "directions", number, role),
+            f"evaluation.directions asks for {name!r}; {no_tower}",
+        )
+        for number, direction in enumerate(settings.evaluation.directions)
+        for role, name in (("query", direction.query), ("target", direction.target))
+        if name not in modalities
+    ]
+    if settings.methods == ("start",):
+        message = "methods has start alone, which trains nothing; add the method to compare it with"
+        faults.append((("methods",), message))
+    if settings.missing_modalities is not None:
+        sites = settings.partition.site_names
+        faults += missing_faults(settings.missing_modalities, modalities, sites)
+    if settings.feature_shift is not None:
+        faults += shift_faults(settings.feature_shift, modalities)
     return faults
 
 

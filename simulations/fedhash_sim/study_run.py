@@ -18,12 +18,13 @@ from fedhash.models.layout import Layout
 from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.consortium import (
     Consortium,
-    assign_roles,
     build_consortium,
+    write_holdings,
     write_partition,
 )
 from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
+from fedhash_sim.roles import assign_roles
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import load_pool
@@ -78,6 +79,7 @@ def prepare_run(folder: RunFolder, study: ResolvedStudy, command: str, console: 
     for line in _data_problems(consortia):
         console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
+    write_holdings(folder.path / "holdings.csv", consortia)
     about = describe(study, consortia) | {"command": command}
     (folder.path / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -143,6 +145,7 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
                     "database studies": {site: len(ids) for site, ids in roles.database.items()},
                     "public studies": len(roles.public),
                     "queries": len(roles.queries),
+                    "missing modalities": {s: list(lost) for s, lost in roles.missing.items()},
                     "notes": list(roles.notes),
                 }
             )

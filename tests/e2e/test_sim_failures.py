@@ -86,6 +86,7 @@ def test_damaged_tables_of_a_run_are_written_anew(finished: Path) -> None:
     (finished / "run.json").write_text("{}")
     assert "run.json is of another version" in run("report", finished, ok=False)
     tables = (
+        "holdings.csv",
         "partition.csv",
         "margins.csv",
         "privacy.csv",

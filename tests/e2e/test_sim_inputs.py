@@ -25,7 +25,8 @@ ONE_TOWER = ("--set", "round.model.towers={image: {name: image_hog, options: {hi
 
 def test_a_changed_image_is_another_run(study_file: Path, tmp_path: Path) -> None:
     manifest = phantom_manifest(tmp_path / "phantom")
-    changes = (*of_manifest(manifest), *ONE_TOWER)
+    # with looks of its sites, a seed has prepared studies of its own
+    changes = (*of_manifest(manifest), *ONE_TOWER, "--set", "feature_shift={strength: 1.0}")
     run_all(study_file, tmp_path / "run", *changes)
     kept = (tmp_path / "run" / "results.csv").read_bytes()
     image = sorted(manifest.parent.glob("images/*.png"))[5]

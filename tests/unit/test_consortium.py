@@ -12,7 +12,7 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.settings import RoundSettings
 from fedhash.secagg.terms import SecureAggregationTerms
-from fedhash_sim.consortium import assign_roles
+from fedhash_sim.roles import assign_roles
 from fedhash_sim.settings import (
     EvaluationSettings,
     ManifestSource,

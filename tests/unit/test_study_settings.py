@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -139,10 +140,60 @@ def test_a_number_of_sites_that_no_round_can_have_has_its_line(
     read_study(tmp_path / "study.yaml", ["methods=[local, central]"])
 
 
+def test_a_tower_that_draws_at_random_is_refused_for_the_vectorised_engine(tmp_path: Path) -> None:
+    rounds = ROUND.replace("cell_px: 8", "dropout: 0.5") + "aggregation: plain\n"
+    message = "the engine vectorised has no towers with dropout .*; set engine: inprocess"
+    told = problems(tmp_path, study=f"{STUDY}engine: vectorised\n", rounds=rounds)
+    for method, each in zip(("local", "federated", "central"), told, strict=True):
+        assert re.match(f"study.yaml:6: {method}: {message}", each)
+    (mistake,) = problems(tmp_path, study=STUDY, rounds=ROUND.replace("8", "7"))
+    assert mistake.startswith("round.yaml:6: option cell_px")
+    read_study(tmp_path / "study.yaml", ["round.model.towers.image.options.cell_px=8"])
+
+
+def test_findings_that_do_not_fit_the_bits_have_the_agreement_s_line(tmp_path: Path) -> None:
+    many = AGREEMENT.replace("[no_finding, edema]", str([f"f{n}" for n in range(400)]))
+    message = "400 findings in 16 bits come as near as . bits, at least 4 are needed; raise code_"
+    (problem,) = problems(tmp_path, agreement=f"{many}code_bits: 16\n")
+    assert re.match(f"agreement.yaml:4: {message}", problem)
+    (problem,) = problems(tmp_path, "agreement.code_bits=16", agreement=many)
+    assert re.match(f"--set: {message}", problem)
+    read_study(tmp_path / "study.yaml", ["agreement.code_bits=64"])
+    (problem,) = problems(tmp_path, agreement=f"{AGREEMENT}anchors_version: 2\n")
+    assert problem.startswith("agreement.yaml:4: anchors_version 2 is unknown")
+
+
 def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:
     study = f"{STUDY}evaluation:\n  directions:\n  - query: image\n    target: mri\n"
     (problem,) = problems(tmp_path, study=study)
     assert problem.startswith("study.yaml:9: evaluation.directions asks for 'mri'")
+
+
+@pytest.mark.parametrize(
+    ("more", "start"),
+    [
+        ("  shares:\n    image: 0.5\n    mri: 0.5\n", "12: missing_modalities names 'mri'"),
+        ("  shares:\n    image: 0.1\n", "11: missing_modalities.shares.image is 0.1, which of 3"),
+        ("  shares: {image: 0.5, report: 0.5}\n", "10: missing_modalities.shares takes 4 modal"),
+        ("  sites:\n    site-9: [image]\n", "11: missing_modalities.sites names 'site-9', which"),
+        ("  sites:\n    site-00: [image, report]\n", "11: missing_modalities.sites leaves nothing"),
+    ],
+)
+def test_modalities_that_cannot_be_missing_have_their_line(
+    tmp_path: Path, more: str, start: str
+) -> None:
+    study = f"{STUDY}partition:\n  scheme: iid\n  sites: 3\nmissing_modalities:\n{more}"
+    both = "round.model.towers.report={name: report_ngrams}"
+    (problem,) = problems(tmp_path, both, study=study)
+    assert problem.startswith(f"study.yaml:{start}")
+
+
+def test_looks_that_no_content_can_have_have_their_line(tmp_path: Path) -> None:
+    shift = "feature_shift:\n  strength: 0.5\n  modalities:\n  - image\n  - imag\n"
+    (problem,) = problems(tmp_path, study=STUDY + shift)
+    assert problem.startswith("study.yaml:10: feature_shift.modalities names 'imag', which has no")
+    (problem,) = problems(tmp_path, "feature_shift={strength: 1, modalities: []}")
+    assert problem.startswith('--set: "feature_shift.modalities": holds none; name one')
 
 
 def test_all_files_and_overrides_are_checked_at_once(tmp_path: Path) -> None:

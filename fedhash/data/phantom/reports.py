@@ -25,7 +25,7 @@ from fedhash.data.phantom.styles import ReportingStyle
 from fedhash.data.phantom.vocabulary import BOILERPLATE, COMPLAINTS, DEGREES, HEDGES, TERMS
 from fedhash.randomness import numpy_stream
 
-__all__ = ["write_report"]
+__all__ = ["misspelled", "write_report"]
 
 _SIGN_SHARE = 0.1  # how often a sign stands for the name
 _EARLIER_SHARE = 0.15  # reports that mention what an earlier exam had shown
@@ -62,7 +62,7 @@ def write_report(case: Case, style: ReportingStyle, rng: np.random.Generator) ->
     parts = [_question(named, absent, style, rng), _earlier(absent, layout, style, rng), body]
     if rng.random() < 0.5:
         parts.append(BOILERPLATE[style.boilerplate])
-    return _misspelled(" ".join(part for part in parts if part), style.typos, rng)
+    return misspelled(" ".join(part for part in parts if part), style.typos, rng)
 
 
 def _mentioned(case: Case, style: ReportingStyle, rng: np.random.Generator) -> list[Presence]:
@@ -175,7 +175,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _misspelled(text: str, share: float, rng: np.random.Generator) -> str:
+def misspelled(text: str, share: float, rng: np.random.Generator) -> str:
     """Swap two neighbouring letters in a share of the words."""
     words = text.split(" ")
     for i in np.flatnonzero(rng.random(len(words)) < share).tolist():

@@ -15,7 +15,7 @@
 6. Where every site takes one plain step of SGD from the same model, the sum of the steps is the
    step of the sum: one ordinary backward pass, without a row of parameters for each site.
 7. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics, and
-   losses that look beyond one study. Towers with dropout are refused when the sites are built.
+   losses that look beyond one study; and towers that draw at random in training.
 
 Shape suffixes: S sites of a group, B patients of a step, d parameters.
 
@@ -58,6 +58,8 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.models.settings import ModelSettings
+from fedhash.models.towers import build_tower, tower_problems
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.randomness import torch_stream
 from fedhash.rounds.aggregation import Aggregate, Answers, Stage, SumRecord
@@ -83,9 +85,25 @@ def unfit(settings: RoundSettings) -> str | None:
         what = "a margin_schedule"
     elif not LOSSES[settings.loss.name].sum_of_patient_terms:
         what = f"loss.name {settings.loss.name}, which looks at a whole batch"
+    elif (name := _random_tower(settings.model)) is not None:
+        what = f"towers with dropout or other random layers, and {name} has some as it is set"
     else:
         return None
     return f"the engine vectorised has no {what}; set engine: inprocess"
+
+
+def _random_tower(settings: ModelSettings) -> str | None:
+    """A tower that draws from torch's generator in training; wrong settings are told elsewhere."""
+    for modality, each in settings.towers.items():
+        if tower_problems(modality, each):
+            continue
+        with torch.random.fork_rng(devices=[]):
+            tower = build_tower(modality, each, outputs=1).train()
+            before = torch.get_rng_state()
+            tower(torch.zeros(1, *tower.prepared_shape))
+            if not torch.equal(before, torch.get_rng_state()):
+                return each.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,7 @@ class VectorisedSites:
         parameters_at_once: The most that stand in memory beside each other; 1 is a site at a time.
 
     Raises:
-        ModelError: The settings are `unfit`, or a tower draws at random.
+        ModelError: The settings are `unfit`.
         DataError: A site has no study, or one without a positive finding.
     """
 
@@ -132,10 +150,6 @@ class VectorisedSites:
         anchors = Anchors.build(agreement)
         self._model = build_model(settings.model, agreement.code_bits, seed=0, anchors=anchors)
         self._model.train()
-        if any(isinstance(each, nn.Dropout) and each.p > 0 for each in self._model.modules()):
-            raise ModelError(
-                "the engine vectorised has no towers with dropout; set engine: inprocess"
-            )
         self._encoder = _Encoder(self._model)
         self._layout = Layout.of(self._model)
         self._loss = build_loss(settings.loss, anchors)

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedhash.agreement import SiteName
 from fedhash.data.study import Study
+from fedhash_sim.partition_settings import Partition
 from fedhash_sim.partitions.refusal import PartitionError
-from fedhash_sim.settings import Partition
 
 __all__ = ["POOLED_SITE", "natural_sites"]
 

@@ -37,9 +37,9 @@ from jaxtyping import Int64
 
 from fedhash.data.study import Study
 from fedhash.randomness import stream_seed
+from fedhash_sim.partition_settings import Partition
 from fedhash_sim.partitions.natural import natural_sites
 from fedhash_sim.partitions.refusal import PartitionError
-from fedhash_sim.settings import Partition
 
 __all__ = ["PartitionError", "partition_patients"]
 
@@ -72,7 +72,8 @@ def partition_patients(
         site_of_study = natural_sites(studies, partition)
         return _grouped((site_of_study[study.study_id], study) for study in studies)
     site_of = _dealt(_patient_classes(studies, partition, seed), partition, seed)
-    return _grouped((f"site-{site_of[study.patient_id]:02d}", study) for study in studies)
+    names = partition.site_names or ()
+    return _grouped((names[site_of[study.patient_id]], study) for study in studies)
 
 
 def _grouped(pairs: Iterable[tuple[str, Study]]) -> dict[str, tuple[Study, ...]]:

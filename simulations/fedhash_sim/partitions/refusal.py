@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fedhash.errors import DataError
+from fedhash_sim.refusal import RefusedByDataError
 
 __all__ = ["PartitionError"]
 
 
-class PartitionError(DataError):
+class PartitionError(RefusedByDataError):
     """The patients cannot be dealt as asked.
 
     Attributes:
@@ -15,5 +15,5 @@ class PartitionError(DataError):
     """
 
     def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(("partition", key), message)
         self.key = key

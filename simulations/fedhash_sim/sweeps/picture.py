@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from fedhash_sim.plots import PLOT_STYLE
+from fedhash_sim.plots import PLOT_STYLE, panel_grid
 from fedhash_sim.run_folder import explained
 from fedhash_sim.sweeps.settings import SweepSettings
 from fedhash_sim.sweeps.tables import METRICS, SweepRow
@@ -44,14 +42,9 @@ def draw_sweep(out: Path, settings: SweepSettings, rows: Sequence[SweepRow]) -> 
     panels: defaultdict[tuple[str, str], list[SweepRow]] = defaultdict(list)
     for row in rows:
         panels[row.query, row.target].append(row)
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
     with mpl.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(4.2 * columns + 2.2, 3.0 * lines), layout="constrained")
-        drawn = np.ravel(figure.subplots(lines, columns, squeeze=False))
-        for unused in drawn[len(panels) :]:
-            unused.set_axis_off()
-        for axis, ((query, target), of_direction) in zip(drawn, panels.items(), strict=False):
+        figure, drawn = panel_grid(len(panels), width=4.0, height=3.0)
+        for axis, ((query, target), of_direction) in zip(drawn, panels.items(), strict=True):
             _draw_direction(axis, settings, of_direction, axes, along, metric)
             axis.set_title(f"{query} → {target}")
             axis.set_ylabel(METRICS[metric])
