@@ -128,6 +128,9 @@ class LearningSettings(Settings):
         schedule: Of the learning rate over the rounds; constant within a round.
         proximal_weight: FedProx's mu (arXiv 1812.06127): pull towards the round's first model.
         control_variates: Correct the drift of uneven sites (SCAFFOLD, arXiv 1910.06378).
+        normalisation_layers: own: scale and shift of GroupNorm and LayerNorm stay at their site
+            (FedBN, arXiv 2102.07623; `fedhash.learning.own_layers`). For studies: no release can
+            be made of it.
         gradient_clip_norm: Largest L2 norm of a step's gradient; None does not clip.
     """
 
@@ -142,6 +145,7 @@ class LearningSettings(Settings):
     schedule: Literal["constant", "cosine"] = "cosine"
     proximal_weight: float = Field(default=0.0, ge=0, le=1e3)
     control_variates: bool = True
+    normalisation_layers: Literal["averaged", "own"] = "averaged"
     gradient_clip_norm: float | None = Field(default=None, ge=1e-6, le=1e6)
 
     def under_drift(self, drift: float) -> LearningSettings:

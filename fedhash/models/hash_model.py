@@ -1,6 +1,6 @@
 """The hash model: one tower a modality, all ending in the same b bits.
 
-Shape suffixes: B batch, N studies, b bits.
+Shape suffixes: B batch, N studies, K findings, b bits.
 
 1. The first parameters depend on the seed, the modality and the settings alone: each tower draws
    from a stream of its own, and the global generator stays as it was.
@@ -39,7 +39,14 @@ from fedhash.randomness import stream_seed
 if TYPE_CHECKING:
     from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["HashModel", "build_model", "check_towers", "encode_studies", "frozen_modalities"]
+__all__ = [
+    "HashModel",
+    "build_model",
+    "check_towers",
+    "encode_studies",
+    "frozen_modalities",
+    "model_without_memory",
+]
 
 
 class HashModel(nn.Module):

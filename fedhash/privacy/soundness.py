@@ -78,6 +78,7 @@ def one_step_problems(settings: LearningSettings) -> list[tuple[KeyPath, str]]:
         "weight_decay": 0.0,
         "control_variates": False,
         "proximal_weight": 0.0,
+        "normalisation_layers": "averaged",
     }
     return [
         (

@@ -20,8 +20,10 @@ from fedhash.errors import ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.loss import Margins
 from fedhash.learning.losses import LOSSES
+from fedhash.learning.own_layers import own_places
 from fedhash.learning.settings import LearningSettings, LossSettings
-from fedhash.models.hash_model import check_towers
+from fedhash.models.anchors import Anchors
+from fedhash.models.hash_model import check_towers, model_without_memory
 from fedhash.models.settings import ModelSettings
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.events import LARGEST_STEPS, GaussianRelease
@@ -40,6 +42,7 @@ from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 __all__ = [
     "RoundSettings",
     "check_privacy",
+    "check_release",
     "check_roster",
     "check_round",
     "planned_releases",
@@ -114,11 +117,14 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         for modality in settings.model.towers
         if modality not in agreement.modalities
     ]
+    wrong_towers = check_towers(settings.model)
     problems += [
         (("model", *key), message)
-        for key, message in check_towers(settings.model)
+        for key, message in wrong_towers
         if key[1] in agreement.modalities
     ]
+    if not wrong_towers:
+        problems += _check_own_layers(settings, agreement)
     if settings.aggregation == "secure" and agreement.smallest_cohort < SMALLEST_SECURE_COHORT:
         message = (
             f"aggregation is secure, and the agreement's smallest_cohort is "
@@ -136,6 +142,32 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         )
         problems.append((("learning", "local_steps"), message))
     return problems + (check_privacy(settings, agreement) or _check_budget(settings, agreement))
+
+
+def check_release(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+    """Why no release can be made of a run, as `check_round` tells it; a study needs none."""
+    if settings.learning.normalisation_layers == "averaged":
+        return []
+    message = (
+        "learning.normalisation_layers is own: each site's model has layers that no other site "
+        "has, and a release holds one model for all; set it to averaged, or compare it in a study "
+        "(fedhash-sim run)"
+    )
+    return [(("learning", "normalisation_layers"), message)]
+
+
+def _check_own_layers(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
+    if settings.learning.normalisation_layers == "averaged":
+        return []
+    model = model_without_memory(settings.model, Anchors.build(agreement))
+    if own_places(model, settings.learning).any():
+        return []
+    towers = ", ".join(tower.name for tower in settings.model.towers.values())
+    message = (
+        f"learning.normalisation_layers is own, and {towers} have no normalisation layer that "
+        "could stay at a site; set it to averaged, or name a tower that has one"
+    )
+    return [(("learning", "normalisation_layers"), message)]
 
 
 def starting_margins(loss: LossSettings, agreement: Agreement) -> Margins:

@@ -92,5 +92,5 @@ def with_digests(settings: RoundSettings, frozen: Mapping[str, FrozenFeatures]) 
     return settings.model_copy(update={"model": model})
 
 
-def _untold(record: RoundRecord, model: np.ndarray) -> None:
+def _untold(record: RoundRecord, models: Mapping[str, np.ndarray]) -> None:
     """The public patients' training has no progress of its own on the screen."""
