@@ -34,7 +34,12 @@ from fedhash.privacy.settings import (
     NoPrivacySettings,
     PrivacySettings,
 )
-from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
+from fedhash.privacy.soundness import (
+    learning_problems,
+    loss_problem,
+    one_step_problems,
+    prototypes_problem,
+)
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
@@ -132,6 +137,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
             "shows each of two sites the other's update"
         )
         problems.append((("aggregation",), message))
+    problems += _check_prototypes(settings)
     problems += _check_margin(settings.loss, agreement)
     problems += _check_schedule(settings, agreement)
     steps = settings.learning.local_steps
@@ -174,6 +180,23 @@ def starting_margins(loss: LossSettings, agreement: Agreement) -> Margins:
     """The margins of a run's first round; the agreement's lowest where the loss reads none."""
     margin = loss.value("margin") if loss.has_margins else agreement.margin_range[0]
     return Margins.constant(len(agreement.findings), margin)
+
+
+def _check_prototypes(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+    head, name = settings.model.head, settings.loss.name
+    if settings.loss.trains_prototypes == (head == "prototypes"):
+        return []
+    if head == "prototypes":
+        message = (
+            f"model.head is prototypes, which the loss learned_prototypes alone trains, loss.name "
+            f"is {name}; set model.head: sign, or loss: {{name: learned_prototypes}}"
+        )
+        return [(("model", "head"), message)]
+    message = (
+        f"loss.name is {name}, and with model.head {head} the model has no prototypes to train; "
+        "set model.head: prototypes"
+    )
+    return [(("loss", "name"), message)]
 
 
 def _check_margin(loss: LossSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -271,6 +294,8 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         problems.append((("margin_schedule", "noise_multiplier"), message))
     if not LOSSES[settings.loss.name].sum_of_patient_terms:
         problems.append((("loss", "name"), loss_problem(settings.loss.name)))
+    if settings.loss.trains_prototypes:
+        problems.append((("loss", "name"), prototypes_problem()))
     return problems
 
 

@@ -212,7 +212,7 @@ class SiteTrainer:
         """The round's, for the request's model, which is loaded."""
         settings = request.plan.settings
         rounds_over = (request.round_number - 1) / settings.rounds
-        return build_loss(settings.loss, self._anchors, rounds_over)
+        return build_loss(settings.loss, self._anchors, rounds_over, self._model.prototypes)
 
     def _noise(self, request: TrainRequest) -> NoiseSource:
         """The round's noise; without privacy, what draws the studies of the statistics."""

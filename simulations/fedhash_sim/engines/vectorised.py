@@ -82,6 +82,8 @@ def unfit(settings: RoundSettings) -> str | None:
         what = f"aggregation: {settings.aggregation}"
     elif settings.margin_schedule is not None:
         what = "a margin_schedule"
+    elif settings.loss.trains_prototypes:
+        what = f"loss.name {settings.loss.name}, whose prototypes differ from site to site"
     elif not LOSSES[settings.loss.name].sum_of_patient_terms:
         what = f"loss.name {settings.loss.name}, which looks at a whole batch"
     else:
