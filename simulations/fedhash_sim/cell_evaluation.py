@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +44,19 @@ class CellEvaluator:
         self._folder = folder
         self._model = study.build_model(seed)
 
-    def after_round(self, number: int, rounds_total: int, models: Mapping[str, np.ndarray]) -> None:
+    def after_round(
+        self, number: int, rounds_total: int, models: Callable[[], Mapping[str, np.ndarray]]
+    ) -> None:
         """Evaluate a round, if the study asks for it.
 
         Args:
             number: Of the round that ended.
             rounds_total: The last one is left to `figures`.
-            models: See `figures`.
+            models: Tells those of `figures`; asked where the round is evaluated.
         """
         every = self._study.settings.evaluation.every_rounds
         if every and number % every == 0 and number < rounds_total:
-            self._evaluate(number, models)
+            self._evaluate(number, models())
 
     def figures(
         self, models: Mapping[str, np.ndarray], rounds_total: int

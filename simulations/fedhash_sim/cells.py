@@ -15,7 +15,7 @@ over the models; so are those of sites that keep normalisation layers of their o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 
         def on_round(
             record: RoundRecord,
-            models: Mapping[str, np.ndarray],
+            models: Callable[[], Mapping[str, np.ndarray]],
             evaluator: CellEvaluator = evaluator,
             done: int = done,
         ) -> None:

@@ -60,7 +60,7 @@ def simulated_identity(seed: int, site: str) -> SiteIdentity:
     return SiteIdentity.from_seed(hashlib.sha256(repr((seed, "identity", site)).encode()).digest())
 
 
-OnRound = Callable[[RoundRecord, Mapping[str, np.ndarray]], None]
+OnRound = Callable[[RoundRecord, Callable[[], Mapping[str, np.ndarray]]], None]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def train_federation(
         federation: The sites and the plan.
         engine: `inprocess`, `vectorised` or `flower`.
         folder: For checkpoints and the sites' memory.
-        on_round: Called after each round with its record and the models (`Outcome.models`).
+        on_round: Called after each round with its record and what tells `Outcome.models`.
 
     Raises:
         ProtocolError: Three rounds in a row failed.
@@ -263,14 +263,14 @@ def train_federation(
         return found
 
     if state.records:  # killed after the checkpoint, perhaps before its round was evaluated
-        on_round(state.records[-1], models())
+        on_round(state.records[-1], models)
 
     def run(over: Engine) -> np.ndarray:
         return run_rounds(
             coordinator,
             over,
             checkpoints,
-            lambda record: on_round(record, models()),
+            lambda record: on_round(record, models),
         )
 
     if at_once is not None:

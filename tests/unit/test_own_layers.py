@@ -37,7 +37,7 @@ from fedhash.privacy.settings import SitePrivacySettings
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.run import run_round, run_rounds
 from fedhash.rounds.settings import RoundSettings, check_release, check_round
-from fedhash.rounds.trainer import SiteTrainer
+from fedhash.rounds.trainer import SitePrivacy, SiteTrainer
 from fedhash.rounds.training_messages import TrainRequest
 from fedhash_sim.engines.inprocess import InProcessEngine
 
@@ -225,6 +225,20 @@ def test_under_privacy_they_stay_where_each_site_has_noise_of_its_own() -> None:
         mode="site", clip_norm=1.0, noise_multiplier=1.1, sampling_rate=0.5
     )
     assert check_round(own_settings().model_copy(update={"privacy": private}), AGREEMENT) == []
+    reserved: list[object] = []
+    privacy = SitePrivacy(
+        lambda run, number: SimulatedNoise(0, run, number), lambda *steps: reserved.append(steps)
+    )
+    trainer = SiteTrainer("site-0", AGREEMENT, MODEL, prepared("site-0"), 7, privacy)
+    stage = next(
+        new_coordinator(own_settings().model_copy(update={"privacy": private})).round(SITES)
+    )
+    result = trainer.train(TrainRequest.from_message(stage.requests["site-0"]), {})
+    assert len(reserved) == 1
+    assert not result.update[OWN].any()
+    assert result.update[~OWN].any()
+    assert np.abs(result.carried[OWN_LAYERS] - START[OWN]).min() > 0  # noise on each
+
     learning = SHARED_NOISE.learning.model_copy(update={"normalisation_layers": "own"})
     shared = SHARED_NOISE.model_copy(update={"learning": learning})
     ((key, message),) = check_round(shared, SECURE_AGREEMENT)

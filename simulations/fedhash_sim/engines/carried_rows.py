@@ -66,6 +66,7 @@ class CarriedRows:
                 f"what the sites carried after round {counted} of {self._plan.run_id!r} is gone; "
                 "remove the run's folder, or choose another --out"
             )
+        self._newest = (counted, kept)
         return kept
 
     def keep(self, round_number: int, following: Mapping[str, np.ndarray], counted: int) -> None:

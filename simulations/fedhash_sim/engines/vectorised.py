@@ -14,8 +14,11 @@
    round counts (`fedhash_sim.engines.carried_rows`).
 6. Where every site takes one plain step of SGD from the same model, the sum of the steps is the
    step of the sum: one ordinary backward pass, without a row of parameters for each site.
-7. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics, and
-   losses that look beyond one study. Towers with dropout are refused when the sites are built.
+7. Layers that stay at their site (`fedhash.learning.own_layers`) start from a row a site and add
+   nothing to the sum.
+8. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics,
+   losses that look beyond one study, and one that trains prototypes, of which each site has its
+   own. Towers with dropout are refused when the sites are built.
 
 Shape suffixes: S sites of a group, B patients of a step, d parameters.
 
