@@ -28,7 +28,8 @@ from benchmarks.rows import as_table, margin_rows
 from fedhash.errors import DataError, FedhashError
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
-from fedhash_sim.cells import evaluate_model, federations_of
+from fedhash_sim.cell_evaluation import evaluate_model
+from fedhash_sim.cells import federations_of
 from fedhash_sim.consortium import Consortium, build_consortium
 from fedhash_sim.federation import train_federation
 from fedhash_sim.settings import RecipeSource, ResolvedStudy, read_study

@@ -39,8 +39,7 @@ from benchmarks.rows import (
 from fedhash.errors import FedhashError
 from fedhash.evaluation.canary import CanaryAudit, NoNoise, audit_site_dp_sgd
 from fedhash.evaluation.canary_shared_noise import audit_shared_noise
-from fedhash.evaluation.sensitivity import audit_sensitivity
-from fedhash.learning.losses import LOSSES
+from fedhash.evaluation.sensitivity import AUDITED_LOSSES, audit_sensitivity
 from fedhash.privacy.accountant import smallest_noise_multiplier
 from fedhash.privacy.settings import DistributedPrivacySettings, SitePrivacySettings
 
@@ -93,7 +92,7 @@ def main() -> None:
 
 def sensitivity_figures() -> Iterator[Figure]:
     """The largest change that one patient makes, of every loss."""
-    for loss in LOSSES:
+    for loss in AUDITED_LOSSES:
         for patients in _BATCHES:
             found = audit_sensitivity(loss, patients=patients, seed=0)
             contender = "accepted" if found.accepted else "refused"

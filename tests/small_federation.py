@@ -20,6 +20,7 @@ from fedhash.data.study import InMemory, Study
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.local_training import LocalResult
 from fedhash.learning.settings import LearningSettings
+from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import prepare_studies
@@ -76,7 +77,7 @@ def round_settings(*, learning: dict[str, Any] | None = None, **changes: Any) ->
 
 
 def model_and_layout() -> tuple[np.ndarray, Layout]:
-    model = build_model(MODEL, AGREEMENT.code_bits, seed=7)
+    model = build_model(MODEL, AGREEMENT.code_bits, seed=7, anchors=Anchors.build(AGREEMENT))
     layout = Layout.of(model)
     return layout.flatten(model), layout
 
@@ -126,7 +127,7 @@ def site_agent(
     site: str, folder: Path | None = None, *, agreement: Agreement = AGREEMENT
 ) -> SiteAgent:
     """An agent that really trains; with a folder, its state outlives the process."""
-    model = build_model(MODEL, agreement.code_bits, seed=0)
+    model = build_model(MODEL, agreement.code_bits, seed=0, anchors=Anchors.build(agreement))
     prepared = prepare_studies(model, site_studies(site), agreement.findings)
     state = MemorySiteState() if folder is None else FileSiteState(folder / site)
     trainer = SiteTrainer(site, agreement, MODEL, prepared, seed=7)

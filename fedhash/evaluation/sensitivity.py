@@ -38,7 +38,10 @@ from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.dp_sgd import clipped_sum
 from fedhash.randomness import numpy_stream
 
-__all__ = ["Sensitivity", "audit_sensitivity"]
+__all__ = ["AUDITED_LOSSES", "Sensitivity", "audit_sensitivity"]
+
+# all but one that is refused for what it trains, and not for what a patient's gradient depends on
+AUDITED_LOSSES = tuple(name for name in LOSSES if name != "learned_prototypes")
 
 _BITS = 16
 _FINDINGS = ("no_finding", "one", "two", "three")
@@ -80,7 +83,7 @@ def audit_sensitivity(name: str, *, patients: int, seed: int) -> Sensitivity:
     """Search for a batch in which one patient changes the clipped sum the most.
 
     Args:
-        name: Of a loss in `fedhash.learning.losses.LOSSES`.
+        name: One of `AUDITED_LOSSES`.
         patients: In the batch, at least 2.
         seed: Of the batches that the search starts from.
     """

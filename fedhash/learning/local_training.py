@@ -13,8 +13,9 @@ Shape suffix: d parameters of the whole model.
    and weight decay.
 4. FedProx's pull and the correction are added after the source has clipped: they depend on no
    patient. Where the source adds noise, c_i is the mean of the noised gradients.
-5. What a site carries from one round to the next (its control variate, AdamW's moments) goes in and
-   comes out as named arrays; the caller keeps them and sends them to nobody.
+5. What a site carries from one round to the next (its control variate, AdamW's moments, layers of
+   its own) goes in and comes out as named arrays; the caller keeps them and sends them to nobody.
+6. The update is zero where layers stay at the site (`fedhash.learning.own_layers`).
 
     >>> result = train_locally(
     ...     model, studies, loss, LearningSettings(), margins=margins, round_number=1,
@@ -33,11 +34,12 @@ from math import ceil, cos, isfinite, pi
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 
 from fedhash.errors import ModelError
 from fedhash.learning.gradients import GradientSource, check_modalities
 from fedhash.learning.loss import Loss, Margins
+from fedhash.learning.own_layers import OWN_LAYERS, own_places, with_own_layers
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
@@ -50,6 +52,7 @@ __all__ = [
     "SECOND_MOMENT",
     "LocalResult",
     "carried_names",
+    "carried_sizes",
     "learning_rate_of",
     "local_optimiser",
     "planned_steps",
@@ -97,7 +100,16 @@ def carried_names(settings: LearningSettings) -> frozenset[str]:
     """Names of the arrays that a site carries from round to round."""
     control = {CONTROL} if settings.control_variates else set()
     moments = {FIRST_MOMENT, SECOND_MOMENT, MOMENT_STEPS} if _keeps_moments(settings) else set()
-    return frozenset(control | moments)
+    layers = {OWN_LAYERS} if settings.normalisation_layers == "own" else set()
+    return frozenset(control | moments | layers)
+
+
+def carried_sizes(
+    settings: LearningSettings, layout: Layout, own: Bool[np.ndarray, " d"]
+) -> dict[str, int]:
+    """The lengths of these arrays; `own` as `own_places` tells it."""
+    special = {MOMENT_STEPS: len(layout.entries), OWN_LAYERS: int(own.sum())}
+    return {name: special.get(name, layout.size) for name in carried_names(settings)}
 
 
 def learning_rate_of(settings: LearningSettings, round_number: int, rounds_total: int) -> float:
@@ -133,7 +145,7 @@ def train_locally(
     """Train `model` in place for one round.
 
     Args:
-        model: Holds the round's first model; holds the trained one afterwards.
+        model: Holds the round's first model, the coordinator's; holds the trained one afterwards.
         studies: The site's own, prepared by a model of the same settings.
         loss: Against the agreement's anchors.
         settings: Amount of work, optimiser and corrections.
@@ -152,11 +164,12 @@ def train_locally(
             the round number is wrong, or the loss or the update is not finite.
         FedhashError: The source refuses.
     """
-    layout = Layout.of(model)
+    layout, own = Layout.of(model), own_places(model, settings)
     _check_fits(model, studies, settings, shared_control)
-    _check_carried(carried, settings, layout.size)
+    _check_carried(carried, carried_sizes(settings, layout, own))
     own_control = carried.get(CONTROL, np.zeros(layout.size, dtype=np.float32))
-    before = layout.flatten(model)
+    before = with_own_layers(layout.flatten(model), own, carried)
+    layout.load(model, before)
     first = layout.split(before)
     parameters = list(model.parameters())
     gradient_sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -187,17 +200,22 @@ def train_locally(
                     gradient += settings.proximal_weight * (parameter.detach() - first[place])
             optimiser.step()
 
-    update = layout.flatten(model) - before
+    after = layout.flatten(model)
+    update = after - before
     if not np.isfinite(update).all():
         raise ModelError(
             f"round {round_number} ended in values that are not finite; lower learning_rate or set "
             "gradient_clip_norm"
         )
+    update[own] = 0
     control_delta = None
     following: dict[str, np.ndarray] = {}
+    if settings.normalisation_layers == "own":
+        following[OWN_LAYERS] = after[own]
     if shared_control is not None:
         gradient_sum = torch.cat([part.reshape(-1) for part in gradient_sums]).numpy()
         following[CONTROL] = gradient_sum / np.float32(steps)
+        following[CONTROL][own] = 0
         control_delta = following[CONTROL] - own_control
     if _keeps_moments(settings):
         following |= _moments(optimiser, parameters)
@@ -283,13 +301,11 @@ def _check_fits(
         )
 
 
-def _check_carried(
-    carried: Mapping[str, np.ndarray], settings: LearningSettings, size: int
-) -> None:
-    expected = carried_names(settings)
-    sizes = {carried[name].size for name in carried if name != MOMENT_STEPS}
-    if carried and (set(carried) != expected or sizes != {size}):
+def _check_carried(carried: Mapping[str, np.ndarray], expected: Mapping[str, int]) -> None:
+    sizes = {name: carried[name].size for name in sorted(carried)}
+    if carried and sizes != expected:
         raise ModelError(
-            f"the site carries {sorted(carried)} of the sizes {sorted(sizes)}, these settings need "
-            f"{sorted(expected)} of {size}; start a new run, or go on with the settings of this one"
+            f"the site carries arrays of the sizes {sizes}, these settings need "
+            f"{dict(sorted(expected.items()))}; start a new run, or go on with the settings of "
+            "this one"
         )

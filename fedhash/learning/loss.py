@@ -46,7 +46,8 @@ class Loss(Protocol):
 
     Attributes:
         sum_of_patient_terms: Whether a patient's loss depends on that patient alone. Without it, a
-            clipped gradient bounds no patient's influence (see `fedhash.privacy.soundness`).
+            clipped gradient bounds no patient's influence (see `fedhash.privacy.soundness`). What
+            private rounds take stands in `fedhash.learning.losses.PRIVATE_LOSSES`.
     """
 
     sum_of_patient_terms: ClassVar[bool]

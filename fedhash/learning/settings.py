@@ -28,6 +28,7 @@ LossName = Literal[
     "csq",
     "dpsh",
     "hashnet",
+    "learned_prototypes",
     "logistic",
     "orthohash",
     "sadh",
@@ -44,6 +45,7 @@ _READ: dict[LossName, dict[str, float | None]] = {
     "csq": {"gamma": 0.05},
     "dpsh": {"gamma": 0.1},
     "hashnet": {"scale": None},
+    "learned_prototypes": {"scale": None, "beta": 1.0, "gamma": 0.1, "kappa": KAPPA},
     "logistic": {},
     "orthohash": {"scale": 8.0, "kappa": KAPPA, "margin": 0.2},
     "sadh": {"beta": 1.0, "gamma": 0.01, "kappa": KAPPA},
@@ -60,14 +62,14 @@ class LossSettings(Settings):
     Attributes:
         name: One of `fedhash.learning.losses`. anchor_margin is what fedhash is for, logistic is
             for heads of logits, the others are baselines.
-        scale: Of the cosines, s (anchor_margin: max(4, sqrt(2) log(K - 1)) for K findings;
-            orthohash: 8); of the inner products, alpha (hashnet: 10/b for b bits).
-        beta: Weight of the pull towards the target code (anchor_margin: .5); of the pairs within
-            the batch (sadh: 1).
-        gamma: Weight of the quantisation term (anchor_margin and dpsh: .1; sadh and
-            sadh_asymmetric: .01; csq: .05).
-        kappa: Softening of the outputs' normalisation (anchor_margin, contrastive, orthohash, sadh,
-            sadh_asymmetric and supcon: .1).
+        scale: Of the cosines, s (anchor_margin and learned_prototypes: max(4, sqrt(2) log(K - 1))
+            for K findings; orthohash: 8); of the inner products, alpha (hashnet: 10/b for b bits).
+        beta: Weight of the pull towards the target code (anchor_margin: .5); towards the received
+            prototypes (learned_prototypes: 1); of the pairs within the batch (sadh: 1).
+        gamma: Weight of the quantisation term (anchor_margin, dpsh and learned_prototypes: .1; sadh
+            and sadh_asymmetric: .01; csq: .05).
+        kappa: Softening of the outputs' normalisation (anchor_margin, contrastive,
+            learned_prototypes, orthohash, sadh, sadh_asymmetric and supcon: .1).
         margin: mu_0, the margin of every finding (anchor_margin: .3 before a schedule moves it;
             orthohash: .2).
         temperature: T (contrastive and supcon: .1).
@@ -96,6 +98,11 @@ class LossSettings(Settings):
     def has_margins(self) -> bool:
         """Whether the loss reads the margins of a round."""
         return "margin" in _READ[self.name]
+
+    @property
+    def trains_prototypes(self) -> bool:
+        """Whether the loss trains prototypes, which the model then must have."""
+        return self.name == "learned_prototypes"
 
     # `info` is a ValidationInfo, as in LearningSettings
     @field_validator("scale", "beta", "gamma", "kappa", "margin", "temperature")
@@ -128,6 +135,9 @@ class LearningSettings(Settings):
         schedule: Of the learning rate over the rounds; constant within a round.
         proximal_weight: FedProx's mu (arXiv 1812.06127): pull towards the round's first model.
         control_variates: Correct the drift of uneven sites (SCAFFOLD, arXiv 1910.06378).
+        normalisation_layers: own: scale and shift of GroupNorm and LayerNorm stay at their site
+            (FedBN, arXiv 2102.07623; `fedhash.learning.own_layers`). For studies: no release can
+            be made of it.
         gradient_clip_norm: Largest L2 norm of a step's gradient; None does not clip.
     """
 
@@ -142,6 +152,7 @@ class LearningSettings(Settings):
     schedule: Literal["constant", "cosine"] = "cosine"
     proximal_weight: float = Field(default=0.0, ge=0, le=1e3)
     control_variates: bool = True
+    normalisation_layers: Literal["averaged", "own"] = "averaged"
     gradient_clip_norm: float | None = Field(default=None, ge=1e-6, le=1e6)
 
     def under_drift(self, drift: float) -> LearningSettings:

@@ -1,11 +1,14 @@
 """The hash model: one tower a modality, all ending in the same b bits.
 
-Shape suffixes: B batch, N studies, b bits.
+Shape suffixes: B batch, N studies, K findings, b bits.
 
 1. The first parameters depend on the seed, the modality and the settings alone: each tower draws
    from a stream of its own, and the global generator stays as it was.
 2. Towers share no parameters; what they share is the anchors that they are trained against.
 3. With a head of logits, towers end in one output a finding, and a published map makes the bits.
+4. Learned prototypes are drawn from a stream of their own, the same for all sites. They are
+   parameters like the towers', so they are averaged, released and loaded with them; encoding reads
+   none.
 
     >>> settings = ModelSettings(towers={"report": TowerSettings(name="report_ngrams")})
     >>> model = build_model(settings, code_bits=64, seed=7)
@@ -39,7 +42,14 @@ from fedhash.randomness import stream_seed
 if TYPE_CHECKING:
     from fedhash.models.prepared import PreparedStudies
 
-__all__ = ["HashModel", "build_model", "check_towers", "encode_studies", "frozen_modalities"]
+__all__ = [
+    "HashModel",
+    "build_model",
+    "check_towers",
+    "encode_studies",
+    "frozen_modalities",
+    "model_without_memory",
+]
 
 
 class HashModel(nn.Module):
@@ -47,15 +57,25 @@ class HashModel(nn.Module):
 
     Attributes:
         code_bits: b.
+        prototypes: K x b, of a model with learned ones.
     """
 
+    prototypes: nn.Parameter | None
+
     def __init__(
-        self, towers: dict[str, Tower], code_bits: int, head: LogitsHead | None = None
+        self,
+        towers: dict[str, Tower],
+        code_bits: int,
+        head: LogitsHead | None = None,
+        prototypes: Float32[torch.Tensor, "K b"] | None = None,
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         self.code_bits = code_bits
         self._head = head
+        self.register_parameter(
+            "prototypes", None if prototypes is None else nn.Parameter(prototypes)
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -130,7 +150,7 @@ def build_model(
         settings: Towers and head.
         code_bits: b.
         seed: Of the first parameters.
-        anchors: The agreement's; a head of logits needs them.
+        anchors: The agreement's; a head of logits or of prototypes needs them.
         frozen: Modality to the features of its frozen tower; without them a model can be trained
             and its prepared studies encoded, but nothing prepared.
 
@@ -141,11 +161,16 @@ def build_model(
     check_code_bits(code_bits)
     if problems := check_towers(settings):
         raise ModelError("\n".join(message for _, message in problems))
-    head = None
-    if settings.head == "logits":
+    head = prototypes = None
+    if settings.head != "sign":
         if anchors is None or anchors.matrix.shape[1] != code_bits:
-            raise ModelError("a head of logits needs the anchors of the agreement; pass them")
-        head = LogitsHead(anchors, settings.temperature)
+            raise ModelError(
+                f"a head of {settings.head} needs the anchors of the agreement; pass them"
+            )
+        if settings.head == "logits":
+            head = LogitsHead(anchors, settings.temperature)
+        else:
+            prototypes = _first_prototypes(len(anchors.findings), code_bits, seed)
     towers = {}
     for modality, tower_settings in sorted(settings.towers.items()):
         with torch.random.fork_rng(devices=[]):
@@ -154,7 +179,15 @@ def build_model(
         if isinstance(tower, FrozenTower) and modality in frozen:
             tower.attach(frozen[modality])
         towers[modality] = tower
-    return HashModel(towers, code_bits, head)
+    return HashModel(towers, code_bits, head, prototypes)
+
+
+def _first_prototypes(findings: int, code_bits: int, seed: int) -> Float32[torch.Tensor, "K b"]:
+    """Gaussian rows, of norm 1 on average in squares."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "prototypes"))
+        drawn: torch.Tensor = torch.randn(findings, code_bits) / code_bits**0.5
+    return drawn
 
 
 def model_without_memory(settings: ModelSettings, anchors: Anchors) -> HashModel:

@@ -30,10 +30,12 @@ class ModelSettings(Settings):
     Attributes:
         towers: Modality to tower.
         head: sign: a tower ends in b outputs, whose signs are the code; logits: it ends in one
-            output a finding, and a published map makes the b bits (`fedhash.models.logits_head`).
+            output a finding, and a published map makes the b bits (`fedhash.models.logits_head`);
+            prototypes: as sign, and the model has b more numbers a finding, which the loss
+            learned_prototypes trains and no code depends on.
         temperature: Of that map; a small one makes the codes of doubtful studies surer.
     """
 
     towers: dict[str, TowerSettings] = Field(min_length=1)
-    head: Literal["sign", "logits"] = "sign"
+    head: Literal["sign", "logits", "prototypes"] = "sign"
     temperature: float = Field(default=0.75, ge=0.01, le=100)

@@ -17,11 +17,17 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedhash.configuration import KeyPath
 from fedhash.errors import PrivacyError
 from fedhash.learning.loss import Loss
-from fedhash.learning.losses import LOSSES
+from fedhash.learning.losses import PRIVATE_LOSSES
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 
-__all__ = ["check_sound", "learning_problems", "loss_problem", "one_step_problems"]
+__all__ = [
+    "check_sound",
+    "learning_problems",
+    "loss_problem",
+    "one_step_problems",
+    "prototypes_problem",
+]
 
 
 def check_sound(model: HashModel, loss: Loss, settings: LearningSettings) -> None:
@@ -33,6 +39,8 @@ def check_sound(model: HashModel, loss: Loss, settings: LearningSettings) -> Non
     problems = [message for _, message in learning_problems(settings)]
     if not loss.sum_of_patient_terms:
         problems.insert(0, loss_problem(type(loss).__name__))
+    if model.prototypes is not None:
+        problems.append(prototypes_problem())
     problems += _module_problems(model) or _mixing_problems(model)
     if problems:
         raise PrivacyError("\n".join(problems))
@@ -40,11 +48,20 @@ def check_sound(model: HashModel, loss: Loss, settings: LearningSettings) -> Non
 
 def loss_problem(name: str) -> str:
     """Why a loss that is no sum of patient terms is refused."""
-    sound = ", ".join(name for name, loss in LOSSES.items() if loss.sum_of_patient_terms)
     return (
         f"the loss {name} takes a patient's gradient from other patients of the batch too, so "
         "clipping bounds nobody's influence: one patient more changes all the others' gradients "
-        f"(see 'fedhash-sim audit sensitivity'); use a sum of patient terms: {sound}"
+        "(see 'fedhash-sim audit sensitivity'); use a sum of patient terms: "
+        f"{', '.join(PRIVATE_LOSSES)}"
+    )
+
+
+def prototypes_problem() -> str:
+    """Why learned prototypes are refused, although their loss is a sum of patient terms."""
+    return (
+        "the loss learned_prototypes trains prototypes that stand in no layer, and gradients are "
+        "formed and clipped patient by patient in layers alone; use one of "
+        f"{', '.join(PRIVATE_LOSSES)}"
     )
 
 
@@ -78,6 +95,7 @@ def one_step_problems(settings: LearningSettings) -> list[tuple[KeyPath, str]]:
         "weight_decay": 0.0,
         "control_variates": False,
         "proximal_weight": 0.0,
+        "normalisation_layers": "averaged",
     }
     return [
         (

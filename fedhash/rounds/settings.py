@@ -20,8 +20,10 @@ from fedhash.errors import ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.loss import Margins
 from fedhash.learning.losses import LOSSES
+from fedhash.learning.own_layers import own_places
 from fedhash.learning.settings import LearningSettings, LossSettings
-from fedhash.models.hash_model import check_towers
+from fedhash.models.anchors import Anchors
+from fedhash.models.hash_model import check_towers, model_without_memory
 from fedhash.models.settings import ModelSettings
 from fedhash.privacy.accountant import epsilon_after
 from fedhash.privacy.events import LARGEST_STEPS, GaussianRelease
@@ -32,7 +34,12 @@ from fedhash.privacy.settings import (
     NoPrivacySettings,
     PrivacySettings,
 )
-from fedhash.privacy.soundness import learning_problems, loss_problem, one_step_problems
+from fedhash.privacy.soundness import (
+    learning_problems,
+    loss_problem,
+    one_step_problems,
+    prototypes_problem,
+)
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.secagg.graph import plan_graph
 from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
@@ -40,6 +47,7 @@ from fedhash.secagg.terms import SMALLEST_SECURE_COHORT
 __all__ = [
     "RoundSettings",
     "check_privacy",
+    "check_release",
     "check_roster",
     "check_round",
     "planned_releases",
@@ -114,11 +122,14 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         for modality in settings.model.towers
         if modality not in agreement.modalities
     ]
+    wrong_towers = check_towers(settings.model)
     problems += [
         (("model", *key), message)
-        for key, message in check_towers(settings.model)
+        for key, message in wrong_towers
         if key[1] in agreement.modalities
     ]
+    if not wrong_towers:
+        problems += _check_own_layers(settings, agreement)
     if settings.aggregation == "secure" and agreement.smallest_cohort < SMALLEST_SECURE_COHORT:
         message = (
             f"aggregation is secure, and the agreement's smallest_cohort is "
@@ -126,6 +137,7 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
             "shows each of two sites the other's update"
         )
         problems.append((("aggregation",), message))
+    problems += _check_prototypes(settings)
     problems += _check_margin(settings.loss, agreement)
     problems += _check_schedule(settings, agreement)
     steps = settings.learning.local_steps
@@ -138,10 +150,53 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
     return problems + (check_privacy(settings, agreement) or _check_budget(settings, agreement))
 
 
+def check_release(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+    """Why no release can be made of a run, as `check_round` tells it; a study needs none."""
+    if settings.learning.normalisation_layers == "averaged":
+        return []
+    message = (
+        "learning.normalisation_layers is own: each site's model has layers that no other site "
+        "has, and a release holds one model for all; set it to averaged, or compare it in a study "
+        "(fedhash-sim run)"
+    )
+    return [(("learning", "normalisation_layers"), message)]
+
+
+def _check_own_layers(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
+    if settings.learning.normalisation_layers == "averaged":
+        return []
+    model = model_without_memory(settings.model, Anchors.build(agreement))
+    if own_places(model, settings.learning).any():
+        return []
+    towers = ", ".join(tower.name for tower in settings.model.towers.values())
+    message = (
+        f"learning.normalisation_layers is own, and {towers} have no normalisation layer that "
+        "could stay at a site; set it to averaged, or name a tower that has one"
+    )
+    return [(("learning", "normalisation_layers"), message)]
+
+
 def starting_margins(loss: LossSettings, agreement: Agreement) -> Margins:
     """The margins of a run's first round; the agreement's lowest where the loss reads none."""
     margin = loss.value("margin") if loss.has_margins else agreement.margin_range[0]
     return Margins.constant(len(agreement.findings), margin)
+
+
+def _check_prototypes(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
+    head, name = settings.model.head, settings.loss.name
+    if settings.loss.trains_prototypes == (head == "prototypes"):
+        return []
+    if head == "prototypes":
+        message = (
+            f"model.head is prototypes, which the loss learned_prototypes alone trains, loss.name "
+            f"is {name}; set model.head: sign, or loss: {{name: learned_prototypes}}"
+        )
+        return [(("model", "head"), message)]
+    message = (
+        f"loss.name is {name}, and with model.head {head} the model has no prototypes to train; "
+        "set model.head: prototypes"
+    )
+    return [(("loss", "name"), message)]
 
 
 def _check_margin(loss: LossSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
@@ -239,6 +294,8 @@ def check_privacy(settings: RoundSettings, agreement: Agreement) -> list[tuple[K
         problems.append((("margin_schedule", "noise_multiplier"), message))
     if not LOSSES[settings.loss.name].sum_of_patient_terms:
         problems.append((("loss", "name"), loss_problem(settings.loss.name)))
+    if settings.loss.trains_prototypes:
+        problems.append((("loss", "name"), prototypes_problem()))
     return problems
 
 

@@ -11,7 +11,8 @@
 5. A site takes part in the private modes that it allows (`SitePrivacy.modes`). Noise that the sites
    share rests on trust in the others, so it has to be allowed by name.
 6. In a round with margin statistics (`fedhash.privacy.margin_statistics`) they are made last, of
-   the request's model, so that one reservation comes before all that reads a patient.
+   the request's model with the layers that stay here, so that one reservation comes before all that
+   reads a patient.
 7. Studies that cannot train, such as one without a positive finding, are told to whoever builds the
    trainer, at the site: a round that was refused for one would tell the coordinator of a patient.
 
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from fedhash.agreement import Agreement
 from fedhash.errors import PrivacyError, RefusedError
@@ -38,6 +39,7 @@ from fedhash.learning.gradients import (
 from fedhash.learning.local_training import LocalResult, train_locally
 from fedhash.learning.loss import Loss
 from fedhash.learning.losses import build_loss
+from fedhash.learning.own_layers import own_places, with_own_layers
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
@@ -136,13 +138,14 @@ class SiteTrainer:
             ModelError: The training left the finite numbers, or what is carried does not fit.
         """
         plan, settings = request.plan, request.plan.settings
+        learning = settings.learning.under_drift(request.drift)
         self._layout.load(self._model, request.model)
         noise = self._noise(request)
         result = train_locally(
             self._model,
             self._studies,
             self._loss(request),
-            settings.learning.under_drift(request.drift),
+            learning,
             margins=request.margins,
             round_number=request.round_number,
             rounds_total=settings.rounds,
@@ -154,7 +157,9 @@ class SiteTrainer:
             ),
             source=self._source(request, noise),
         )
-        return self._with_statistics(result, request, noise)
+        own = own_places(self._model, learning)
+        first = with_own_layers(request.model, own, carried)
+        return self._with_statistics(result, request, noise, first)
 
     def shared_step(
         self, request: TrainRequest, cohort: SecureCohort | None
@@ -201,12 +206,13 @@ class SiteTrainer:
             noise=noise,
             reserve=lambda step: self._reserve(request, own, step),
         )
-        return self._with_statistics(result, request, noise), added
+        return self._with_statistics(result, request, noise, request.model), added
 
     def _loss(self, request: TrainRequest) -> Loss:
+        """The round's, for the request's model, which is loaded."""
         settings = request.plan.settings
         rounds_over = (request.round_number - 1) / settings.rounds
-        return build_loss(settings.loss, self._anchors, rounds_over)
+        return build_loss(settings.loss, self._anchors, rounds_over, self._model.prototypes)
 
     def _noise(self, request: TrainRequest) -> NoiseSource:
         """The round's noise; without privacy, what draws the studies of the statistics."""
@@ -216,14 +222,18 @@ class SiteTrainer:
         return self._privacy.noise(run, number)
 
     def _with_statistics(
-        self, result: LocalResult, request: TrainRequest, noise: NoiseSource
+        self,
+        result: LocalResult,
+        request: TrainRequest,
+        noise: NoiseSource,
+        first: Float32[np.ndarray, " d"],
     ) -> LocalResult:
-        """The same with the margin statistics of the request's model, where the round has them."""
+        """The same with the margin statistics of the first model, where the round has them."""
         settings = request.plan.settings
         schedule = settings.margin_schedule
         if schedule is None or not schedule.carries_statistics(request.round_number):
             return result
-        self._layout.load(self._model, request.model)
+        self._layout.load(self._model, first)
         statistics = margin_statistics(
             self._model,
             self._studies,

@@ -63,7 +63,7 @@ def check(
     from fedhash.models.anchors import Anchors
     from fedhash.models.hash_model import build_model
     from fedhash.models.layout import Layout
-    from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+    from fedhash.rounds.settings import RoundSettings, check_release, check_roster, check_round
     from fedhash.secagg.packing import packed_bytes
 
     try:
@@ -75,7 +75,8 @@ def check(
             with gathered(problems):
                 settings = read_settings(round_file, RoundSettings)
             if not problems:
-                problems += [problem_at(round_file, *p) for p in check_round(settings, terms)]
+                refused = check_round(settings, terms) + check_release(settings)
+                problems += [problem_at(round_file, *p) for p in refused]
                 fault = check_roster(settings, terms, len(terms.sites)) if terms.sites else None
                 if fault is not None:
                     problems.append(problem_at(agreement, ("sites",), f"sites: {fault}"))

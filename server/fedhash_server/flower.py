@@ -37,7 +37,7 @@ from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState, RoundRecord
 from fedhash.rounds.engine import Engine
 from fedhash.rounds.run import coordinator_of, run_rounds
-from fedhash.rounds.settings import RoundSettings, check_roster, check_round
+from fedhash.rounds.settings import RoundSettings, check_release, check_roster, check_round
 from fedhash.rounds.training_messages import RunPlan
 from fedhash.secagg.outlook import sum_outlook
 from fedhash_server.first_model import first_model
@@ -129,7 +129,8 @@ def _read_run(
         roster = read_settings(run, RunSettings)
     if problems:
         raise ConfigurationError(problems)
-    problems = [problem_at(rounds, *each) for each in check_round(settings, terms)]
+    refused = check_round(settings, terms) + check_release(settings)
+    problems = [problem_at(rounds, *each) for each in refused]
     if fault := check_roster(settings, terms, len(roster.sites)):
         problems.append(problem_at(run, ("sites",), f"sites: {fault}"))
     strangers = [site for site in roster.sites if site not in terms.sites]

@@ -33,6 +33,7 @@ from fedhash.registry.statement import ReleaseId
 from fedhash.regular_file import read_regular_file
 from fedhash.rounds.checkpoint import Checkpoints
 from fedhash.rounds.coordinator import CoordinatorState
+from fedhash.rounds.settings import check_release
 from fedhash_server.first_model import FirstModel
 
 __all__ = ["keep_inputs", "release_run", "run_ids"]
@@ -111,6 +112,8 @@ def release_run(run_folder: Path, releases: Path, *, unfinished_too: bool = Fals
         )
     plan, state = found
     settings = plan.settings
+    if problems := check_release(settings):
+        raise ReleaseError(f"{run_folder}: {problems[0][1]}")
     if state.round_number < settings.rounds and not unfinished_too:
         raise CheckpointError(
             f"{run_folder} has trained {state.round_number} of {settings.rounds} rounds; let it "

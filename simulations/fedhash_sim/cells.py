@@ -3,37 +3,33 @@
 All three methods are federations of the same machinery: `federated` has all sites, `central` one
 site that holds everyone's patients, `local` one federation of a single site for each site. Of
 `local`, every site's model answers all queries over the whole database, and the figures are means
-over the models.
+over the models; so are those of sites that keep normalisation layers of their own.
 
 1. Training goes on from the last checkpoint; evaluated rounds are not evaluated again.
 2. `results.csv` is written last: a cell that has it is done.
+3. A release holds one model: there is none of `local`, nor of sites with layers of their own.
 
     >>> run_cell(Path("runs/demo"), "federated", 0, show=print)
 """
 
 from __future__ import annotations
 
-import csv
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedhash.codes import pack_signs
-from fedhash.errors import CheckpointError, DataError
-from fedhash.evaluation.direction import MetricRow, evaluate_direction
+from fedhash.errors import DataError
+from fedhash.evaluation.direction import MetricRow
 from fedhash.learning.local_training import planned_steps
 from fedhash.learning.settings import LearningSettings
-from fedhash.models.hash_model import HashModel, encode_studies
-from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
+from fedhash_sim.cell_evaluation import CellEvaluator, Figures, figure_values
 from fedhash_sim.cell_tables import model_tables
-from fedhash_sim.code_sample import CodeSample
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.costs import cost_row
 from fedhash_sim.federation import (
@@ -48,9 +44,7 @@ from fedhash_sim.results import RESULT_COLUMNS, TABLES
 from fedhash_sim.run_folder import RunFolder, explained, write_table
 from fedhash_sim.settings import Direction, ResolvedStudy
 
-__all__ = ["cell_name", "evaluate_model", "federations_of", "read_figures", "run_cell"]
-
-_Figures = list[tuple[Direction, MetricRow]]
+__all__ = ["cell_name", "federations_of", "run_cell"]
 
 
 def cell_name(method: str, seed: int) -> str:
@@ -78,23 +72,23 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
     consortium = Consortium.load(folder.data(seed))
     federations = federations_of(study, consortium, method, seed)
     rounds_total = 0 if method == "start" else study.round_of[method].rounds
-    figures: dict[str, dict[int, _Figures]] = {}
+    figures: dict[str, dict[int, Figures]] = {}
     tables: defaultdict[str, list[Sequence[object]]] = defaultdict(list)
     for place, federation in enumerate(federations):
         work = cell.path / "models" / str(place)
         # of a training that goes on, or of Flower's processes, nobody knows the peak
         unknown = (work / "checkpoints").exists() or study.settings.engine == "flower"
         memory = None if unknown else PeakMemory()
-        evaluator = _Evaluator(study, consortium, work, seed)
+        evaluator = CellEvaluator(study, consortium, work, seed)
         done = place * rounds_total
 
         def on_round(
             record: RoundRecord,
-            model: np.ndarray,
-            evaluator: _Evaluator = evaluator,
+            models: Callable[[], Mapping[str, np.ndarray]],
+            evaluator: CellEvaluator = evaluator,
             done: int = done,
         ) -> None:
-            evaluator.after_round(record.round_number, rounds_total, model)
+            evaluator.after_round(record.round_number, rounds_total, models)
             loss = "" if record.mean_loss is None else f"loss {record.mean_loss:.3f}"
             show(
                 Progress(
@@ -110,13 +104,13 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
             outcome = untrained(federation)
         else:
             outcome = train_federation(federation, study.settings.engine, work, on_round)
-        figures[federation.model_of] = evaluator.figures(outcome.model, rounds_total)
+        figures |= evaluator.figures(outcome.models, rounds_total)
         for name, rows in model_tables(outcome, study.agreement.findings).items():
             tables[name] += [(method, seed, *row) for row in rows]
         peak = None if memory is None else memory.peak_bytes()
         costs = cost_row(outcome, evaluator.seconds, peak)
         tables["costs.csv"].append((method, seed, federation.model_of, *costs))
-        if method != "local":
+        if method != "local" and set(outcome.models) == {federation.model_of}:
             final = figures[federation.model_of][rounds_total]
             # a figure over private databases has no noise, whoever trained, and a release goes out
             tells = all(
@@ -137,7 +131,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
         cell.path / "results.csv",
         RESULT_COLUMNS,
         [
-            (method, seed, number, direction.query, direction.target, *_values(row))
+            (method, seed, number, direction.query, direction.target, *figure_values(row))
             for number, direction, row in _over_models(figures)
         ],
     )
@@ -166,9 +160,10 @@ def federations_of(
     if method == "federated":
         roster = {site: simulated_identity(seed, site).public_hex for site in sites}
         agreement = agreement.model_copy(update={"sites": roster})
-    else:  # one party alone has no cohort to hide in, and nobody to hide from
+    else:  # one party alone has no cohort to hide in, nobody to hide from, and one set of layers
         agreement = agreement.model_copy(update={"smallest_cohort": 1, "sites": {}})
-        settings = settings.model_copy(update={"aggregation": "plain"})
+        learning = settings.learning.model_copy(update={"normalisation_layers": "averaged"})
+        settings = settings.model_copy(update={"aggregation": "plain", "learning": learning})
     for _, holding in holdings:
         _check_work(holding, settings.learning, agreement.largest_local_steps)
     return [
@@ -199,133 +194,8 @@ def _check_work(
             )
 
 
-class _Evaluator:
-    """Evaluates a model vector on a study's queries, once a round, and remembers it on disk.
-
-    Attributes:
-        seconds: Of each evaluation that was not remembered.
-    """
-
-    def __init__(
-        self, study: ResolvedStudy, consortium: Consortium, folder: Path, seed: int
-    ) -> None:
-        self._study = study
-        self._consortium = consortium
-        self._folder = folder
-        self._model = study.build_model(seed)
-        self._seed = seed
-        self.seconds: list[float] = []
-
-    def after_round(self, number: int, rounds_total: int, model: np.ndarray) -> None:
-        every = self._study.settings.evaluation.every_rounds
-        if every and number % every == 0 and number < rounds_total:
-            self._evaluate(number, model)
-
-    def figures(self, model: np.ndarray, rounds_total: int) -> dict[int, _Figures]:
-        """All evaluated rounds, the last one among them."""
-        self._evaluate(rounds_total, model)
-        figures = {}
-        for path in sorted(self._folder.glob("evaluation-*.csv")):
-            figures[int(path.stem.removeprefix("evaluation-"))] = read_figures(path)
-        return figures
-
-    def code_sample(self, vector: np.ndarray) -> CodeSample:
-        """Some codes of a model."""
-        Layout.of(self._model).load(self._model, vector)
-        consortium = self._consortium
-        database = consortium.database(*consortium.sites)
-        return CodeSample.draw(self._model, consortium.queries(), database, self._seed)
-
-    def _evaluate(self, number: int, vector: np.ndarray) -> None:
-        path = self._folder / f"evaluation-{number:06d}.csv"
-        if path.is_file():
-            return
-        started = time.perf_counter()
-        study, consortium = self._study, self._consortium
-        Layout.of(self._model).load(self._model, vector)
-        rows = evaluate_model(
-            self._model,
-            consortium.queries(),
-            consortium.database(*consortium.sites),
-            study.directions,
-            study.agreement.findings,
-            study.settings.evaluation.groups,
-            study.settings.evaluation.depth,
-        )
-        self.seconds.append(time.perf_counter() - started)
-        write_table(
-            path,
-            RESULT_COLUMNS[3:],
-            [(direction.query, direction.target, *_values(row)) for direction, row in rows],
-        )
-
-
-def evaluate_model(
-    model: HashModel,
-    queries: PreparedStudies,
-    database: PreparedStudies,
-    directions: Sequence[Direction],
-    findings: Sequence[str],
-    groups: Sequence[str],
-    depth: int | None,
-) -> _Figures:
-    """All metrics of a model in all directions; studies without a modality sit that one out."""
-    query_codes = {name: _codes(model, queries, name) for name in {d.query for d in directions}}
-    database_codes = {
-        name: _codes(model, database, name) for name in {d.target for d in directions}
-    }
-    rows = []
-    for direction in directions:
-        asks = queries.present[direction.query].numpy()
-        answers = database.present[direction.target].numpy()
-        attributes: list[Mapping[str, str]] = [
-            {name: each[name] for name in groups if name in each}
-            for each, present in zip(queries.attributes, asks, strict=True)
-            if present
-        ]
-        rows += [
-            (direction, row)
-            for row in evaluate_direction(
-                query_codes[direction.query][asks],
-                queries.labels.numpy()[asks],
-                database_codes[direction.target][answers],
-                database.labels.numpy()[answers],
-                findings=findings,
-                depth=depth,
-                query_attributes=attributes,
-            )
-        ]
-    return rows
-
-
-def read_figures(path: Path) -> _Figures:
-    """What the evaluation of one round left on the disk.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                (
-                    Direction(query=row["query"], target=row["target"]),
-                    MetricRow(row["metric"], row["group"], float(row["value"]), int(row["count"])),
-                )
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!r}); remove {path.parent} and run the study again: only "
-            "the model in it is trained anew"
-        ) from error
-
-
-def _codes(model: HashModel, studies: PreparedStudies, modality: str) -> np.ndarray:
-    return pack_signs(encode_studies(model, studies, modality))
-
-
 def _over_models(
-    figures: Mapping[str, Mapping[int, _Figures]],
+    figures: Mapping[str, Mapping[int, Figures]],
 ) -> list[tuple[int, Direction, MetricRow]]:
     """Means over the models; where there are several, each model's mAP beside them."""
     if len(figures) == 1:
@@ -345,7 +215,3 @@ def _over_models(
         for (number, direction, metric, group), values in cells.items()
     ]
     return means + each_model
-
-
-def _values(row: MetricRow) -> tuple[str, str, str, int]:
-    return (row.metric, row.group, f"{row.value:.6f}", row.count)

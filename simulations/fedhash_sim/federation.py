@@ -20,7 +20,9 @@ import numpy as np
 
 from fedhash.agreement import Agreement
 from fedhash.audit_log import START, read_audit_log
+from fedhash.errors import CheckpointError
 from fedhash.learning.loss import Margins
+from fedhash.learning.own_layers import own_places, with_own_layers
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FrozenFeatures
 from fedhash.models.hash_model import HashModel, build_model
@@ -58,7 +60,7 @@ def simulated_identity(seed: int, site: str) -> SiteIdentity:
     return SiteIdentity.from_seed(hashlib.sha256(repr((seed, "identity", site)).encode()).digest())
 
 
-OnRound = Callable[[RoundRecord, np.ndarray], None]
+OnRound = Callable[[RoundRecord, Callable[[], Mapping[str, np.ndarray]]], None]
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ class Federation:
             if self.settings.aggregation == "secure"
             else PlainSiteAggregation()
         )
-        state = FileSiteState(state_folder / "rounds" / file_name(name))
-        return SiteAgent(name, self.agreement, trainer, state, aggregation)
+        return SiteAgent(
+            name, self.agreement, trainer, _site_state(state_folder, name), aggregation
+        )
 
     def _privacy(self, name: str, state_folder: Path) -> SitePrivacy:
         """A true ledger, and noise that anyone can compute: the study repeats, nobody is safe."""
@@ -155,7 +158,9 @@ class Outcome:
 
     Attributes:
         federation: The federation.
-        model: The trained model vector.
+        model: The coordinator's model vector.
+        models: The models to ask with, by name: that vector under `federation.model_of`, or under
+            each site's name what it is there, where normalisation layers stay at their site.
         margins: Those of the last round.
         records: One record a round.
         spent: Site to the events of its ledger; none without privacy.
@@ -164,6 +169,7 @@ class Outcome:
 
     federation: Federation
     model: np.ndarray
+    models: Mapping[str, np.ndarray]
     margins: Margins
     records: tuple[RoundRecord, ...]
     spent: Mapping[str, tuple[PrivacyEvent, ...]]
@@ -197,8 +203,9 @@ class Outcome:
 def untrained(federation: Federation) -> Outcome:
     """The model before its first round, as if it had been trained."""
     model = federation.first_model()
+    vector = Layout.of(model).flatten(model)
     margins = starting_margins(federation.settings.loss, federation.agreement)
-    return Outcome(federation, Layout.of(model).flatten(model), margins, (), {}, ())
+    return Outcome(federation, vector, {federation.model_of: vector}, margins, (), {}, ())
 
 
 def train_federation(
@@ -210,12 +217,12 @@ def train_federation(
         federation: The sites and the plan.
         engine: `inprocess`, `vectorised` or `flower`.
         folder: For checkpoints and the sites' memory.
-        on_round: Called after each round with its record and the model vector.
+        on_round: Called after each round with its record and what tells `Outcome.models`.
 
     Raises:
         ProtocolError: Three rounds in a row failed.
         PrivacyError: Every site would refuse to share noise in the run's secure sums.
-        CheckpointError: The folder belongs to another run.
+        CheckpointError: The folder belongs to another run, or what a site carried is gone.
         LedgerError: A site's ledger was altered.
         AuditError: The margin schedule's log was altered, or is gone.
     """
@@ -238,15 +245,32 @@ def train_federation(
     else:
         coordinator = coordinator_of(plan, federation.agreement, state)
 
+    own = own_places(model, federation.settings.learning)
+
+    def models() -> dict[str, np.ndarray]:
+        state = coordinator.state
+        if not own.any():
+            return {federation.model_of: state.model}
+        found = {}
+        for name in plan.sites:
+            counted = state.counted.get(name, 0)
+            carried = (
+                _carried(sites, plan.run_id, name, counted)
+                if at_once is None
+                else at_once.carried(name, counted, state.model)
+            )
+            found[name] = with_own_layers(state.model, own, carried)
+        return found
+
     if state.records:  # killed after the checkpoint, perhaps before its round was evaluated
-        on_round(state.records[-1], state.model)
+        on_round(state.records[-1], models)
 
     def run(over: Engine) -> np.ndarray:
         return run_rounds(
             coordinator,
             over,
             checkpoints,
-            lambda record: on_round(record, coordinator.state.model),
+            lambda record: on_round(record, models),
         )
 
     if at_once is not None:
@@ -268,7 +292,24 @@ def train_federation(
     if state.audit_head != START or checkpoints.margin_audit.exists():
         log = read_audit_log(checkpoints.margin_audit, noted=state.audit_head)
         steps = verify_margin_audit(log, federation.agreement).entries
-    return Outcome(federation, vector, state.margins, state.records, spent, steps)
+    return Outcome(federation, vector, models(), state.margins, state.records, spent, steps)
+
+
+def _site_state(state_folder: Path, site: str) -> FileSiteState:
+    return FileSiteState(state_folder / "rounds" / file_name(site))
+
+
+def _carried(state_folder: Path, run_id: str, site: str, counted: int) -> Mapping[str, np.ndarray]:
+    """What a site carries after the round that last counted; nothing before its first."""
+    if counted == 0:
+        return {}
+    carried = _site_state(state_folder, site).carried(run_id, counted)
+    if carried is None:
+        raise CheckpointError(
+            f"what {site!r} carried after round {counted} of {run_id!r} is gone; remove the run's "
+            "folder, or choose another --out"
+        )
+    return carried
 
 
 def _ledger(state_folder: Path, site: str) -> Path:

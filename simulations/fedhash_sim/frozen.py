@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fedhash.data.study import Study
 from fedhash.errors import DataError
 from fedhash.learning.freezing import freeze
@@ -92,5 +90,5 @@ def with_digests(settings: RoundSettings, frozen: Mapping[str, FrozenFeatures]) 
     return settings.model_copy(update={"model": model})
 
 
-def _untold(record: RoundRecord, model: np.ndarray) -> None:
+def _untold(record: RoundRecord, models: object) -> None:
     """The public patients' training has no progress of its own on the screen."""

@@ -61,7 +61,7 @@ _PLOT_TITLES = {
         "Queries positive for the finding; relevant: database studies positive for it.",
     ),
     "site_models": (
-        "Models trained alone",
+        "Models of the sites",
         "Each site's own model, asked the same queries over the same database.",
     ),
     "partition": (

@@ -41,7 +41,8 @@ from safetensors import SafetensorError
 
 from fedhash import __version__
 from fedhash.configuration import resolved
-from fedhash.errors import CheckpointError
+from fedhash.errors import CheckpointError, ReleaseError
+from fedhash.registry.release import Release, load_release
 from fedhash_sim.input_files import INPUT_FILES, changed_files
 from fedhash_sim.results import TABLES
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
@@ -168,6 +169,21 @@ class RunFolder:
     def cell(self, method: str, seed: int) -> CellFolder:
         """Folder of one cell."""
         return CellFolder(self.path / "cells" / f"{method}-seed-{seed}")
+
+    def release(self, study: ResolvedStudy, method: str, seed: int) -> Release:
+        """The model of a finished cell.
+
+        Raises:
+            ReleaseError: The cell has none: it is not finished, or it has a model for each site.
+        """
+        learning = study.round_of.get(method, study.round).learning
+        if method == "local" or (method == "federated" and learning.normalisation_layers == "own"):
+            raise ReleaseError(
+                f"{self.cell(method, seed).path} has a model for each site and so no release: the "
+                "sites of 'local' share nothing, and those of learning.normalisation_layers: own "
+                "not all; take another method, or a run that averages all layers"
+            )
+        return load_release(self.cell(method, seed).path / "release")
 
     def archive(self, site: str) -> Path:
         """A site's index."""

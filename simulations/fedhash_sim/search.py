@@ -28,7 +28,7 @@ from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import HashModel, encode_studies
 from fedhash.models.prepared import PreparedStudies
 from fedhash.randomness import stream_seed
-from fedhash.registry.release import Release, load_release
+from fedhash.registry.release import Release
 from fedhash.search import abstains, make_query, merge, radius_from_kappa
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.run_folder import RunFolder
@@ -125,7 +125,7 @@ class SimulatedConsortium:
         """
         folder, study = RunFolder.existing(run)
         seed = study.settings.seeds[0]
-        release = load_release(folder.cell("federated", seed).path / "release")
+        release = folder.release(study, "federated", seed)
         return cls(folder, seed, Consortium.load(folder.data(seed)), release)
 
     def _open_archives(self) -> list[SiteSearcher]:

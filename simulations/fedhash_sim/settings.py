@@ -326,6 +326,12 @@ def _public_round(
                 " protect: what is made of public patients is known to all; remove privacy there"
             )
             problems.append(problem_at(path, ("public", "round"), message, overrides))
+        if public_round.learning.normalisation_layers == "own":
+            message = (
+                "public.round has learning.normalisation_layers own, and one party alone trains "
+                "there; set it to averaged there"
+            )
+            problems.append(problem_at(path, ("public", "round"), message, overrides))
         if own := [each for each in frozen_modalities(public_round.model) if each not in frozen]:
             message = (
                 f"public.round has a frozen tower of its own, for {own[0]!r}, which nothing could "

@@ -69,6 +69,7 @@ def test_frozen_towers_are_made_of_the_public_patients(
         ("public.share=1.5", "public.share"),
         ("public.round=frozen.yaml", "public.round has no tower for 'report'"),
         ("public.round=private.yaml", "public.round has privacy.mode site"),
+        ("public.round=own.yaml", "public.round has learning.normalisation_layers own"),
         ("public.round=both.yaml", "public.round has a frozen tower of its own, for 'image'"),
         ("round.model.towers.report.options.dimensions=4000", "public studies"),
     ],
@@ -82,7 +83,9 @@ def test_what_cannot_be_made_is_refused_with_the_remedy(
     (folder / "private.yaml").write_text(f"{trained}privacy: {privacy}\n")
     both = trained.replace("  towers:\n", "  towers:\n    image: {name: frozen_image}\n")
     (folder / "both.yaml").write_text(both)
-    for name in ("frozen", "private", "both"):
+    own = trained.replace("learning: {", "learning: {normalisation_layers: own, ")
+    (folder / "own.yaml").write_text(own)
+    for name in ("frozen", "private", "own", "both"):
         change = change.replace(f"={name}.yaml", f"={folder / name}.yaml")
     output = run("run", frozen_study, "--out", tmp_path / "run", "--set", change, ok=False)
     assert message in " ".join(output.split())

@@ -14,7 +14,7 @@ import torch
 from sim_command import of_manifest, phantom_manifest, run, run_all
 
 from fedhash.registry.release import load_release
-from fedhash_sim.cells import evaluate_model
+from fedhash_sim.cell_evaluation import evaluate_model
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.results import read_results, read_rounds
 from fedhash_sim.settings import Direction, read_study

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fedhash.agreement import Agreement
 from fedhash.learning.loss import Loss, Margins
-from fedhash.learning.losses import LOSSES, build_loss
+from fedhash.learning.losses import LOSSES, PRIVATE_LOSSES, build_loss
 from fedhash.learning.settings import _READ, LossName, LossSettings
 from fedhash.models.anchors import Anchors
 
@@ -27,7 +27,14 @@ ANCHORS = Anchors.build(
     )
 )
 MARGINS = Margins.constant(FINDINGS, 0.3)
-PATIENT_TERMS = {"anchor_margin", "logistic", "csq", "orthohash", "sadh_asymmetric"}
+PATIENT_TERMS = {
+    *("anchor_margin", "logistic", "csq", "orthohash", "sadh_asymmetric", "learned_prototypes"),
+}
+PROTOTYPES = torch.nn.Parameter(torch.randn(4, BITS, generator=torch.Generator().manual_seed(0)))
+
+
+def built(name: str, progress: float = 0.0, **constants: float) -> Loss:
+    return build_loss(LossSettings(name=name, **constants), ANCHORS, progress, PROTOTYPES)
 
 
 def random_batch(
@@ -54,13 +61,14 @@ def everywhere(outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_every_name_has_a_loss_and_says_what_it_reads() -> None:
     assert set(LOSSES) == set(get_args(LossName)) == set(_READ)
     assert {name for name, kind in LOSSES.items() if kind.sum_of_patient_terms} == PATIENT_TERMS
-    assert all(type(build_loss(LossSettings(name=name), ANCHORS)) is LOSSES[name] for name in _READ)
+    assert set(PRIVATE_LOSSES) == PATIENT_TERMS - {"learned_prototypes"}
+    assert all(type(built(name)) is LOSSES[name] for name in _READ)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_that_says_so_is_a_sum_of_patient_terms(name: str) -> None:
     """Against the derivatives: does one patient's loss move with another's output?"""
-    loss: Loss = build_loss(LossSettings(name=name), ANCHORS)
+    loss = built(name)
     outputs = {key: torch.randn(4, BITS, requires_grad=True) for key in ("image", "report")}
     labels = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0]]).to(torch.int8)
     first = loss(outputs, everywhere(outputs), labels, MARGINS)[0]
@@ -71,7 +79,7 @@ def test_a_loss_that_says_so_is_a_sum_of_patient_terms(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PATIENT_TERMS))
 def test_removing_a_patient_changes_no_other_s_row(name: str) -> None:
-    loss = build_loss(LossSettings(name=name), ANCHORS)
+    loss = built(name)
     outputs, present, labels = random_batch(1, 6)
     rest = torch.tensor([0, 1, 2, 4, 5])
     whole = loss(outputs, present, labels, MARGINS)
@@ -82,7 +90,7 @@ def test_removing_a_patient_changes_no_other_s_row(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @given(seed=st.integers(0, 10_000), patients=st.integers(1, 8))
 def test_rows_follow_their_patients(name: str, seed: int, patients: int) -> None:
-    loss = build_loss(LossSettings(name=name), ANCHORS)
+    loss = built(name)
     outputs, present, labels = random_batch(seed, patients)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(patients))
     found = loss(taken(outputs, order), taken(present, order), labels[order], MARGINS)
@@ -92,7 +100,7 @@ def test_rows_follow_their_patients(name: str, seed: int, patients: int) -> None
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_absent_modality_adds_nothing_and_gets_no_gradient(name: str) -> None:
-    loss = build_loss(LossSettings(name=name), ANCHORS)
+    loss = built(name)
     outputs, _, labels = random_batch(2, 5)
     labels[:, 0], labels[:, 1] = 1, 0
     present = everywhere(outputs)
@@ -116,7 +124,7 @@ def test_an_absent_modality_adds_nothing_and_gets_no_gradient(name: str) -> None
 @pytest.mark.parametrize("patients", [1, 3])
 def test_loss_and_gradient_are_finite(name: str, kind: str, label: int, patients: int) -> None:
     """At the places where norms vanish, functions saturate and no pair is left."""
-    loss = build_loss(LossSettings(name=name), ANCHORS, progress=0.9)
+    loss = built(name, progress=0.9)
     code = torch.from_numpy(ANCHORS.matrix[:1]).float().repeat(patients, 1)
     image, report = {
         "zero": (0 * code, 0 * code),
@@ -137,7 +145,7 @@ def test_uncertain_labels_stand_in_neither_set(name: str) -> None:
     """Of patients known nowhere only what reads no label is left, wherever their outputs lie."""
     no_code_terms = {"beta": 0.0, "gamma": 0.0} if name == "anchor_margin" else {"gamma": 0.0}
     constants = {key: value for key, value in no_code_terms.items() if key in _READ[name]}
-    loss = build_loss(LossSettings(name=name, **constants), ANCHORS)
+    loss = built(name, **constants)
     image = random_batch(3, 4)[0]["image"]
     labels = torch.full((4, FINDINGS), -1, dtype=torch.int8)
     there = torch.ones(4, dtype=torch.bool)
@@ -149,7 +157,7 @@ def test_a_batch_without_any_modality_still_trains() -> None:
         outputs = {key: torch.randn(2, BITS, requires_grad=True) for key in ("image", "report")}
         absent = {key: torch.zeros(2, dtype=torch.bool) for key in outputs}
         labels = torch.ones(2, FINDINGS, dtype=torch.int8)
-        found = build_loss(LossSettings(name=name), ANCHORS)(outputs, absent, labels, MARGINS)
+        found = built(name)(outputs, absent, labels, MARGINS)
         found.sum().backward()
         assert found.tolist() == [0, 0]
 
@@ -169,9 +177,9 @@ def test_a_constant_is_read_or_refused(name: LossName, constant: str) -> None:
     labels[:, 0], labels[:, 1] = 1, 0
 
     def found(value: float) -> torch.Tensor:
-        settings = LossSettings(name=name, **{constant: value})
         margins = Margins.constant(FINDINGS, value) if constant == "margin" else MARGINS
-        return build_loss(settings, ANCHORS)(outputs, everywhere(outputs), labels, margins)
+        loss = built(name, **{constant: value})
+        return loss(outputs, everywhere(outputs), labels, margins)
 
     assert not torch.equal(found(0.25), found(0.5))
 

@@ -8,7 +8,7 @@ from small_federation import AGREEMENT, SECURE_AGREEMENT, round_settings
 
 from fedhash.configuration import KeyPath, read_settings
 from fedhash.errors import ConfigurationError
-from fedhash.learning.losses import LOSSES
+from fedhash.learning.losses import LOSSES, PRIVATE_LOSSES
 from fedhash.learning.settings import LossName, LossSettings
 from fedhash.privacy import AgreedPrivacy, epsilon
 from fedhash.privacy.private_steps import PrivateSteps
@@ -21,6 +21,13 @@ from fedhash.rounds.settings import (
     starting_margins,
 )
 from fedhash.secagg.terms import SecureAggregationTerms
+
+
+def with_head(settings: RoundSettings, name: LossName) -> RoundSettings:
+    """The settings with a loss, and the head that it trains."""
+    head = "prototypes" if name == "learned_prototypes" else "sign"
+    model = settings.model.model_copy(update={"head": head})
+    return settings.model_copy(update={"loss": LossSettings(name=name), "model": model})
 
 
 def test_a_round_within_the_agreement_has_no_problems() -> None:
@@ -114,15 +121,15 @@ def test_what_breaks_privacy_is_told_with_the_remedy(
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_private_rounds_take_sums_of_patient_terms_alone(name: LossName) -> None:
-    settings = round_settings(privacy=PRIVATE, weighting="uniform", loss=LossSettings(name=name))
+    settings = with_head(round_settings(privacy=PRIVATE, weighting="uniform"), name)
     found = [key for key, _ in check_round(settings, AGREEMENT)]
-    assert found == ([] if LOSSES[name].sum_of_patient_terms else [("loss", "name")])
+    assert found == ([] if name in PRIVATE_LOSSES else [("loss", "name")])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_range_of_margins_is_for_losses_that_have_them(name: LossName) -> None:
     wide = AGREEMENT.model_copy(update={"margin_range": (0.4, 0.5)})
-    settings = round_settings(loss=LossSettings(name=name))
+    settings = with_head(round_settings(), name)
     found = [message for _, message in check_round(settings, wide)]
     default = {"anchor_margin": 0.3, "orthohash": 0.2}.get(name)
     refused = f"loss.margin is {default}, the agreement's margin_range is 0.4 to 0.5"

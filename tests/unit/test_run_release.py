@@ -175,6 +175,27 @@ def test_a_run_that_is_not_finished_is_released_on_demand_only(coordinator: Path
     assert released.metrics["rounds_completed"] == 2
 
 
+def test_no_release_is_made_where_sites_keep_layers_of_their_own(
+    coordinator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = round_settings(learning={"normalisation_layers": "own"})
+    refused = "learning.normalisation_layers is own: each site's model has layers"
+    with pytest.raises(ConfigurationError) as caught:
+        train(coordinator, "", settings)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith(refused)
+    line = (coordinator / "round.yaml").read_text().splitlines()[problem.line - 1]
+    assert line.strip() == "normalisation_layers: own"
+    rounds = ("--round", coordinator / "round.yaml")
+    assert refused in " ".join(
+        call("check", coordinator / "agreement.yaml", *rounds, code=1).split()
+    )
+    monkeypatch.setattr("fedhash_server.flower.check_release", lambda _: [])
+    run = train(coordinator, "", settings)  # as one that was begun in another way
+    with pytest.raises(ReleaseError, match=r"run-1: learning\.normalisation_layers is own"):
+        release_run(run, coordinator / "releases")
+
+
 def test_the_release_of_a_private_run_states_its_epsilon(tmp_path: Path) -> None:
     private = SitePrivacySettings(
         mode="site", clip_norm=1.0, noise_multiplier=2.0, sampling_rate=0.5

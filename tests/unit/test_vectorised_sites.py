@@ -52,6 +52,12 @@ CASES: dict[str, RoundSettings] = {
     "clipped, and pulled back": round_settings(
         learning={"gradient_clip_norm": 0.05, "proximal_weight": 0.3}
     ),
+    "layers that stay at their site": round_settings(
+        learning={"normalisation_layers": "own", "proximal_weight": 0.3}
+    ),
+    "layers that stay, in one step of sgd": round_settings(
+        learning=SGD | {"local_steps": 1, "normalisation_layers": "own"}
+    ),
     "weighted by patients": round_settings(weighting="patients"),
     "weighted by rounded patients": round_settings(weighting="rounded_patients"),
     "more steps than the agreement allows": round_settings(
@@ -97,6 +103,23 @@ def test_a_run_equals_that_of_the_sites_own_code(
         assert record.weight == other.weight
         assert record.sites == other.sites
         assert record.mean_loss == pytest.approx(other.mean_loss, abs=2e-5)
+
+
+def test_layers_that_stay_are_those_of_the_sites_own_code(tmp_path: Path) -> None:
+    settings = round_settings(learning={"normalisation_layers": "own"})
+    expected = new_coordinator(settings)
+    agents = [site_agent(site, tmp_path / "own") for site in SITES]
+    run_rounds(expected, InProcessEngine(agents))
+    coordinator, sites = vectorised_coordinator(settings, tmp_path / "vectorised")
+    model = coordinator.state.model
+    before = [sites.carried(site, 0, model)["own_layers"] for site in SITES]
+    run_rounds(coordinator, sites)
+    for site, agent, start in zip(SITES, agents, before, strict=True):
+        found = sites.carried(site, settings.rounds, coordinator.state.model)["own_layers"]
+        own = agent._state.carried("run-1", settings.rounds)
+        assert own is not None
+        np.testing.assert_allclose(found, own["own_layers"], atol=2e-5)
+        assert np.abs(found - start).max() > 0.01
 
 
 def test_a_run_goes_on_from_what_its_sites_carried(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from fedhash.learning.settings import LossSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.relaxed import normalised
 
-__all__ = ["OrthoHashLoss"]
+__all__ = ["OrthoHashLoss", "even_cross_entropy"]
 
 
 class OrthoHashLoss:
@@ -55,15 +55,27 @@ class OrthoHashLoss:
     ) -> Float[torch.Tensor, " B"]:
         """See :class:`fedhash.learning.loss.Loss`."""
         positive_BK = labels == 1
-        count_B = positive_BK.sum(dim=1)
-        labelled_B = count_B > 0
-        # rows without a positive finding keep all, so that their logarithm stays finite
-        outside_BK = (labels == -1) & labelled_B[:, None]
         total = torch.zeros(len(labels))
         for modality, raw in outputs.items():
             cosines_BK = normalised(raw, self._kappa) @ self._matrix_Kb.T / sqrt(raw.shape[1])
             logits_BK = self._scale * (cosines_BK - positive_BK * torch.tensor(margins.mu))
-            everything_B = torch.logsumexp(logits_BK.masked_fill(outside_BK, -torch.inf), dim=1)
-            own_B = (positive_BK * logits_BK).sum(dim=1) / count_B.clamp(min=1)
-            total = total + torch.where(present[modality] & labelled_B, everything_B - own_B, 0.0)
+            loss = even_cross_entropy(logits_BK, labels)
+            total = total + torch.where(present[modality], loss, 0.0)
         return total
+
+
+def even_cross_entropy(
+    logits_BK: Float[torch.Tensor, "B K"], labels: Int8[torch.Tensor, "B K"]
+) -> Float[torch.Tensor, " B"]:
+    """Cross-entropy to labels that sum to one, evenly over the positive findings.
+
+    Uncertain findings stand outside of it; 0 for a row without a positive finding.
+    """
+    positive_BK = labels == 1
+    count_B = positive_BK.sum(dim=1)
+    labelled_B = count_B > 0
+    # rows without a positive finding keep all, so that their logarithm stays finite
+    outside_BK = (labels == -1) & labelled_B[:, None]
+    everything_B = torch.logsumexp(logits_BK.masked_fill(outside_BK, -torch.inf), dim=1)
+    own_B = (positive_BK * logits_BK).sum(dim=1) / count_B.clamp(min=1)
+    return torch.where(labelled_B, everything_B - own_B, 0.0)

@@ -113,7 +113,7 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
 
     Raises:
         CheckpointError: The folder is no run, or the run has no such method.
-        ReleaseError: The cell has no release: it is not finished, or of the method `local`.
+        ReleaseError: The cell has no release: it is not finished, or has a model for each site.
         DataError: The prepared studies are damaged or hold no pairs, or a query's patient was
             trained on.
     """
@@ -123,7 +123,6 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     from fedhash.evaluation.linear_probe import linear_probe
     from fedhash.evaluation.linkage import audit_linkage
     from fedhash.models.hash_model import encode_studies
-    from fedhash.registry.release import load_release
     from fedhash_sim.consortium import Consortium
     from fedhash_sim.run_folder import RunFolder
 
@@ -132,7 +131,7 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
         raise CheckpointError(
             f"the run has no method {method!r}, only {', '.join(study.settings.methods)}"
         )
-    model = load_release(folder.cell(method, seed).path / "release").build_model()
+    model = folder.release(study, method, seed).build_model()
     consortium = Consortium.load(folder.data(seed))
     queries, training = consortium.queries(), consortium.training(*consortium.sites)
     seen = {*training.patient_ids, *consortium.public().patient_ids}

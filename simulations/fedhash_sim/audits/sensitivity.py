@@ -40,13 +40,14 @@ def sensitivity(
     Exit code 1: an accepted loss moved by more than C.
     """
     with told():
-        from fedhash.evaluation.sensitivity import audit_sensitivity
-        from fedhash.learning.losses import LOSSES
+        from fedhash.evaluation.sensitivity import AUDITED_LOSSES, audit_sensitivity
         from fedhash_sim.run_folder import explained
 
-        names = losses or list(LOSSES)
-        if unknown := sorted(set(names) - set(LOSSES)):
-            raise typer.BadParameter(f"there is no loss {unknown[0]!r}, only {', '.join(LOSSES)}")
+        names = losses or list(AUDITED_LOSSES)
+        if unknown := sorted(set(names) - set(AUDITED_LOSSES)):
+            raise typer.BadParameter(
+                f"there is no loss {unknown[0]!r}, only {', '.join(AUDITED_LOSSES)}"
+            )
         found = [
             audit_sensitivity(name, patients=count, seed=seed)
             for name in names

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from fedhash_sim.cells import read_figures
+from fedhash_sim.cell_evaluation import read_figures
 from fedhash_sim.results import (
     final_round,
     read_costs,
@@ -177,7 +177,7 @@ def _curves_so_far(cell: CellFolder) -> dict[str, Curve]:
             *(row.metric, row.group, row.value),
         )
         for path in sorted(models.glob("0/evaluation-*.csv"))
-        for each, row in read_figures(path)
+        for each, row in read_figures(path, path.parent)
     ]
     columns = ["round", "query", "target", "metric", "group", "value"]
     return _curves_of_all(pd.DataFrame(rows, columns=columns))
