@@ -55,8 +55,9 @@ def with_own_layers(
     own: Bool[np.ndarray, " d"],
     carried: Mapping[str, np.ndarray],
 ) -> Float32[np.ndarray, " d"]:
-    """The vector with the layers that a site carries; a copy, as it is where the site has none."""
+    """A copy of the vector with the layers that a site carries; itself where the site has none."""
+    if OWN_LAYERS not in carried:
+        return vector
     mixed = vector.copy()
-    if OWN_LAYERS in carried:
-        mixed[own] = carried[OWN_LAYERS]
+    mixed[own] = carried[OWN_LAYERS]
     return mixed

@@ -25,8 +25,9 @@ the finding, and its mean over the sites goes by their numbers; here it is train
 goes by the round's weighting: a site without the finding takes part, with what L_S made of it as a
 negative. Its classifier is a layer of its own, here the cosines to the prototypes classify. L_R is
 as in the authors' code, each study against the prototype of its class, on the unit ball and not
-divided by b; beta = 1 is the code's. Several findings count evenly; s is the anchor-margin loss's.
-L_Q and its gamma are fedhash's: the codes are signs.
+divided by b; beta = 1 is the code's. In a run's first round, where the code leaves L_R out, r is of
+the seeded draw. Several findings count evenly; s is the anchor-margin loss's. L_Q and its gamma are
+fedhash's: the codes are signs.
 
 A patient's loss depends on that patient and on parameters alone. Private rounds refuse it
 nevertheless: the prototypes stand in no layer whose gradient is formed, and clipped, patient by
