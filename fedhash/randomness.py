@@ -11,11 +11,13 @@ experiments; secrets and privacy noise come from the operating system and never 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["numpy_stream", "stream_seed", "torch_stream"]
+__all__ = ["global_torch_stream", "numpy_stream", "stream_seed", "torch_stream"]
 
 
 def stream_seed(seed: int, *name: str | int) -> int:
@@ -35,3 +37,14 @@ def numpy_stream(seed: int, *name: str | int) -> np.random.Generator:
 def torch_stream(seed: int, *name: str | int) -> torch.Generator:
     """A CPU torch generator for the stream `name`."""
     return torch.Generator().manual_seed(stream_seed(seed, *name))
+
+
+@contextmanager
+def global_torch_stream(seed: int) -> Iterator[None]:
+    """Torch's global CPU generator at `seed`, for layers that draw from no other; then as it was.
+
+    `torch.manual_seed` tells every kind of device too, which takes time where there is none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

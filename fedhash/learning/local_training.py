@@ -44,6 +44,7 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.hash_model import HashModel
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
+from fedhash.randomness import global_torch_stream
 
 __all__ = [
     "CONTROL",
@@ -183,8 +184,8 @@ def train_locally(
     gradients = source.gradients(
         model, studies, loss, settings, margins=margins, steps=steps, generator=generator
     )
-    with torch.random.fork_rng(devices=[]), closing(gradients):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for random layers
+    for_random_layers = int(torch.randint(2**62, (), generator=generator))
+    with global_torch_stream(for_random_layers), closing(gradients):
         model.train()
         for mean_loss in gradients:
             if mean_loss is not None:

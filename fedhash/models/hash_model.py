@@ -37,7 +37,7 @@ from fedhash.models.relaxed import normalised
 from fedhash.models.settings import ModelSettings
 from fedhash.models.tower import TOWERS, Tower
 from fedhash.models.towers import build_tower, tower_problems
-from fedhash.randomness import stream_seed
+from fedhash.randomness import global_torch_stream, stream_seed, torch_stream
 
 if TYPE_CHECKING:
     from fedhash.models.prepared import PreparedStudies
@@ -173,8 +173,7 @@ def build_model(
             prototypes = _first_prototypes(len(anchors.findings), code_bits, seed)
     towers = {}
     for modality, tower_settings in sorted(settings.towers.items()):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(seed, "model", modality))
+        with global_torch_stream(stream_seed(seed, "model", modality)):
             tower = build_tower(modality, tower_settings, head.outputs if head else code_bits)
         if isinstance(tower, FrozenTower) and modality in frozen:
             tower.attach(frozen[modality])
@@ -184,10 +183,10 @@ def build_model(
 
 def _first_prototypes(findings: int, code_bits: int, seed: int) -> Float32[torch.Tensor, "K b"]:
     """Gaussian rows, of norm 1 on average in squares."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "prototypes"))
-        drawn: torch.Tensor = torch.randn(findings, code_bits) / code_bits**0.5
-    return drawn
+    generator = torch_stream(seed, "prototypes")
+    drawn: torch.Tensor = torch.randn(findings, code_bits, generator=generator)
+    scaled: torch.Tensor = drawn / code_bits**0.5
+    return scaled
 
 
 def model_without_memory(settings: ModelSettings, anchors: Anchors) -> HashModel:
