@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray.cluster_utils import Cluster
 from small_federation import outcomes
 
-from fedhash.errors import DataError
+from fedhash.errors import DataError, ProtocolError
 from fedhash.rounds.engine import Engine, SiteFailure
 from fedhash.rounds.messages import Message
 from fedhash_sim.engines.flower import run_in_flower
@@ -48,6 +50,7 @@ class CountingSite:
                 "site": self.name,
                 "asked": self.asked,
                 "process": os.getpid(),
+                "node": ray.get_runtime_context().get_node_id(),
                 "threads": torch.get_num_threads(),
             },
             {},
@@ -116,6 +119,23 @@ def test_sites_keep_their_state_and_failures_stay_with_their_site() -> None:
     # the sleeping site would answer in an hour; the run did not wait for it
     assert late["site-1"] == SiteFailure("late", "no answer within 0.5 s")
     assert isinstance(late["site-0"], Message)
+
+
+def test_a_ray_of_several_nodes_is_joined_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        for _ in range(2):  # the first run has left it as it was
+            answers = run_in_flower(ask, sites(3))
+            headers = [each.header for each in answers.values() if isinstance(each, Message)]
+            assert [each["asked"] for each in headers] == [1, 1, 1]
+            assert len({each["node"] for each in headers}) == 2
+    finally:
+        cluster.shutdown()
+    with pytest.raises(ProtocolError, match=r"RAY_ADDRESS is .*, where no Ray listens"):
+        run_in_flower(ask, sites(1))
 
 
 class TrialError(Exception):

@@ -8,6 +8,8 @@ hospital runs. Rules:
    one for each site would cost 200 MB and two seconds a site.
 2. Torch computes on one thread, so the result does not depend on the number of cores.
 3. Whatever ends the run, an error or Ctrl-C included, Ray is shut down before the caller goes on.
+   Ray is this run's own, on this machine, unless RAY_ADDRESS names one that runs already, perhaps
+   on several machines: the run joins and leaves it.
 4. Nothing is reported to anyone: usage statistics, update checks and dashboards are off.
 
     >>> run_in_flower(lambda engine: run_rounds(coordinator, engine), {"site-0": make_site_0})
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedhash.errors import ProtocolError
 from fedhash.rounds.engine import Engine
@@ -41,6 +45,7 @@ __all__ = ["run_in_flower"]
 
 T = TypeVar("T")
 
+_CONNECT_S = 5
 _OBJECT_STORE_BYTES = 256 << 20  # shared memory; larger messages in flight go through the disk
 
 
@@ -57,12 +62,14 @@ def run_in_flower(
         sites: Name to blueprint: a picklable function without arguments that makes the site's
             agent, called once in the process where the site will live.
         processes: So many sites compute at the same time, each process for its share of the
-            sites; a site that is late delays those that share its process.
+            sites; a site that is late delays those that share its process. In a Ray that is
+            joined, one a CPU.
 
     Returns:
         What `run` returns.
 
     Raises:
+        ProtocolError: RAY_ADDRESS names no Ray that listens.
         BaseException: What `run` or a blueprint raises, with its type.
     """
     # flwr reads its switches when it is imported, and fedhash_server has set them by now
@@ -78,11 +85,13 @@ def run_in_flower(
         if stop.wait(seconds):
             raise KeyboardInterrupt("the simulation was stopped")
 
-    with _private_ray(processes):
+    with _quiet_ray(processes) as nodes:
         # no CPU is reserved: a site computes while the worker that relays its message waits
         actors: list[Any] = [
-            ray.remote(_SiteProcess).options(num_cpus=0).remote()
-            for _ in range(min(processes, len(sites)))
+            ray.remote(_SiteProcess)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, False))
+            .remote()
+            for node in nodes[: len(sites)]
         ]
         endpoints = [_SiteInRay(name, actors[i % len(actors)]) for i, name in enumerate(sites)]
 
@@ -157,28 +166,49 @@ class _SiteInRay:
 
 
 @contextmanager
-def _private_ray(processes: int) -> Iterator[None]:
-    """A Ray of our own on this machine, quiet, and gone at the end."""
+def _quiet_ray(processes: int) -> Iterator[list[str]]:
+    """Join Ray, or start one that is gone at the end; yields the node of each CPU, in turn."""
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",  # under `uv run` Ray would copy the working directory
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # the coming default; without it Ray warns
     )
+    address = os.environ.get("RAY_ADDRESS")
+    start: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        # the workers find the modules that this program finds
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+    }
+    if address is None:
+        start |= {
+            "address": "local",
+            "num_cpus": processes,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    else:
+        _check_listens(address)
     flower_log = logging.getLogger("flwr")
     level = flower_log.level
     flower_log.setLevel(logging.CRITICAL)  # what goes wrong is told by exceptions and failures
     try:
-        ray.init(
-            address="local",
-            num_cpus=processes,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # the workers find the modules that this program finds
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-        )
-        yield
+        ray.init(**start)  # without an address Ray reads RAY_ADDRESS itself
+        nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+        cpus = [(i, n["NodeID"]) for n in nodes for i in range(int(n["Resources"].get("CPU", 0)))]
+        yield [node for _, node in sorted(cpus)]
     finally:
         ray.shutdown()
         flower_log.setLevel(level)
+
+
+def _check_listens(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ProtocolError(
+            f"RAY_ADDRESS is {address!r}, where no Ray listens ({error}); start one with 'ray start"
+            " --head' and name it as HOST:PORT, or unset RAY_ADDRESS"
+        ) from error
