@@ -22,6 +22,7 @@ __all__ = [
     "SECAGG_CASE",
     "SECAGG_FEW_SITES",
     "SECAGG_GOALS",
+    "SIM_GOALS",
     "Goal",
 ]
 
@@ -90,6 +91,16 @@ NETWORK_GOALS = {
     ("Flower SecAgg+", "round"): None,
 }
 """Contender and what of it was timed, to the largest multiple that meets the goal."""
+
+SIM_GOALS: dict[tuple[str, str], dict[str | None, float]] = {
+    ("vectorised, site by site", "10k"): {None: 40},
+    ("vectorised, site by site", "1M"): {None: 5},
+    ("vectorised, a row a site", "10k"): {None: 300, "pfl 0.6": 2.5, "Flower on Ray": 15},
+    ("vectorised, a row a site", "1M"): {"pfl 0.6": 2.5, "Flower on Ray": 15},
+    ("vectorised, the step of the sum", "10k"): {None: 300, "pfl 0.6": 2.5, "Flower on Ray": 15},
+    ("vectorised, the step of the sum", "1M"): {"pfl 0.6": 2.5, "Flower on Ray": 15},
+}
+"""Contender and case to the least rounds per CPU-second, or the least multiple of a peer's."""
 
 SECAGG_CASE = "11,700,000 parameters, 20 sites"
 SECAGG_FEW_SITES = "11,700,000 parameters, 5 sites"

@@ -19,6 +19,7 @@ from benchmarks.goals import (
     SECAGG_CASE,
     SECAGG_FEW_SITES,
     SECAGG_GOALS,
+    SIM_GOALS,
 )
 from fedhash_sim.results import Spread
 
@@ -47,6 +48,7 @@ __all__ = [
     "secagg_rows",
     "secagg_study_rows",
     "secagg_training_rows",
+    "sim_goal_rows",
     "sim_rows",
 ]
 
@@ -479,3 +481,20 @@ def sim_rows(figures: Sequence[Figure]) -> Rows:
             for contender in dict.fromkeys(each.contender for each in figures)
         ),
     ]
+
+
+def sim_goal_rows(figures: Sequence[Figure]) -> Rows:
+    """Rounds per CPU-second against the goals, alone and as multiples of the peers'."""
+    rounds = {(each.contender, each.case): each.value for each in figures}
+    rows: Rows = [("", "parameters", "goal", "measured", "")]
+    for (contender, case), goals in SIM_GOALS.items():
+        for peer, least in goals.items():
+            own = rounds.get((contender, case))
+            other = 1.0 if peer is None else rounds.get((peer, case))
+            goal = f"at least {least:g}" + ("" if peer is None else f" times {peer}")
+            if own is None or other is None:
+                rows.append((contender, case, goal, "", "not run"))
+            else:
+                verdict = "met" if own / other >= least else "missed"
+                rows.append((contender, case, goal, f"{own / other:.3g}", verdict))
+    return rows

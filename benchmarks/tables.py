@@ -38,6 +38,7 @@ from benchmarks.rows import (
     secagg_rows,
     secagg_study_rows,
     secagg_training_rows,
+    sim_goal_rows,
     sim_rows,
 )
 from fedhash.errors import DataError, FedhashError
@@ -78,6 +79,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
         lambda: secagg_study_rows(read_figures(SECAGG_STUDIES, SeededFigure)),
     ),
     "sim": (SIM, lambda: sim_rows(read_figures(SIM, Figure))),
+    "sim-goals": (SIM, lambda: sim_goal_rows(read_figures(SIM, Figure))),
     "margins": (MARGINS, lambda: margin_rows(read_figures(MARGINS, SeededFigure))),
     "privacy-curve": (CURVE, lambda: privacy_curve_rows(read_figures(CURVE, SeededFigure))),
     "privacy-goals": (CURVE, lambda: privacy_goal_rows(read_figures(CURVE, SeededFigure))),

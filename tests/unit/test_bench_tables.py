@@ -11,7 +11,14 @@ import pytest
 from benchmarks import tables
 from benchmarks.figures import BENCH, Figure, SeededFigure, write_figures
 from benchmarks.goals import QUALITY_GOALS, Goal
-from benchmarks.rows import goal_rows, margin_rows, radius_rows, router_rows, secagg_training_rows
+from benchmarks.rows import (
+    goal_rows,
+    margin_rows,
+    radius_rows,
+    router_rows,
+    secagg_training_rows,
+    sim_goal_rows,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (
@@ -299,4 +306,16 @@ def test_a_row_for_each_figure_of_the_router() -> None:
         ("10 askers", "5 ms", "9 ms", "200"),
         ("identical to one index: 32 queries", "", "", ""),
         ("bytes of a query, router to asker: 442", "", "", ""),
+    ]
+
+
+def test_rounds_are_judged_alone_and_as_multiples_of_a_peer_s() -> None:
+    rounds = {("vectorised, a row a site", "10k"): 299.9, ("pfl 0.6", "10k"): 119.0}
+    figures = [Figure(case, who, "rounds", "1/CPU-s", n) for (who, case), n in rounds.items()]
+    rows = sim_goal_rows(figures)
+    of_rows = [row[2:] for row in rows if row[:2] == ("vectorised, a row a site", "10k")]
+    assert of_rows == [
+        ("at least 300", "300", "missed"),
+        ("at least 2.5 times pfl 0.6", "2.52", "met"),
+        ("at least 15 times Flower on Ray", "", "not run"),
     ]
