@@ -159,8 +159,10 @@ def test_findings_that_do_not_fit_the_bits_have_the_agreement_s_line(tmp_path: P
     (problem,) = problems(tmp_path, "agreement.code_bits=16", agreement=many)
     assert re.match(f"--set: {message}", problem)
     read_study(tmp_path / "study.yaml", ["agreement.code_bits=64"])
-    (problem,) = problems(tmp_path, agreement=f"{AGREEMENT}anchors_version: 2\n")
-    assert problem.startswith("agreement.yaml:4: anchors_version 2 is unknown")
+    own = "round.learning.normalisation_layers=own"
+    for changes in ((), (own,)):
+        (problem,) = problems(tmp_path, *changes, agreement=f"{AGREEMENT}anchors_version: 2\n")
+        assert problem.startswith("agreement.yaml:4: anchors_version 2 is unknown")
 
 
 def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:
