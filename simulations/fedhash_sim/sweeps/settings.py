@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from fedhash.configuration import Settings
 from fedhash_sim.settings import Direction, Method
@@ -28,7 +28,17 @@ from fedhash_sim.settings import Direction, Method
 __all__ = ["Metric", "Select", "SweepSettings", "written"]
 
 Metric = Literal["map", "macro_map"]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("holds a seed twice; name each once")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)
+]
 
 
 class Select(Settings):
