@@ -88,6 +88,12 @@ class SweepSettings(Settings):
     seeds: Seeds | None = None
     select: Select | None = None
 
+    @property
+    def asked_axes(self) -> tuple[str, ...]:
+        """Axes that are not searched; the last one where all are."""
+        searched = () if self.select is None else self.select.over
+        return tuple(axis for axis in self.grid if axis not in searched) or tuple(self.grid)[-1:]
+
     def choices(self, axis: str) -> list[tuple[str, Mapping[str, JsonValue]]]:
         """Each choice of an axis as the tables write it, with the settings that it changes."""
         values = self.grid[axis]
