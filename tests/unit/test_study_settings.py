@@ -60,6 +60,10 @@ def problems(
         ("partition:\n  scheme: iid\n", '6: "partition.sites": the scheme iid needs'),
         ("partition:\n  scheme: shard\n  sites: 3\n", '6: "partition.shards_per_site": it'),
         ("partition:\n  scheme: iid\n  sites: 3\n  alpha: 1\n", '9: "partition.alpha": it belongs'),
+        (
+            "partition:\n  scheme: dirichlet\n  sites: 3\n  alpha: 1.0e+308\n",
+            '9: "partition.alpha" must be less than or equal to 1000000',
+        ),
         ("splits:\n  val: 0.5\n  test: 0.5\n", '8: "splits.test": val + test must leave'),
         ("splits:\n  val: 0.9\n", '6: "splits.test": val + test must leave'),
     ],
