@@ -143,7 +143,7 @@ def _figures(path: Path, settings: SweepSettings) -> pd.DataFrame:
     remedy = f"make it anew: make study STUDY={path.parent.name}"
     try:
         table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=blank)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({error}); {remedy}") from error
     if list(table.columns) != list(columns) or table.empty:
         raise DataError(f"{path} has other columns than the sweep's, or no rows; {remedy}")

@@ -309,7 +309,7 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
             keep_default_na=False,
             na_values={name: [""] for name in _MAY_BE_ABSENT},
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _damaged(path, str(error)) from error
     if tuple(table.columns) != columns or (table.empty and not may_be_empty):
         raise _damaged(path, f"{len(table)} rows of {', '.join(table.columns)}")
