@@ -45,7 +45,10 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = STUDIES / chosen.study
     try:
-        for sweep in _sweeps(folder):
+        sweeps = {_name(sweep): sweep for sweep in _sweeps(folder)}
+        if chosen.only not in {None, *sweeps}:
+            raise DataError(f"--only: {folder} has no {chosen.only}, only {', '.join(sweeps)}")
+        for sweep in sweeps.values():
             if not chosen.tables and chosen.only in {None, _name(sweep)}:
                 _run(sweep, chosen.workers, Console())
         _write_readme(folder)
@@ -91,7 +94,9 @@ def _write_readme(folder: Path) -> None:
         else None
         for sweep in _sweeps(folder)
     }
-    path.write_text(with_tables(path.read_text(encoding="utf-8"), path, tables), encoding="utf-8")
+    places = "".join(f"\n<!-- table: {name} -->\n<!-- end -->\n" for name in tables)
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {folder.name}\n{places}"
+    path.write_text(with_tables(text, path, tables), encoding="utf-8")
 
 
 def study_rows(path: Path) -> Rows:
@@ -103,18 +108,14 @@ def study_rows(path: Path) -> Rows:
 
     Args:
         path: A sweep file whose CSV stands beside it.
+
+    Raises:
+        DataError: The CSV is damaged, or of another grid.
     """
     settings = read_sweep(path).settings
-    searched = () if settings.select is None else settings.select.over
     metric = "macro_map" if settings.select is None else settings.select.metric
-    axes = [axis for axis in settings.grid if axis not in searched]
-    along, others = axes[-1], axes[:-1]
-    table = pd.read_csv(
-        path.with_name(f"{_name(path)}.csv"),
-        dtype=dict.fromkeys([*settings.grid, "method", "query", "target"], str),
-        keep_default_na=False,
-        na_values={name: [""] for name in _METRICS},
-    )
+    *others, along = settings.asked_axes
+    table = _figures(path.with_name(f"{_name(path)}.csv"), settings)
     choices = [name for name, _ in settings.choices(along)]
     lines = [*others, *(["method"] if table["method"].nunique() > 1 else [])]
     rows: Rows = [(*lines, *choices, "chance")]
@@ -128,6 +129,29 @@ def study_rows(path: Path) -> Rows:
         cells = list(_cells(settings, along, {name: each[metric] for name, each in of.items()}))
         rows.append((*map(str, line), *cells, f"{chance.mean():.3f}"))
     return rows
+
+
+def _figures(path: Path, settings: SweepSettings) -> pd.DataFrame:
+    columns = {
+        **dict.fromkeys([*settings.grid, "method"], str),
+        "seed": int,
+        "query": str,
+        "target": str,
+        **dict.fromkeys(_METRICS, float),
+    }
+    blank = {name: [""] for name in _METRICS}
+    remedy = f"make it anew: make study STUDY={path.parent.name}"
+    try:
+        table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_values=blank)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path} is damaged ({error}); {remedy}") from error
+    if list(table.columns) != list(columns) or table.empty:
+        raise DataError(f"{path} has other columns than the sweep's, or no rows; {remedy}")
+    for axis in settings.grid:
+        known = {name for name, _ in settings.choices(axis)}
+        if unknown := sorted(set(table[axis]) - known):
+            raise DataError(f"{path} has {axis} {unknown[0]}, which the grid has not; {remedy}")
+    return table
 
 
 def _cells(settings: SweepSettings, along: str, figures: dict[str, pd.Series]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import KeyPath, Settings
-from fedhash.errors import ProtocolError
+from fedhash.errors import ModelError, ProtocolError
 from fedhash.learning.coordinator_optimisers import CoordinatorOptimiserSettings
 from fedhash.learning.loss import Margins
 from fedhash.learning.losses import LOSSES
@@ -165,7 +165,11 @@ def check_release(settings: RoundSettings) -> list[tuple[KeyPath, str]]:
 def _check_own_layers(settings: RoundSettings, agreement: Agreement) -> list[tuple[KeyPath, str]]:
     if settings.learning.normalisation_layers == "averaged":
         return []
-    model = model_without_memory(settings.model, Anchors.build(agreement))
+    try:
+        anchors = Anchors.build(agreement)
+    except ModelError:  # told where they are built, at the agreement's line
+        return []
+    model = model_without_memory(settings.model, anchors)
     if own_places(model, settings.learning).any():
         return []
     towers = ", ".join(tower.name for tower in settings.model.towers.values())

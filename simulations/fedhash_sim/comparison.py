@@ -166,9 +166,13 @@ def _runs_in(path: Path) -> list[Path]:
 def _check_same(
     runs: Sequence[Path], studies: Sequence[ResolvedStudy], seeds: Sequence[int]
 ) -> None:
-    known = list(_what_is_asked(runs[0], studies[0], seeds))
-    for run, study in zip(runs[1:], studies[1:], strict=True):
-        for (name, value), (_, other) in zip(known, _what_is_asked(run, study, seeds), strict=True):
+    common = set.intersection(*(set(each.round.model.towers) for each in studies))
+    known, *others = (
+        list(_what_is_asked(run, study, seeds, sorted(common)))
+        for run, study in zip(runs, studies, strict=True)
+    )
+    for run, asked in zip(runs[1:], others, strict=True):
+        for (name, value), (_, other) in zip(known, asked, strict=True):
             if other != value:
                 raise DataError(
                     f"{run} cannot be compared with {runs[0]}: {name}: {other} against {value}; "
@@ -177,7 +181,7 @@ def _check_same(
 
 
 def _what_is_asked(
-    run: Path, study: ResolvedStudy, seeds: Sequence[int]
+    run: Path, study: ResolvedStudy, seeds: Sequence[int], modalities: Sequence[str]
 ) -> Iterator[tuple[str, object]]:
     yield "evaluation.queries", study.settings.evaluation.queries
     yield "evaluation.depth", study.settings.evaluation.depth
@@ -186,16 +190,14 @@ def _what_is_asked(
     for seed in seeds:
         consortium = Consortium.load(RunFolder(run).data(seed))
         database = consortium.database(*consortium.sites)
-        yield f"the queries of seed {seed}", _identity(consortium.queries())
-        yield f"the database of seed {seed}", _identity(database)
+        yield f"the queries of seed {seed}", _identity(consortium.queries(), modalities)
+        yield f"the database of seed {seed}", _identity(database, modalities)
 
 
-def _identity(studies: PreparedStudies) -> str:
-    """How many studies, and which, with which findings; their order does not count."""
-    rows = sorted(
-        f"{study_id} {labels}"
-        for study_id, labels in zip(studies.study_ids, studies.labels.tolist(), strict=True)
-    )
+def _identity(studies: PreparedStudies, modalities: Sequence[str]) -> str:
+    """How many studies, and which, with which findings and modalities; in whatever order."""
+    present = [studies.present[each].tolist() for each in modalities]
+    rows = sorted(map(str, zip(studies.study_ids, studies.labels.tolist(), *present, strict=True)))
     digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:8]
     return f"{len(rows)} studies ({digest})"
 

@@ -34,7 +34,8 @@ class Partition(Settings):
             whose sizes grow so with their number.
         sites: Number of sites; not for `natural`.
         attribute: That `natural` follows.
-        alpha: Concentration of the Dirichlet draw; small is uneven. For `dirichlet` alone.
+        alpha: Concentration of the Dirichlet draw; small is uneven, and a million so even that more
+            changes nothing. For `dirichlet` alone.
         findings_per_site: Classes that a site sees. For `pathological` alone.
         shards_per_site: For `shard` alone.
         smallest_site_patients: Every site has at least so many training patients: a deal with a
@@ -46,7 +47,7 @@ class Partition(Settings):
     ] = "natural"
     sites: int | None = Field(default=None, ge=2, le=1000, validate_default=True)
     attribute: str = Field(default="site", min_length=1, max_length=100)
-    alpha: float | None = Field(default=None, gt=0, validate_default=True)
+    alpha: float | None = Field(default=None, gt=0, le=1e6, validate_default=True)
     findings_per_site: int | None = Field(default=None, ge=1, validate_default=True)
     shards_per_site: int | None = Field(default=None, ge=1, le=1000, validate_default=True)
     smallest_site_patients: int = Field(default=1, ge=1)

@@ -296,6 +296,8 @@ def read_costs(run: Path) -> pd.DataFrame:
 
 def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -> pd.DataFrame:
     if not path.is_file():
+        if path.with_name("results.csv").is_file():
+            raise _damaged(path, "it is not there")
         raise DataError(
             f"{path} is not there; finish the run first: fedhash-sim run STUDY.yaml "
             f"--out {path.parent}"
@@ -307,7 +309,7 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
             keep_default_na=False,
             na_values={name: [""] for name in _MAY_BE_ABSENT},
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _damaged(path, str(error)) from error
     if tuple(table.columns) != columns or (table.empty and not may_be_empty):
         raise _damaged(path, f"{len(table)} rows of {', '.join(table.columns)}")
@@ -316,8 +318,9 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
 
 def _damaged(path: Path, found: str) -> DataError:
     return DataError(
-        f"{path} is damaged or of another version ({found}); run the study again: the file is "
-        "written anew, finished cells are not"
+        f"{path} is damaged or of another version ({found}); remove "
+        f"{path.with_name('results.csv')} and run the study again: the tables beside it are "
+        "written anew, nothing is trained twice"
     )
 
 

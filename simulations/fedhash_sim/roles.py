@@ -58,19 +58,13 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     """Split the patients and deal the training patients to sites.
 
     Raises:
-        ConfigurationError: The patients cannot be dealt, or their sites not lack, as asked; it
-            names the line.
-        DataError: The published split lacks a part, a site has nobody to train on, a direction has
-            nothing to ask or to search, or no study has an attribute that is reported by.
+        ConfigurationError: The patients cannot be split or dealt, or their sites not lack, as
+            asked, a site has nobody to train on, a direction has nothing to ask or to search, or no
+            study has an attribute that is reported by; it names the line.
+        DataError: The same of a study that was read from no file.
     """
-    known = {name for each in pool.studies for name in each.attributes}
-    for name in study.settings.evaluation.groups:
-        if name not in known:
-            raise DataError(
-                f"evaluation.groups names {name!r}, an attribute that no study of the data has; "
-                f"{did_you_mean(name, sorted(known))}"
-            )
     try:
+        _check_groups(study, pool)
         roles = _roles(study, pool, seed)
         _check_directions(study, pool, roles)
     except RefusedByDataError as error:
@@ -84,6 +78,17 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     return roles
 
 
+def _check_groups(study: ResolvedStudy, pool: Pool) -> None:
+    known = {name for each in pool.studies for name in each.attributes}
+    for number, name in enumerate(study.settings.evaluation.groups):
+        if name not in known:
+            raise RefusedByDataError(
+                ("evaluation", "groups", number),
+                f"evaluation.groups names {name!r}, an attribute that no study of the data has; "
+                f"{did_you_mean(name, sorted(known))}",
+            )
+
+
 def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     settings = study.settings
     if isinstance(settings.splits, SplitFractions):
@@ -95,15 +100,20 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
         splits = published_split(pool.studies)
     for split in ("train", settings.evaluation.queries):
         if not splits.get(split):
-            raise DataError(
+            raise RefusedByDataError(
+                ("splits",) if split == "train" else ("evaluation", "queries"),
                 f"the split {split!r} is empty; the data has {_sizes(splits)}. "
-                "Change 'splits' or 'evaluation.queries' in the study"
+                "Change 'splits' or 'evaluation.queries' in the study",
             )
     public, dealt = _public_and_dealt(study, splits["train"], seed)
     sites = dict(partition_patients(dealt, settings.partition, seed))
     takes_part = settings.public is not None and settings.public.takes_part
     if takes_part and PUBLIC_SITE in sites:
-        raise DataError(f"a site is named {PUBLIC_SITE!r}, as the public patients' own; rename it")
+        raise RefusedByDataError(
+            ("partition",),
+            f"a site is named {PUBLIC_SITE!r}, as the public patients' own; rename it in the data, "
+            "or set public.takes_part: false",
+        )
     federated = study.round_of.get("federated")
     fault = (
         None
@@ -111,7 +121,7 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
         else check_roster(federated, study.agreement, len(sites) + takes_part)
     )
     if fault is not None:
-        raise DataError(f"the partition: {fault}")
+        raise RefusedByDataError(("partition",), f"the partition: {fault}")
     missing = _missing(study, list(sites), seed)
     notes = _leave_out(sites, missing, study)
     held_out = settings.evaluation.held_out_database
@@ -128,9 +138,10 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
                 stream_seed(seed, "held-out database"),
             )
         if not parts["train"]:
-            raise DataError(
+            raise RefusedByDataError(
+                ("evaluation", "held_out_database"),
                 f"site {site} has {len(studies)} studies and none is left to train on; lower "
-                "evaluation.held_out_database or raise partition.smallest_site_patients"
+                "evaluation.held_out_database or raise partition.smallest_site_patients",
             )
         training[site] = tuple(each.study_id for each in parts["train"])
         database[site] = tuple(each.study_id for each in parts["database"])
@@ -189,9 +200,10 @@ def _public_and_dealt(
         stream_seed(seed, "public patients"),
     )
     if not parts["public"] or not parts["dealt"]:
-        raise DataError(
+        raise RefusedByDataError(
+            ("public", "share"),
             f"of {len(training)} training studies {len(parts['public'])} are public; change "
-            "public.share so that some are and some are not"
+            "public.share so that some are and some are not",
         )
     return parts["public"], parts["dealt"]
 
@@ -229,10 +241,11 @@ def _check_directions(study: ResolvedStudy, pool: Pool, roles: Roles) -> None:
             ("database", direction.target, database[direction.target]),
         ):
             if not any(modality in contents[each] for each in studies):
-                raise DataError(
+                raise RefusedByDataError(
+                    ("evaluation", "directions"),
                     f"{direction.query} -> {direction.target} cannot be evaluated: no {role} study "
                     f"has {modality!r}; name other evaluation.directions, or another split or "
-                    "held_out_database"
+                    "held_out_database",
                 )
 
 

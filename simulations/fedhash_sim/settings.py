@@ -28,6 +28,7 @@ from fedhash.models.hash_model import HashModel, build_model, frozen_modalities
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.settings import RoundSettings, check_roster, check_round
 from fedhash_sim.engines.vectorised import unfit
+from fedhash_sim.evaluation_settings import Direction, EvaluationSettings
 from fedhash_sim.heterogeneity.feature_shift import shift_faults
 from fedhash_sim.heterogeneity.missing_modalities import missing_faults
 from fedhash_sim.heterogeneity.settings import FeatureShift, MissingModalities
@@ -108,34 +109,6 @@ class PublicPatients(Settings):
     takes_part: bool = True
     round: Path | None = None
     layer: FeatureLayer = "prepared"
-
-
-class Direction(Settings):
-    """Queries of one modality against codes of another."""
-
-    query: str
-    target: str
-
-
-class EvaluationSettings(Settings):
-    """What is asked and of which database."""
-
-    queries: Literal["val", "test"] = "test"
-    held_out_database: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of the training patients kept from training as the database; "
-        "0: the database is what was trained on",
-    )
-    directions: tuple[Direction, ...] = Field(
-        default=(), description="default: every ordered pair of the agreement's modalities"
-    )
-    groups: tuple[str, ...] = Field(default=(), description="attributes to report by")
-    depth: int | None = Field(
-        default=None, ge=1, description="ranks that count, R of mAP@R; default: the whole ranking"
-    )
-    every_rounds: int | None = Field(default=None, ge=1, description="default: the end only")
 
 
 class StudySettings(Settings):

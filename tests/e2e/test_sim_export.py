@@ -138,6 +138,23 @@ def test_tensorboard_replaces_no_other_files(finished: Path, tmp_path: Path) -> 
     assert sorted(finished.rglob("*")) == before
 
 
+def test_a_damaged_picture_is_named(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is absent")
+    copy = shutil.copytree(finished, tmp_path / "copy" / "run")
+    (copy / "plots" / "map.png").write_bytes(b"\x89PNG")
+    message = run("export", copy, "--tensorboard", tmp_path / "events", ok=False)
+    assert re.search(r"map\.png is no picture .* fedhash-sim report", message)
+    assert list((tmp_path / "events").iterdir()) == []
+
+
+def test_an_attribute_may_begin_like_a_group_of_ours(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy" / "run")
+    table = copy / "cells" / "federated-seed-0" / "results.csv"
+    table.write_text(table.read_text().replace(",sex=", ",allergy="))
+    (told,) = (each for each in RunHistory.read(copy).cells if each.name == "federated-seed-0")
+    assert "map by allergy/female/report to report" in told.curves
+
+
 @pytest.fixture
 def quiet_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """MLflow, as the command imports it; artifacts of a database go to the working folder."""
@@ -158,9 +175,11 @@ def test_mlflow_reads_every_curve_once(
     complete = RunHistory.read(finished)
     run("export", unfinished, "--mlflow", uri)
     client = quiet_mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("small").experiment_id
+    (first,) = (each for each in client.search_runs([experiment]) if each.info.run_name == "run")
+    client.update_run(first.info.run_id, status="RUNNING")  # as an interrupted export leaves it
     told = [json.loads(run("export", finished, "--mlflow", uri, "--json")) for _ in range(2)]
     assert told[0]["mlflow experiment"] == "small"
-    experiment = client.get_experiment_by_name("small").experiment_id
     runs = {each.info.run_name: each for each in client.search_runs([experiment])}
     assert set(runs) == {"run", *(f"run {cell}" for cell in CELLS)}
     assert len(client.search_runs([experiment])) == 4

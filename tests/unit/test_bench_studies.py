@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.studies import study_rows
+import pytest
+
+from benchmarks.studies import _write_readme, study_rows
+from fedhash.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEP = """\
@@ -23,9 +26,11 @@ select: {{over: [round.learning.learning_rate], metric: {metric}}}
 HEAD = "partition,loss,round.learning.learning_rate,method,seed,query,target"
 
 
-def rows_of(folder: Path, metric: str, lines: list[str]) -> list[tuple[str, ...]]:
+def rows_of(
+    folder: Path, metric: str, lines: list[str], sweep: str = SWEEP
+) -> list[tuple[str, ...]]:
     study = CONFIGS / "study" / "ptbxl_sites.yaml"
-    (folder / "s.sweep.yaml").write_text(SWEEP.format(study=study, metric=metric))
+    (folder / "s.sweep.yaml").write_text(sweep.format(study=study, metric=metric))
     columns = f"{HEAD},map,chance_map,macro_map,chance_macro_map"
     (folder / "s.csv").write_text("\n".join([columns, *lines]) + "\n")
     return study_rows(folder / "s.sweep.yaml")
@@ -60,3 +65,38 @@ def test_a_figure_is_the_mean_over_directions_and_seeds_beside_the_first_column(
 def test_the_metric_is_the_one_that_was_chosen_by(tmp_path: Path) -> None:
     lines = lines_of("iid", "am", {0: (0.5, 0.7)})
     assert rows_of(tmp_path, "macro_map", lines)[1] == ("iid", "**0.900**", "", "", "0.800")
+
+
+def test_where_all_axes_are_searched_the_last_one_has_the_columns(tmp_path: Path) -> None:
+    everything = "[partition, loss, round.learning.learning_rate]"
+    sweep = SWEEP.replace("[round.learning.learning_rate]", everything)
+    lines = lines_of("iid", "am", {0: (0.5, 0.7)})
+    assert rows_of(tmp_path, "map", lines, sweep) == [
+        ("0.001", "chance"),
+        ("**0.600**", "0.250"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "has other columns than the sweep's, or no rows"),
+        (['"'], "is damaged"),
+        (["iid,am,0.001,federated,zero,image,image,1,1,1,1"], "is damaged"),
+        (lines_of("iid", "supcon", {0: (0.5, 0.7)}), "has loss supcon, which the grid has not"),
+    ],
+)
+def test_figures_of_another_sweep_or_damaged_ones_are_refused(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"s\.csv {message}.*; make it anew: make study STUDY="):
+        rows_of(tmp_path, "map", lines)
+
+
+def test_a_study_without_a_page_gets_one_with_a_place_for_each_sweep(tmp_path: Path) -> None:
+    rows_of(tmp_path, "map", lines_of("iid", "am", {0: (0.5, 0.7)}))
+    for _ in range(2):
+        _write_readme(tmp_path)
+        page = (tmp_path / "README.md").read_text()
+        assert page.startswith(f"# {tmp_path.name}\n\n<!-- table: s -->\n\n|")
+        assert page.count("0.600") == 1

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fedhash.agreement import Agreement
 from fedhash.data.study import InMemory, Study
-from fedhash.errors import DataError
+from fedhash.errors import ConfigurationError, DataError
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.settings import RoundSettings
@@ -111,6 +112,29 @@ def test_a_site_without_anybody_to_train_on_is_told() -> None:
     )
     with pytest.raises(DataError, match="none is left to train on; lower evaluation"):
         assign_roles(study, pool_of(30), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "place"),
+    [
+        (EvaluationSettings(groups=("sexx",)), "4: seed 0: evaluation.groups names 'sexx'"),
+        (EvaluationSettings(queries="val"), "3: seed 0: the split 'val' is empty"),
+    ],
+)
+def test_what_the_data_does_not_allow_has_its_line(
+    tmp_path: Path, evaluation: EvaluationSettings, place: str
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: s\nevaluation:\n  queries: val\n  groups: [sexx]\n")
+    study = study_with(evaluation=evaluation, splits=SplitFractions(val=0.0, test=0.2))
+    with pytest.raises(ConfigurationError, match=rf"study\.yaml:{place}"):
+        assign_roles(replace(study, file=file), pool_of(60, sex="female"), seed=0)
+
+
+@pytest.mark.parametrize("groups", [("sex", "sex"), ("finding",)])
+def test_groups_that_would_be_mixed_with_others_are_refused(groups: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"name each once|is a group of results"):
+        EvaluationSettings(groups=groups)
 
 
 def test_an_attribute_to_report_by_that_no_study_has_gets_the_nearest_name() -> None:

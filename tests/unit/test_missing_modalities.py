@@ -277,3 +277,24 @@ def test_runs_that_lack_different_modalities_are_not_compared(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"missing_modalities: shares=.* against None"):
         _check_same(runs, studies, [0])
     _check_same(runs[:1] * 2, studies[:1] * 2, [0])
+
+
+def test_runs_whose_partitions_take_a_modality_from_other_studies_are_not_compared(
+    tmp_path: Path,
+) -> None:
+    runs = [tmp_path / scheme for scheme in ("iid", "linear")]
+    for missing, refused in ((None, False), (shares(report=0.25), True)):
+        studies = [
+            phantom(
+                run / str(refused) / "data",
+                missing_modalities=missing,
+                partition=Partition.model_validate({"scheme": run.name, "sites": 4}),
+            )[0]
+            for run in runs
+        ]
+        folders = [run / str(refused) for run in runs]
+        if refused:
+            with pytest.raises(DataError, match=r"the database of seed 0: .* against "):
+                _check_same(folders, studies, [0])
+        else:
+            _check_same(folders, studies, [0])

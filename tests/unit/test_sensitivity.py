@@ -99,7 +99,7 @@ def test_the_command_tells_and_draws(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_there_is_told() -> None:
     done = CliRunner().invoke(app, ["audit", "sensitivity", "--loss", "triplet"])
     assert done.exit_code == 2
-    assert "there is no loss 'triplet', only anchor_margin, logistic" in done.stderr
+    assert "no loss 'triplet' is audited, only anchor_margin, logistic" in done.stderr
 
 
 def test_rounding_is_no_violation() -> None:

@@ -55,7 +55,10 @@ def test_a_method_without_a_figure_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"a,b\n1,2\n", b"method,seed\n", b"method,seed,round\nlocal,zero,1\n"],
+    [
+        *(b"", b"\xff\xfe", b"a,b\n1,2\n", b"method,seed\n", b"method,seed,round\nlocal,zero,1\n"),
+        f"{','.join(RESULT_COLUMNS)}\nlocal,{10**30},1,a,a,map,all,0.5,1\n".encode(),
+    ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "results.csv").write_bytes(content)

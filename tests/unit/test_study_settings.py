@@ -60,6 +60,10 @@ def problems(
         ("partition:\n  scheme: iid\n", '6: "partition.sites": the scheme iid needs'),
         ("partition:\n  scheme: shard\n  sites: 3\n", '6: "partition.shards_per_site": it'),
         ("partition:\n  scheme: iid\n  sites: 3\n  alpha: 1\n", '9: "partition.alpha": it belongs'),
+        (
+            "partition:\n  scheme: dirichlet\n  sites: 3\n  alpha: 1.0e+308\n",
+            '9: "partition.alpha" must be less than or equal to 1000000',
+        ),
         ("splits:\n  val: 0.5\n  test: 0.5\n", '8: "splits.test": val + test must leave'),
         ("splits:\n  val: 0.9\n", '6: "splits.test": val + test must leave'),
     ],
@@ -159,8 +163,10 @@ def test_findings_that_do_not_fit_the_bits_have_the_agreement_s_line(tmp_path: P
     (problem,) = problems(tmp_path, "agreement.code_bits=16", agreement=many)
     assert re.match(f"--set: {message}", problem)
     read_study(tmp_path / "study.yaml", ["agreement.code_bits=64"])
-    (problem,) = problems(tmp_path, agreement=f"{AGREEMENT}anchors_version: 2\n")
-    assert problem.startswith("agreement.yaml:4: anchors_version 2 is unknown")
+    own = "round.learning.normalisation_layers=own"
+    for changes in ((), (own,)):
+        (problem,) = problems(tmp_path, *changes, agreement=f"{AGREEMENT}anchors_version: 2\n")
+        assert problem.startswith("agreement.yaml:4: anchors_version 2 is unknown")
 
 
 def test_an_unknown_direction_has_its_line(tmp_path: Path) -> None:

@@ -202,6 +202,29 @@ def test_what_is_wrong_with_the_study_itself_keeps_its_own_line(tmp_path: Path) 
             "5: grid.methods sets methods, and the search of select sets methods; leave",
         ),
         (
+            f"seeds: [0, 0]\ngrid:\n{RATES}",
+            '3: "seeds": holds a seed twice; name each once',
+        ),
+        (
+            f"set: {{seeds: [5]}}\nseeds: [0, 1]\ngrid:\n{RATES}",
+            "3: set has seeds, and the sweep's key seeds says it for every point; leave one",
+        ),
+        (
+            f"set:\n  round.learning.learning_rate: 0.5\ngrid:\n{RATES}",
+            "4: set has round.learning.learning_rate, and grid.round.learning.learning_rate says",
+        ),
+        (
+            "set:\n  round.loss.name: csq\ngrid:\n  a: {x: {round.loss: {name: dpsh}}}\n",
+            "4: set has round.loss.name, and grid.a says it for every point; leave one",
+        ),
+        (
+            (
+                "set:\n  evaluation.queries: val\n"
+                "grid: {round.rounds: [3]}\nselect: {over: [round.rounds]}\n"
+            ),
+            "4: set has evaluation.queries, and select, which asks val and then test, says",
+        ),
+        (
             f"grid:\n{RATES}select: {{over: [round.learning.learning_rate], method: start}}\n",
             "5: select.method is start; the study runs local, federated, central",
         ),
@@ -217,6 +240,12 @@ def test_a_value_of_the_command_line_that_the_grid_sets_is_refused(tmp_path: Pat
     (told,) = problems(tmp_path, f"grid:\n{RATES}", "round.learning.learning_rate=0.5")
     assert told.startswith("sweep.yaml:4: grid.round.learning.learning_rate sets")
     assert "--set sets round.learning.learning_rate; leave one of them out" in told
+
+
+def test_a_split_of_the_command_line_that_a_search_would_not_ask_is_refused(tmp_path: Path) -> None:
+    select = "select:\n  over: [round.learning.learning_rate]\n"
+    (told,) = problems(tmp_path, f"grid:\n{RATES}{select}", "evaluation.queries=val")
+    assert told.startswith("sweep.yaml:5: --set sets evaluation.queries, and select asks val")
 
 
 def test_a_search_in_a_direction_that_is_not_asked_is_refused(tmp_path: Path) -> None:

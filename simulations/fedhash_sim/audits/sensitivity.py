@@ -46,7 +46,7 @@ def sensitivity(
         names = losses or list(AUDITED_LOSSES)
         if unknown := sorted(set(names) - set(AUDITED_LOSSES)):
             raise typer.BadParameter(
-                f"there is no loss {unknown[0]!r}, only {', '.join(AUDITED_LOSSES)}"
+                f"no loss {unknown[0]!r} is audited, only {', '.join(AUDITED_LOSSES)}"
             )
         found = [
             audit_sensitivity(name, patients=count, seed=seed)

@@ -104,7 +104,7 @@ class RunHistory:
                 else:
                     waiting.append(cell.path.name)
         configuration = [run / name for name in _CONFIGURATION if (run / name).is_file()]
-        texts = {path.name: path.read_text(encoding="utf-8") for path in configuration}
+        texts = {path.name: path.read_text("utf-8", "backslashreplace") for path in configuration}
         return cls(
             name=run.resolve().name,
             study=study.settings.name,
@@ -120,7 +120,7 @@ def _curves(cell: CellFolder) -> dict[str, Curve]:
     results = read_results(cell.path)
     curves = _curves_of_all(results)
     last = final_round(results)
-    groups = last[~last["group"].str.startswith(("all", "radius="))]
+    groups = last[last["group"].str.contains("=") & ~last["group"].str.startswith("radius=")]
     for row in groups.itertuples():
         kind, level = row.group.split("=", 1)
         name = _name(f"{row.metric} by {kind}", level, f"{row.query} to {row.target}")

@@ -4,7 +4,7 @@
    left as it is; one of a cell that still trained, or whose writing was interrupted, is deleted
    once its successor is there. So nothing is there twice.
 2. The run for the whole holds the configuration, and once the study is finished its pictures; they
-   replace those of an earlier export.
+   replace those of an earlier export, an interrupted one too.
 3. MLflow reports its use over the internet unless it is told not to; here it is told.
 
     >>> write_mlflow(RunHistory.read(Path("runs/demo")), "sqlite:///mlflow.db")
@@ -54,15 +54,15 @@ def write_mlflow(history: RunHistory, uri: str) -> str:
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(history.study)
         experiment = found.experiment_id if found else client.create_experiment(history.study)
-        whole, _ = _runs_of(client, experiment, f"{history.digest} run")
-        if not whole:
-            whole = [_new_run(client, experiment, history.name, {_TAG: f"{history.digest} run"})]
+        key = f"{history.digest} run"
+        earlier = [each for of in _runs_of(client, experiment, key) for each in of]
+        whole = earlier[0] if earlier else _new_run(client, experiment, history.name, {_TAG: key})
         for path in (*history.configuration, *history.pictures):
             folder = "plots" if path in history.pictures else None
-            client.log_artifact(whole[0], str(path), folder)
-        client.set_terminated(whole[0])
+            client.log_artifact(whole, str(path), folder)
+        client.set_terminated(whole)
         for cell in history.cells:
-            _write_cell(client, experiment, history, cell, whole[0])
+            _write_cell(client, experiment, history, cell, whole)
     return history.study
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from fedhash.errors import CheckpointError, ConfigurationError, Problem
@@ -36,7 +37,7 @@ def write_tensorboard(history: RunHistory, folder: Path) -> Path:
 
     Raises:
         ConfigurationError: TensorBoard is not installed.
-        CheckpointError: Something that is no event file is in the way.
+        CheckpointError: Something that is no event file is in the way, or a picture is damaged.
     """
     writer_type = _writer_type()
     target = folder / history.name
@@ -57,18 +58,27 @@ def write_tensorboard(history: RunHistory, folder: Path) -> Path:
                 writer.add_text("settings", "\n".join(["| key | value |", "|---|---|", *lines]))
         with writer_type(str(unfinished / "run")) as writer:
             for path in history.configuration:
-                text = path.read_text(encoding="utf-8")
+                text = path.read_text("utf-8", "backslashreplace")
                 writer.add_text(path.name, "".join(f"    {line}\n" for line in text.splitlines()))
             for path in history.pictures:
-                with Image.open(path) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                writer.add_image(path.stem, pixels, dataformats="HWC")
+                writer.add_image(path.stem, _pixels(path), dataformats="HWC")
         unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is no picture ({error}); draw it again: fedhash-sim report "
+            f"{path.parent.parent}"
+        ) from error
 
 
 def _writer_type() -> type[SummaryWriter]:

@@ -35,9 +35,7 @@ def draw_sweep(out: Path, settings: SweepSettings, rows: Sequence[SweepRow]) -> 
         settings: The sweep file.
         rows: Those of the test, or all where nothing is chosen.
     """
-    searched = () if settings.select is None else settings.select.over
-    axes = [axis for axis in settings.grid if axis not in searched]
-    along = axes[-1] if axes else list(settings.grid)[-1]
+    axes = settings.asked_axes
     metric = "macro_map" if settings.select is None else settings.select.metric
     panels: defaultdict[tuple[str, str], list[SweepRow]] = defaultdict(list)
     for row in rows:
@@ -45,7 +43,7 @@ def draw_sweep(out: Path, settings: SweepSettings, rows: Sequence[SweepRow]) -> 
     with mpl.rc_context(PLOT_STYLE):
         figure, drawn = panel_grid(len(panels), width=4.0, height=3.0)
         for axis, ((query, target), of_direction) in zip(drawn, panels.items(), strict=True):
-            _draw_direction(axis, settings, of_direction, axes, along, metric)
+            _draw_direction(axis, settings, of_direction, axes, metric)
             axis.set_title(f"{query} → {target}")
             axis.set_ylabel(METRICS[metric])
         figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
@@ -58,16 +56,16 @@ def _draw_direction(
     settings: SweepSettings,
     rows: Sequence[SweepRow],
     axes: Sequence[str],
-    along: str,
     metric: str,
 ) -> None:
+    *beside, along = axes
     choices = [name for name, _ in settings.choices(along)]
     numbers = _numbers(choices)
     place_of = dict(zip(choices, numbers or range(len(choices)), strict=True))
     lines: defaultdict[str, list[SweepRow]] = defaultdict(list)
     several_methods = len({row.method for row in rows}) > 1
     for row in rows:
-        others = [row.point.choices[each] for each in axes if each != along]
+        others = [row.point.choices[each] for each in beside]
         label = ", ".join([*others, *([row.method] if several_methods else [])])
         lines[label or row.method].append(row)
     for number, (label, line) in enumerate(lines.items()):

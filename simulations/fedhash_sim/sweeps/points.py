@@ -141,6 +141,7 @@ def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tup
                 for other, who in taken.items()
                 if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
             ]
+    faults += _in_vain(settings, choices, changes)
     count = prod(map(len, choices.values()))
     if count > _MOST_POINTS:
         faults.append((("grid",), f"grid has {count} points; at most {_MOST_POINTS} are run"))
@@ -150,6 +151,36 @@ def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tup
                 f"select.over has {axis}, no axis of grid; {did_you_mean(axis, settings.grid)}"
             )
             faults.append((("select", "over", place_in_list), message))
+    return faults
+
+
+def _in_vain(
+    settings: SweepSettings,
+    choices: Mapping[str, Sequence[tuple[str, Mapping[str, JsonValue]]]],
+    changes: Sequence[str],
+) -> list[tuple[KeyPath, str]]:
+    """What is set and holds for no point, because something else always wins."""
+    winners = {
+        key: f"grid.{axis}"
+        for axis, of in choices.items()
+        for key in of[0][1]
+        if all(key in each for _, each in of)
+    }
+    if settings.seeds is not None:
+        winners["seeds"] = "the sweep's key seeds"
+    if settings.select is not None:
+        winners["evaluation.queries"] = "select, which asks val and then test,"
+    faults: list[tuple[KeyPath, str]] = [
+        (("set", key), f"set has {key}, and {who} says it for every point; leave one of them out")
+        for key in settings.set
+        for winner, who in winners.items()
+        if f"{key}.".startswith(f"{winner}.")
+    ]
+    if settings.select is not None and any(
+        each.partition("=")[0] == "evaluation.queries" for each in changes
+    ):
+        message = "--set sets evaluation.queries, and select asks val and then test; leave it out"
+        faults.append((("select",), message))
     return faults
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from fedhash.configuration import Settings
 from fedhash_sim.settings import Direction, Method
@@ -28,7 +28,17 @@ from fedhash_sim.settings import Direction, Method
 __all__ = ["Metric", "Select", "SweepSettings", "written"]
 
 Metric = Literal["map", "macro_map"]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("holds a seed twice; name each once")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)
+]
 
 
 class Select(Settings):
@@ -77,6 +87,12 @@ class SweepSettings(Settings):
     grid: dict[str, Values | Bundles] = Field(min_length=1)
     seeds: Seeds | None = None
     select: Select | None = None
+
+    @property
+    def asked_axes(self) -> tuple[str, ...]:
+        """Axes that are not searched; the last one where all are."""
+        searched = () if self.select is None else self.select.over
+        return tuple(axis for axis in self.grid if axis not in searched) or tuple(self.grid)[-1:]
 
     def choices(self, axis: str) -> list[tuple[str, Mapping[str, JsonValue]]]:
         """Each choice of an axis as the tables write it, with the settings that it changes."""
