@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.studies import _write_readme, study_rows
 from fedhash.errors import DataError
+from fedhash_sim.sweeps.points import read_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEP = """\
@@ -100,3 +101,19 @@ def test_a_study_without_a_page_gets_one_with_a_place_for_each_sweep(tmp_path: P
         page = (tmp_path / "README.md").read_text()
         assert page.startswith(f"# {tmp_path.name}\n\n<!-- table: s -->\n\n|")
         assert page.count("0.600") == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if "main_comparison" in path.parts else [])
+        for path in sorted((CONFIGS.parent / "simulations/studies").glob("*/*.sweep.yaml"))
+    ],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_every_study_of_the_project_can_be_read_and_has_a_table(path: Path) -> None:
+    sweep = read_sweep(path)
+    assert sweep.points
+    assert bool(sweep.tests) == (sweep.settings.select is not None)
+    marker = f"<!-- table: {path.name.removesuffix('.sweep.yaml')} -->"
+    assert marker in (path.parent / "README.md").read_text(encoding="utf-8")
