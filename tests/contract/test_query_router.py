@@ -678,6 +678,7 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
 
 
+@pytest.mark.slow
 def test_killed_processes_cost_what_they_held_and_no_more(place: Place) -> None:
     port, health = free_port(), free_port()
     place.folder.settings_file.write_text(
