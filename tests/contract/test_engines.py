@@ -81,7 +81,7 @@ def expected() -> RoundCoordinator:
     return coordinator
 
 
-@pytest.mark.parametrize("with_engine", ENGINES)
+@pytest.mark.parametrize("with_engine", SELDOM)
 def test_an_engine_keeps_its_promises(
     with_engine: Callable[[Callable[[Engine], None], Blueprints], None],
     expected: RoundCoordinator,

@@ -94,6 +94,7 @@ def test_both_directions_of_all_seeds_are_told(paired: Path, tmp_path: Path) -> 
     assert max(each["macro_auroc"] for each in told["probes"]) > 0.6
 
 
+@pytest.mark.slow
 def test_the_table_has_intervals_for_one_seed_and_deviations_for_two(paired: Path) -> None:
     one = run("audit", "linkage", paired, "--pool", 10, "--seed", 1)
     assert "image → report, 1 seed, 95 % intervals" in one
@@ -103,6 +104,7 @@ def test_the_table_has_intervals_for_one_seed_and_deviations_for_two(paired: Pat
     assert run("audit", "linkage", paired, "--pool", 10, "--seed", 1) == one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["contrastive", "private"])
 def test_runs_of_other_losses_and_private_ones_are_audited_alike(
     kind: str, paired_study: Path, tmp_path: Path

@@ -89,6 +89,7 @@ def test_the_report_says_how_the_sums_were_made(study_file: Path, tmp_path: Path
     assert read_sums(tmp_path / "plain").empty
 
 
+@pytest.mark.slow
 def test_the_report_tells_the_aggregation_of_the_federated_method(
     study_file: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     bench_quality.main()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_version_stops_its_study_alone(
     studies: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

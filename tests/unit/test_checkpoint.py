@@ -234,6 +234,7 @@ def test_a_power_cut_at_any_file_operation_changes_nothing(
     assert cuts > 3 * 3 * 3  # rounds x (sites + coordinator) x (two syncs and a rename)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_model_of_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at random moments, several times, with real training in a process of its own."""
     expected = run_small_federation(tmp_path / "never-killed")

@@ -319,7 +319,7 @@ def runs(draw: st.DrawFn) -> Run:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("part", range(4))  # so that several cores share the runs
-@settings(max_examples=int(os.environ.get("FEDHASH_PROTOCOL_RUNS", "200")) // 4)
+@settings(max_examples=int(os.environ.get("FEDHASH_PROTOCOL_RUNS", "100")) // 4)
 @given(run=runs())
 def test_the_exact_sum_or_a_typed_failure(part: int, run: Run) -> None:
     with graph_of(run.sparse):
