@@ -1,8 +1,9 @@
 """What a sweep found as one picture: figures along the last axis of the grid not searched.
 
 One panel a direction, one line for each method under each combination of the other axes, mean and
-standard deviation over the seeds; chance is dashed. Numbers stand where they belong on the axis,
-on a logarithmic one where they span more than a decade, and names in the order of the grid.
+standard deviation over the seeds; chance, the mean over the lines, is dashed. Numbers stand where
+they belong on the axis, on a logarithmic one where they span more than a decade, and names in the
+order of the grid.
 
 >>> draw_sweep(Path("runs/losses"), sweep.settings, sweep_rows(Path("runs/losses"), points))
 """
@@ -13,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -80,9 +82,18 @@ def _draw_direction(
             linestyle="-" if numbers else "none",
             label=label,
         )
-    chance = {place_of[row.point.choices[along]]: row.chance[metric].mean for row in rows}
-    at, level = zip(*sorted(chance.items()), strict=True)
-    axis.plot(at, level, color="#6b7280", linestyle="--", linewidth=1.2, label="chance")
+    chance: defaultdict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        chance[place_of[row.point.choices[along]]].append(row.chance[metric].mean)
+    at = sorted(chance)
+    axis.plot(
+        at,
+        [fmean(chance[each]) for each in at],
+        color="#6b7280",
+        linestyle="--",
+        linewidth=1.2,
+        label="chance",
+    )
     if numbers and min(numbers) > 0 and max(numbers) > _DECADE * min(numbers):
         axis.set_xscale("log")
     axis.set_xticks(list(place_of.values()), choices, rotation=0 if numbers else 40)
