@@ -41,6 +41,7 @@ from benchmarks.rows import (
     sim_goal_rows,
     sim_rows,
 )
+from benchmarks.study_tables import comparison_rows
 from fedhash.errors import DataError, FedhashError
 
 __all__ = ["main", "with_tables"]
@@ -53,6 +54,7 @@ MARGINS, ROUTER, SIM = BENCH / "margins.csv", BENCH / "router.csv", BENCH / "sim
 SECAGG, SECAGG_STUDIES = BENCH / "secagg.csv", BENCH / "secagg-studies.csv"
 CURVE, LINKAGE = BENCH / "privacy-curve.csv", BENCH / "privacy-linkage.csv"
 NETWORK = BENCH / "network.csv"
+COMPARISON = Path("simulations/studies/main_comparison")
 AUDITS, THROUGHPUT = BENCH / "privacy-audits.csv", BENCH / "privacy-throughput.csv"
 TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     "quality": (QUALITY, lambda: quality_rows(read_figures(QUALITY, SeededFigure))),
@@ -91,6 +93,7 @@ TABLES: dict[str, tuple[Path, Callable[[], Rows]]] = {
     ),
     "network": (NETWORK, lambda: network_rows(read_figures(NETWORK, Figure))),
     "network-goals": (NETWORK, lambda: network_goal_rows(read_figures(NETWORK, Figure))),
+    "main-comparison": (COMPARISON, lambda: comparison_rows(COMPARISON)),
     "demo": (DEMO, lambda: demo_rows(read_figures(DEMO, Figure))),
 }
 _MARKER = re.compile(r"^<!-- (?:table: (?P<name>[\w-]+)|end) -->", re.MULTILINE)
@@ -119,7 +122,7 @@ def _changed_documents() -> dict[Path, str]:
     """New texts of the documents that are not up to date."""
     tables: dict[str, str | None] = {}
     for name, (path, rows) in TABLES.items():
-        if path.is_file():
+        if path.exists():
             tables[name] = as_markdown(rows())
         else:
             tables[name] = None

@@ -59,6 +59,7 @@ __all__ = [
     "read_rounds",
     "read_sums",
     "spread",
+    "with_worst_finding",
 ]
 
 RESULT_COLUMNS = (
@@ -333,6 +334,24 @@ def final_round(results: pd.DataFrame) -> pd.DataFrame:
     """Only the rows of each method's last evaluated round."""
     last = results.groupby(["method", "seed"])["round"].transform("max")
     return results[results["round"] == last]
+
+
+def with_worst_finding(results: pd.DataFrame) -> pd.DataFrame:
+    """With `worst_map`: of each model in each direction the mAP of the finding that has the least.
+
+    `worst_chance_map` is the level of chance of that same finding.
+    """
+    model = ["method", "seed", "round", "query", "target"]
+    of_findings = results[results["group"].str.startswith("finding=")]
+    figures = of_findings[of_findings["metric"] == "map"].dropna(subset="value")
+    worst = figures.loc[figures.groupby(model, sort=False)["value"].idxmin()]
+    chance = of_findings[of_findings["metric"] == "chance_map"]
+    chance = chance.merge(worst[[*model, "group"]], on=[*model, "group"])
+    added = [
+        each.assign(metric=metric, group="all")
+        for metric, each in (("worst_map", worst), ("worst_chance_map", chance))
+    ]
+    return pd.concat([results, *added], ignore_index=True)
 
 
 def main_table(results: pd.DataFrame, metric: str = "map") -> list[MainRow]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import _write_readme, study_rows
+from benchmarks.studies import _write_readme
+from benchmarks.study_tables import METRICS, comparison_rows, study_rows
 from fedhash.errors import DataError
 from fedhash_sim.sweeps.points import read_sweep
 
@@ -32,15 +33,15 @@ def rows_of(
 ) -> list[tuple[str, ...]]:
     study = CONFIGS / "study" / "ptbxl_sites.yaml"
     (folder / "s.sweep.yaml").write_text(sweep.format(study=study, metric=metric))
-    columns = f"{HEAD},map,chance_map,macro_map,chance_macro_map"
+    columns = f"{HEAD},{','.join(METRICS)}"
     (folder / "s.csv").write_text("\n".join([columns, *lines]) + "\n")
     return study_rows(folder / "s.sweep.yaml")
 
 
 def lines_of(partition: str, loss: str, values: dict[int, tuple[float, float]]) -> list[str]:
-    """Two directions of each seed; the other metric has figures that must not be read."""
+    """Two directions of each seed; the other metrics have figures that must not be read."""
     return [
-        f"{partition},{loss},0.001,federated,{seed},image,{target},{value},0.25,0.9,0.8"
+        f"{partition},{loss},0.001,federated,{seed},image,{target},{value},0.9,0.7,0.25,0.8,0.6"
         for seed, both in values.items()
         for target, value in zip(("image", "report"), both, strict=True)
     ]
@@ -68,6 +69,35 @@ def test_the_metric_is_the_one_that_was_chosen_by(tmp_path: Path) -> None:
     assert rows_of(tmp_path, "macro_map", lines)[1] == ("iid", "**0.900**", "", "", "0.800")
 
 
+def test_the_finding_that_is_found_worst_has_a_table_of_its_own(tmp_path: Path) -> None:
+    rows_of(tmp_path, "map", lines_of("iid", "am", {0: (0.5, 0.7)}))
+    (tmp_path / "README.md").write_text("<!-- table: s-worst -->\n<!-- end -->\n")
+    _write_readme(tmp_path)
+    assert "| iid | **0.700** |  |  | 0.600 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_comparison_names_the_strongest_other_loss_of_every_line(tmp_path: Path) -> None:
+    sweep = SWEEP.replace(
+        "    csq:", "    am 0.05: {{round.loss: {{name: anchor_margin}}}}\n    csq:"
+    )
+    lines = [
+        *lines_of("iid", "am", {0: (0.5, 0.7), 1: (0.4, 0.6), 2: (0.6, 0.8)}),
+        *lines_of("iid", "am 0.05", {0: (0.6, 0.8), 1: (0.5, 0.71), 2: (0.7, 0.9)}),
+        *lines_of("iid", "csq", {0: (0.4, 0.6), 1: (0.3, 0.51), 2: (0.5, 0.7)}),
+        *lines_of("iid", "sadh", {0: (0.3, 0.3), 1: (0.2, 0.2), 2: (0.3, 0.3)}),
+        *lines_of("natural", "am", {0: (0.1, 0.1), 1: (0.2, 0.2), 2: (0.3, 0.3)}),
+        *lines_of("natural", "csq", {0: (0.3, 0.3), 1: (0.4, 0.41), 2: (0.5, 0.5)}),
+    ]
+    rows_of(tmp_path, "map", lines, sweep)
+    (tmp_path / "t.sweep.yaml").write_text((tmp_path / "s.sweep.yaml").read_text())  # not run
+    ours = ("0.600 ± 0.100", "**0.702 ± 0.098 ▲**")
+    assert comparison_rows(tmp_path) == [
+        ("set", "partition", "am", "am 0.05", "strongest other", "", "chance"),
+        ("s", "iid", *ours, "csq", "0.502 ± 0.098 ▼", "0.250"),
+        ("s", "natural", "0.200 ± 0.100", "", "csq", "**0.402 ± 0.100 ▲**", "0.250"),
+    ]
+
+
 def test_where_all_axes_are_searched_the_last_one_has_the_columns(tmp_path: Path) -> None:
     everything = "[partition, loss, round.learning.learning_rate]"
     sweep = SWEEP.replace("[round.learning.learning_rate]", everything)
@@ -83,7 +113,7 @@ def test_where_all_axes_are_searched_the_last_one_has_the_columns(tmp_path: Path
     [
         ([], "has other columns than the sweep's, or no rows"),
         (['"'], "is damaged"),
-        (["iid,am,0.001,federated,zero,image,image,1,1,1,1"], "is damaged"),
+        (["iid,am,0.001,federated,zero,image,image,1,1,1,1,1,1"], "is damaged"),
         (lines_of("iid", "supcon", {0: (0.5, 0.7)}), "has loss supcon, which the grid has not"),
     ],
 )

@@ -116,6 +116,9 @@ def test_covid(written: Callable[..., Written]) -> None:
     }
     assert attribute(manifest, "modality") == {"X-ray": 100, "CT": 49}
     assert len(attribute(manifest, "site")) == 38
+    countries = attribute(manifest, "country")
+    assert len(countries) == 17
+    assert countries["unknown"] == attribute(manifest, "site")["unknown"]
     assert sum("bacterial_pneumonia" in study.uncertain for study in manifest.studies) == 11
     assert len({study.contents["report"].load() for study in manifest.studies}) == 120
 

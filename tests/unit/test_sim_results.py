@@ -22,6 +22,7 @@ from fedhash_sim.results import (
     read_partition,
     read_results,
     read_rounds,
+    with_worst_finding,
 )
 from fedhash_sim.run_folder import RunFolder, file_name, write_table
 
@@ -51,6 +52,31 @@ def test_a_method_without_a_figure_says_so(tmp_path: Path) -> None:
     assert json.dumps(row.methods["local"].as_json(), allow_nan=False) == (
         '{"mean": null, "sd": null, "seeds": 0}'
     )
+
+
+def test_the_worst_finding_is_each_models_own_beside_its_own_chance(tmp_path: Path) -> None:
+    of_findings = {  # method: finding: mAP, chance
+        "central": {"nodule": (0.4, 0.1), "fracture": (0.3, 0.2), "absent": ("", "")},
+        "local": {"nodule": (0.2, 0.1), "fracture": (0.25, 0.2)},
+    }
+    rows = [
+        (method, 0, 4, "image", "report", metric, f"finding={finding}", value, 3)
+        for method, findings in of_findings.items()
+        for finding, both in findings.items()
+        for metric, value in zip(("map", "chance_map"), both, strict=True)
+    ]
+    rows.append(result("map", 0.1))  # over all findings
+    write_table(tmp_path / "results.csv", RESULT_COLUMNS, rows)
+    table = with_worst_finding(read_results(tmp_path))
+    assert len(table) == len(rows) + 4
+    told = table[table["metric"].isin(["worst_map", "worst_chance_map"])]
+    assert set(told["group"]) == {"all"}
+    assert told.set_index(["method", "metric"])["value"].to_dict() == {
+        ("central", "worst_map"): 0.3,
+        ("central", "worst_chance_map"): 0.2,
+        ("local", "worst_map"): 0.2,
+        ("local", "worst_chance_map"): 0.1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ class CovidCxr(Recipe):
                 },
                 attributes={
                     "site": row["location"] or "unknown",
+                    "country": row["location"].rpartition(", ")[2] or "unknown",
                     "modality": row["modality"],
                     "view": row["view"],
                     "sex": _SEX[row["sex"]],

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhash_sim.results import Spread, final_round, main_table, read_results
+from fedhash_sim.results import (
+    Spread,
+    final_round,
+    main_table,
+    read_results,
+    with_worst_finding,
+)
 from fedhash_sim.run_folder import explained, write_table
 from fedhash_sim.sweeps.choice import Winner
 from fedhash_sim.sweeps.points import COLUMNS, Point
@@ -24,7 +30,11 @@ from fedhash_sim.sweeps.settings import SweepSettings
 
 __all__ = ["METRICS", "SweepRow", "sweep_rows", "write_tables"]
 
-METRICS = {"map": "mAP", "macro_map": "mAP, mean over findings"}
+METRICS = {
+    "map": "mAP",
+    "macro_map": "mAP, mean over findings",
+    "worst_map": "mAP of the worst finding",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class SweepRow:
         method: One of its study's.
         query: Modality that asks.
         target: Modality that is searched.
-        figures: map and macro_map over the seeds.
-        chance: The level of chance of both.
+        figures: map, macro_map and worst_map over the seeds.
+        chance: The level of chance of each.
     """
 
     point: Point
@@ -69,19 +79,23 @@ def sweep_rows(out: Path, points: Sequence[Point]) -> list[SweepRow]:
     """
     rows = []
     for point in points:
-        results = read_results(out / point.name)
-        tables = {metric: main_table(results, metric) for metric in METRICS}
+        results = with_worst_finding(read_results(out / point.name))
+        methods = point.study.settings.methods
+        of_methods = [  # each alone: another's worst finding has another level of chance
+            zip(*(main_table(results[results["method"] == each], m) for m in METRICS), strict=True)
+            for each in methods
+        ]
         rows += [
             SweepRow(
                 point,
                 method,
-                of_direction[0].query,
-                of_direction[0].target,
-                {each.metric: each.methods[method] for each in of_direction},
-                {each.metric: each.chance for each in of_direction},
+                figures[0].query,
+                figures[0].target,
+                {each.metric: each.methods[method] for each in figures},
+                {each.metric: each.chance for each in figures},
             )
-            for of_direction in zip(*tables.values(), strict=True)
-            for method in point.study.settings.methods
+            for of_direction in zip(*of_methods, strict=True)
+            for method, figures in zip(methods, of_direction, strict=True)
         ]
     return rows
 
@@ -111,7 +125,7 @@ def write_tables(
 
 
 def _csv_rows(out: Path, point: Point, axes: Sequence[str]) -> Iterator[Sequence[object]]:
-    results = final_round(read_results(out / point.name))
+    results = final_round(with_worst_finding(read_results(out / point.name)))
     choices = [point.choices[axis] for axis in axes]
     for row in results[results["group"] == "all"].itertuples():
         figure = (row.query, row.target, row.metric, f"{row.value:.6f}", row.count)
