@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
 from fedhash.rounds.margin_schedule import MarginScheduleSettings
 from fedhash.rounds.run import run_rounds
 from fedhash.rounds.settings import RoundSettings
-from fedhash_sim.engines import vectorised
+from fedhash_sim.engines import summed_step
 from fedhash_sim.engines.inprocess import InProcessEngine
+from fedhash_sim.engines.site_batches import SiteBatches
 from fedhash_sim.engines.vectorised import VectorisedSites
 
 SGD = {"optimiser": "sgd", "learning_rate": 0.5, "control_variates": False}
@@ -42,6 +44,9 @@ CASES: dict[str, RoundSettings] = {
     "one step of sgd": round_settings(
         learning=SGD | {"local_steps": 1, "weight_decay": 0.1, "proximal_weight": 0.2},
         weighting="patients",
+    ),
+    "one step of sgd over all patients": round_settings(
+        learning=SGD | {"local_steps": 1, "batch_patients": 5}, weighting="patients"
     ),
     "momentum and weight decay": round_settings(
         learning=SGD | {"momentum": 0.5, "weight_decay": 0.1}
@@ -88,7 +93,8 @@ def test_a_run_equals_that_of_the_sites_own_code(
     case: str, sites_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = model_and_layout()[1].size
-    monkeypatch.setattr(vectorised, "_SITES_A_BATCH", sites_at_once)
+    monkeypatch.setattr(summed_step, "_SITES_AT_ONCE", sites_at_once)
+    monkeypatch.setattr(summed_step, "_ROWS_AT_ONCE", 5 * sites_at_once)
     expected = new_coordinator(CASES[case])
     run_rounds(expected, InProcessEngine([site_agent(site) for site in SITES]))
     at_once = {"parameters_at_once": sites_at_once * size}
@@ -103,6 +109,22 @@ def test_a_run_equals_that_of_the_sites_own_code(
         assert record.weight == other.weight
         assert record.sites == other.sites
         assert record.mean_loss == pytest.approx(other.mean_loss, abs=2e-5)
+
+
+def test_a_step_is_drawn_unless_it_takes_every_study() -> None:
+    def repeated(site: str) -> list[Study]:
+        return [replace(each, patient_id=f"{site}-patient") for each in site_studies(site)]
+
+    plan, model = run_plan(round_settings()), build_model(MODEL, AGREEMENT.code_bits, seed=0)
+    batches = SiteBatches(plan, model, prepared(), seed=7)
+    weights = batches.whole_step(patients=5)
+    assert weights is not None
+    patients = [len(site.patients) for site in batches.sites]
+    assert patients == [3, 4, 5]
+    expected = np.repeat([site.weight for site in batches.sites], patients)
+    np.testing.assert_allclose(weights, expected / np.repeat(patients, patients))
+    assert batches.whole_step(patients=4) is None
+    assert SiteBatches(plan, model, prepared(repeated), seed=7).whole_step(patients=5) is None
 
 
 def test_layers_that_stay_are_those_of_the_sites_own_code(tmp_path: Path) -> None:

@@ -100,16 +100,29 @@ class SiteBatches:
                 ),
             )
 
-    def mean_losses(
+    def whole_step(self, patients: int) -> Float32[torch.Tensor, " N"] | None:
+        """How much each study counts in the sum of all sites' first steps.
+
+        None where that has to be drawn: not every step takes all of a site's patients, or a patient
+        has several studies.
+        """
+        if any(
+            len(site.patients) > patients or any(len(rows) > 1 for rows in site.patients)
+            for site in self.sites
+        ):
+            return None
+        counts = torch.tensor([len(site.patients) for site in self.sites])
+        return (torch.tensor([site.weight for site in self.sites]) / counts).repeat_interleave(
+            counts
+        )
+
+    def losses(
         self,
         loss: Loss,
         outputs: Mapping[str, Float32[torch.Tensor, "N b"]],
-        rows: Int64[torch.Tensor, "S B"],
-        weights: Float32[torch.Tensor, "S B"],
+        rows: Int64[torch.Tensor, " N"] | slice,
         margins: Margins,
-    ) -> Float32[torch.Tensor, " S"]:
-        """Each site's mean loss of a step, of the outputs of its rows one site after another."""
-        every = rows.reshape(-1)
-        present = {modality: each[every] for modality, each in self._present.items()}
-        terms = loss(outputs, present, self._labels[every], margins)
-        return (terms.reshape(rows.shape) * weights).sum(dim=1)
+    ) -> Float32[torch.Tensor, " N"]:
+        """The loss of each row, of its outputs."""
+        present = {modality: each[rows] for modality, each in self._present.items()}
+        return loss(outputs, present, self._labels[rows], margins)

@@ -13,7 +13,7 @@
 5. What a site carries from round to round is kept for all in one file a round, written before the
    round counts (`fedhash_sim.engines.carried_rows`).
 6. Where every site takes one plain step of SGD from the same model, the sum of the steps is the
-   step of the sum: one ordinary backward pass, without a row of parameters for each site.
+   step of the sum (`fedhash_sim.engines.summed_step`), without a row of parameters for each site.
 7. Layers that stay at their site (`fedhash.learning.own_layers`) start from a row a site and add
    nothing to the sum.
 8. What needs a site's own half is refused by `unfit`: privacy, secure sums, margin statistics,
@@ -37,7 +37,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from torch import nn
 
 from fedhash.agreement import Agreement
@@ -45,13 +45,11 @@ from fedhash.errors import ModelError, ProtocolError
 from fedhash.learning.local_training import (
     CONTROL,
     FIRST_MOMENT,
-    learning_rate_of,
     local_optimiser,
     planned_steps,
 )
 from fedhash.learning.losses import LOSSES, build_loss
 from fedhash.learning.own_layers import OWN_LAYERS, own_places
-from fedhash.learning.settings import LearningSettings
 from fedhash.models.anchors import Anchors
 from fedhash.models.hash_model import build_model
 from fedhash.models.layout import Layout
@@ -73,10 +71,9 @@ from fedhash_sim.engines.carried_rows import (
 )
 from fedhash_sim.engines.site_batches import BatchedSite, SiteBatches
 from fedhash_sim.engines.stacked_towers import StackedTowers
+from fedhash_sim.engines.summed_step import SummedStep, finite_total, is_one_step
 
 __all__ = ["VectorisedSites", "unfit"]
-
-_SITES_A_BATCH = 256  # of one step
 
 
 def unfit(settings: RoundSettings) -> str | None:
@@ -158,6 +155,7 @@ class VectorisedSites:
         ]
         self._memory = CarriedRows(folder, plan, self._layout, self._own)
         self._batches = SiteBatches(plan, self._model, studies, seed)
+        self._summed_step = SummedStep(plan, self._model, self._loss, self._batches)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -198,8 +196,8 @@ class VectorisedSites:
         steps_of = [
             min(planned_steps(len(site.patients), learning), self._most_steps) for site in sites
         ]
-        if _is_one_step(learning) and set(steps_of) == {1}:
-            return Aggregate(self._one_step(request), weight)
+        if is_one_step(learning) and set(steps_of) == {1}:
+            return Aggregate(self._summed_step.total(request), weight)
         first = self._layout.split(request.model)
         sums = {name: torch.zeros(length) for name, length in request.blocks.items()}
         following = {name: np.empty_like(array) for name, array in carried.items()}
@@ -211,38 +209,11 @@ class VectorisedSites:
             )
             for name, array in self._train(request, first, group, sums).items():
                 following[name][rows] = array
-        total = _finite(torch.cat([sums[name] for name in request.blocks]), request)
+        total = finite_total(
+            torch.cat([sums[name] for name in request.blocks]), request.round_number
+        )
         self._memory.keep(request.round_number, following, counted)
         return Aggregate(total, weight)
-
-    def _one_step(self, request: TrainRequest) -> Float64[np.ndarray, " D"]:
-        """The sum of replies whose updates are one step of SGD each: that of one weighted batch."""
-        settings = self._plan.settings
-        rate = learning_rate_of(settings.learning, request.round_number, settings.rounds)
-        self._layout.load(self._model, request.model)
-        self._model.zero_grad()
-        every = self._batches.sites
-        loss, weight = torch.zeros(()), sum(site.weight for site in every)
-        for start in range(0, len(every), _SITES_A_BATCH):
-            group = _Group(every[start : start + _SITES_A_BATCH], 1, {})
-            ((rows, row_weights),) = self._steps(request, group)
-            outputs = {
-                modality: self._model.encode(modality, inputs[rows.reshape(-1)])
-                for modality, inputs in self._batches.inputs.items()
-            }
-            mean_losses = self._batches.mean_losses(
-                self._loss, outputs, rows, row_weights, request.margins
-            )
-            weighted = group.weights @ mean_losses
-            weighted.backward()  # type: ignore[no-untyped-call]
-            loss += weighted.detach()
-        gradients = [
-            torch.zeros_like(each) if each.grad is None else each.grad
-            for each in self._model.parameters()
-        ]
-        update = torch.cat([each.reshape(-1) for each in gradients])
-        update += settings.learning.weight_decay * weight * torch.from_numpy(request.model)
-        return _finite(torch.cat([-rate * update, loss[None]]), request)
 
     def _train(
         self,
@@ -352,7 +323,8 @@ class VectorisedSites:
         for modality, inputs in self._batches.inputs.items():
             batch = inputs[rows.reshape(-1)].reshape(*rows.shape, *inputs.shape[1:])
             outputs[modality] = self._towers.encode(modality, parameters, batch).flatten(0, 1)
-        return self._batches.mean_losses(self._loss, outputs, rows, weights, request.margins)
+        losses = self._batches.losses(self._loss, outputs, rows.reshape(-1), request.margins)
+        return (losses.reshape(rows.shape) * weights).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -375,26 +347,6 @@ def _alike(steps_of: Sequence[int], most: int) -> Iterator[list[int]]:
     for _, same in groupby(by_steps, key=steps_of.__getitem__):
         while rows := list(islice(same, most)):
             yield rows
-
-
-def _is_one_step(learning: LearningSettings) -> bool:
-    """Whether an update is linear in the gradient, and nothing needs a site's own gradient."""
-    return (
-        learning.optimiser == "sgd"
-        and learning.momentum == 0
-        and learning.gradient_clip_norm is None
-        and not learning.control_variates
-        and learning.normalisation_layers == "averaged"
-    )
-
-
-def _finite(total: Float32[torch.Tensor, " D"], request: TrainRequest) -> Float64[np.ndarray, " D"]:
-    if not torch.isfinite(total).all():
-        raise ProtocolError(
-            f"the training of round {request.round_number} left the finite numbers; lower "
-            "learning_rate or set gradient_clip_norm"
-        )
-    return total.double().numpy()
 
 
 def _clip_each(parameters: Sequence[nn.Parameter], largest_norm: float) -> None:
