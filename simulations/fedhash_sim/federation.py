@@ -11,6 +11,7 @@ so a round that a killed run had begun is counted again when it goes on.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,9 +51,11 @@ from fedhash.secagg.outlook import sum_outlook
 from fedhash.secagg.site import SecureSiteAggregation
 from fedhash_sim.engines.inprocess import InProcessEngine
 from fedhash_sim.engines.vectorised import VectorisedSites
-from fedhash_sim.run_folder import file_name
+from fedhash_sim.run_folder import explained, file_name
 
 __all__ = ["Federation", "Outcome", "simulated_identity", "train_federation", "untrained"]
+
+_ROUNDS = "rounds"  # where sites keep what they carry from round to round
 
 
 def simulated_identity(seed: int, site: str) -> SiteIdentity:
@@ -239,7 +242,7 @@ def train_federation(
     at_once = None
     if engine == "vectorised":
         at_once = VectorisedSites(
-            plan, federation.agreement, federation.studies, federation.seed, sites
+            plan, federation.agreement, federation.studies, federation.seed, sites / _ROUNDS
         )
         coordinator = RoundCoordinator(plan, federation.agreement, state, at_once)
     else:
@@ -292,11 +295,16 @@ def train_federation(
     if state.audit_head != START or checkpoints.margin_audit.exists():
         log = read_audit_log(checkpoints.margin_audit, noted=state.audit_head)
         steps = verify_margin_audit(log, federation.agreement).entries
-    return Outcome(federation, vector, models(), state.margins, state.records, spent, steps)
+    outcome = Outcome(federation, vector, models(), state.margins, state.records, spent, steps)
+    # several times the model's size a site, for which only a further round would ask
+    if not own.any() and (sites / _ROUNDS).exists():
+        with explained(sites):
+            shutil.rmtree(sites / _ROUNDS)
+    return outcome
 
 
 def _site_state(state_folder: Path, site: str) -> FileSiteState:
-    return FileSiteState(state_folder / "rounds" / file_name(site))
+    return FileSiteState(state_folder / _ROUNDS / file_name(site))
 
 
 def _carried(state_folder: Path, run_id: str, site: str, counted: int) -> Mapping[str, np.ndarray]:

@@ -133,6 +133,20 @@ def test_a_finished_run_is_not_run_again(finished: Path) -> None:
     assert before == after
 
 
+def test_a_trained_cell_needs_its_sites_memory_no_more(finished: Path) -> None:
+    cell = finished / "cells" / "federated-seed-0"
+    assert list(cell.glob("models/*/checkpoints/*"))
+    assert not list(finished.glob("cells/*/models/*/sites/rounds"))
+    before = (cell / "rounds.csv").read_bytes()  # has the seconds of each round
+    lost = (cell / "results.csv", finished / "results.csv")
+    figures = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    run_all(study_of(finished), finished, "--set", "seeds=[0]")
+    assert [path.read_bytes() for path in lost] == figures
+    assert (cell / "rounds.csv").read_bytes() == before
+
+
 def test_another_study_does_not_go_on_in_the_folder(finished: Path) -> None:
     kept = (finished / "results.csv").read_bytes()
     message = run("run", study_of(finished), "--out", finished, "--set", "seeds=[5]", ok=False)
