@@ -189,9 +189,25 @@ def test_impossible_points_are_told_before_any_work(tmp_path: Path) -> None:
     assert not out.exists()
     sweep.write_text(sweep.read_text().replace("[1, 0]", "[1]"))
     message = run("sweep", sweep, "--out", out, ok=False)  # what only the data tells
-    assert "partition=" in message
+    assert f"{sweep}:3: partition=" in message
     assert "3 sites of 900 shards need at least 2700" in message
     assert not list(out.glob("*/cells"))
+    assert "3 sites of 900 shards need" in run("sweep", sweep, "--dry-run", ok=False)
+
+
+def test_what_the_data_does_not_allow_in_the_test_is_told_before_the_search(
+    tmp_path: Path,
+) -> None:
+    sweep = write_sweep(
+        tmp_path / "study",
+        SWEEP.replace("metric: map", "metric: map, seeds: [0]")
+        + "set: {partition: {scheme: iid, sites: 3, smallest_site_patients: 17}}\n",
+    )
+    message = run("sweep", sweep, "--out", tmp_path / "out", *QUICK, ok=False)
+    where = f"{sweep}:3: loss = am, round.learning.learning_rate = 0.0001: seed 1: "
+    assert message.startswith(f"error: {where}3 sites of at least 17 patients need 51 patients")
+    assert message.count("seed") == 1  # of all points that deal alike once
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_more_memory_than_is_allowed_starts_no_second_cell(finished: Path) -> None:

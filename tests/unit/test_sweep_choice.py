@@ -31,7 +31,7 @@ def sweep() -> Sweep:
         tuple(Point(f"{c['loss']}{c['rate']} {queries}", c, study) for c in choices)
         for queries in ("val", "test")
     )
-    return Sweep(settings, points, tests)
+    return Sweep(Path("sweep.yaml"), settings, points, tests)
 
 
 def results(rows: list[tuple[int, int, str, str, float]]) -> pd.DataFrame:

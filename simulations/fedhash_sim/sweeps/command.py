@@ -57,6 +57,7 @@ def sweep_command(
     """Run a study with every combination of a grid of settings, or go on with it."""
     console = err_console if as_json else out_console
     with told("interrupted; run the same command again, it goes on where it stopped"):
+        from fedhash_sim.sweeps.data_check import check_data
         from fedhash_sim.sweeps.points import read_sweep
         from fedhash_sim.sweeps.running import run_sweep
         from fedhash_sim.sweeps.tables import sweep_rows
@@ -67,6 +68,7 @@ def sweep_command(
         read = read_sweep(sweep, changes or [])
         folder = out or Path("runs") / read.settings.name
         if dry_run:
+            check_data(read, [*read.points, *read.tests], err_console)
             _show_plan(read, folder, as_json=as_json)
             return
         winners = run_sweep(

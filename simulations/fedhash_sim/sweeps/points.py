@@ -68,11 +68,13 @@ class Sweep:
     """A sweep file with the studies of its points.
 
     Attributes:
-        settings: The sweep file.
+        file: The sweep file.
+        settings: What it says.
         points: What runs first: all of the grid, under `select` as its search.
         tests: Under `select` the same points as they run on `test` if they are chosen, else empty.
     """
 
+    file: Path
     settings: SweepSettings
     points: tuple[Point, ...]
     tests: tuple[Point, ...]
@@ -107,7 +109,7 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
             }
     if reader.problems:
         raise ConfigurationError(list(reader.problems))
-    return Sweep(settings, points, tests)
+    return Sweep(path, settings, points, tests)
 
 
 def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tuple[KeyPath, str]]:

@@ -5,7 +5,8 @@
       loss=csq,learning_rate=0.001,queries=val/      a run folder, as of `fedhash-sim run`
       sweep.csv sweep.md sweep.png                   all points
 
-1. Every folder is opened, and every point's data prepared, before a cell trains.
+1. Every folder is opened, and every point's data prepared, before a cell trains; of the points
+   that a search may choose, the patients are dealt before it.
 2. Points that read and deal the same data share the files of one preparation (hard links).
 3. All cells stand in one queue. A finished point is not run again.
 4. A point's page takes seconds to draw and few are looked at: `fedhash-sim report` draws it.
@@ -25,18 +26,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedhash.configuration import resolved
-from fedhash.errors import CheckpointError, DataError, FedhashError
+from fedhash.configuration import problem_at, resolved
+from fedhash.errors import CheckpointError, ConfigurationError, DataError, FedhashError
 from fedhash_sim.cell_workers import run_cells
 from fedhash_sim.results import read_results
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import ResolvedStudy
 from fedhash_sim.study_run import open_cells, prepare_run
 from fedhash_sim.sweeps.choice import Winner, choose, figure
+from fedhash_sim.sweeps.data_check import check_data, dealt_by
 from fedhash_sim.sweeps.live import live_points
 from fedhash_sim.sweeps.picture import draw_sweep
 from fedhash_sim.sweeps.points import Point, Sweep
-from fedhash_sim.sweeps.settings import Select
 from fedhash_sim.sweeps.tables import sweep_rows, write_tables
 
 __all__ = ["check_folders", "run_sweep"]
@@ -74,13 +75,13 @@ def run_sweep(
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
         with RunFolder(out).locked():
-            if not replace:  # those of the test too, before the search
-                check_folders([*sweep.points, *sweep.tests], out)
+            # those of the test too, before the search
+            done = {} if replace else check_folders([*sweep.points, *sweep.tests], out)
+            if any(not done.get(each.name) for each in sweep.points):
+                check_data(sweep, sweep.tests, console)
             text = resolved(sweep.settings, relative_to=out.resolve())
             (out / "sweep.yaml").write_text(text, encoding="utf-8")
-            batch = _Batch(
-                sweep.settings.select, out, workers, command, console, memory_bytes, replace
-            )
+            batch = _Batch(sweep, out, workers, command, console, memory_bytes, replace)
             batch.run(sweep.points)
             winners = _winners(sweep, out)
             batch.run([each.test for each in winners])
@@ -112,7 +113,7 @@ def _winners(sweep: Sweep, out: Path) -> tuple[Winner, ...]:
 class _Batch:
     """Runs points that do not wait for each other."""
 
-    select: Select | None
+    sweep: Sweep
     out: Path
     workers: int
     command: str
@@ -136,7 +137,7 @@ class _Batch:
             ]
             self._prepare({name: studies[name] for name in unfinished}, folders)
             cells = [c for name in unfinished for c in open_cells(folders[name], studies[name])]
-            with live_points(studies, folders, self.select, self.console) as live:
+            with live_points(studies, folders, self.sweep.settings.select, self.console) as live:
                 run_cells(
                     cells,
                     self.workers,
@@ -152,33 +153,26 @@ class _Batch:
         first_with: dict[str, Path] = {}
         for name, study in studies.items():
             data = folders[name].path / "data"
-            donor = first_with.setdefault(_data_settings(study), data)
+            donor = first_with.setdefault(dealt_by(study), data)
             if donor != data:
                 _share(donor, data)
             console = self.console if donor == data else Console(quiet=True)  # told once
-            with _of_point(name):
+            with self._blamed(name):
                 prepare_run(folders[name], study, self.command, console)
 
-
-@contextmanager
-def _of_point(name: str) -> Iterator[None]:
-    """Name the point whose data cannot be had."""
-    try:
-        yield
-    except FedhashError as error:
-        raise DataError(f"{name}: {error}") from error
-
-
-def _data_settings(study: ResolvedStudy) -> str:
-    """All that the prepared studies can depend on; training does not change them."""
-    return "\n".join(
-        (
-            study.settings.model_dump_json(),
-            study.agreement.model_dump_json(),
-            study.round.model_dump_json(exclude={"learning", "loss", "rounds"}),
-            "" if study.public_round is None else study.public_round.model_dump_json(),
-        )
-    )
+    @contextmanager
+    def _blamed(self, name: str) -> Iterator[None]:
+        """Name the point whose data cannot be had, at the sweep's grid where that asks for it."""
+        try:
+            yield
+        except ConfigurationError as error:
+            at_grid = [
+                problem_at(self.sweep.file, ("grid",), f"{name}: {each.message}")
+                for each in error.problems
+            ]
+            raise ConfigurationError(at_grid) from error
+        except FedhashError as error:
+            raise DataError(f"{name}: {error}") from error
 
 
 def _share(donor: Path, data: Path) -> None:
