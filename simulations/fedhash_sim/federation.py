@@ -22,6 +22,7 @@ import numpy as np
 from fedhash.agreement import Agreement
 from fedhash.audit_log import START, read_audit_log
 from fedhash.errors import CheckpointError
+from fedhash.learning.local_training import carried_names
 from fedhash.learning.loss import Margins
 from fedhash.learning.own_layers import own_places, with_own_layers
 from fedhash.models.anchors import Anchors
@@ -225,7 +226,7 @@ def train_federation(
     Raises:
         ProtocolError: Three rounds in a row failed.
         PrivacyError: Every site would refuse to share noise in the run's secure sums.
-        CheckpointError: The folder belongs to another run, or what a site carried is gone.
+        CheckpointError: The folder belongs to another run, or what the sites carried is gone.
         LedgerError: A site's ledger was altered.
         AuditError: The margin schedule's log was altered, or is gone.
     """
@@ -248,6 +249,13 @@ def train_federation(
     else:
         coordinator = coordinator_of(plan, federation.agreement, state)
 
+    carries = carried_names(federation.settings.learning)
+    if carries and state.counted and not coordinator.finished and not (sites / _ROUNDS).exists():
+        raise CheckpointError(
+            f"{folder} has a checkpoint of round {state.round_number}, and what the sites carried "
+            "from it was removed behind the last round; remove the folder, and its rounds are "
+            "trained anew"
+        )
     own = own_places(model, federation.settings.learning)
 
     def models() -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from fedhash_sim.partition_settings import Partition
 from fedhash_sim.roles import Roles, assign_roles
 from fedhash_sim.settings import ResolvedStudy, StudySettings, read_study
 from fedhash_sim.sources import Pool, load_pool
-from fedhash_sim.sweeps.running import _data_settings
+from fedhash_sim.sweeps.data_check import dealt_by
 
 ROOT = Path(__file__).parents[2]
 IMAGES = arrays(
@@ -342,7 +342,7 @@ def test_strength_nought_is_bit_for_bit_no_shift(tmp_path: Path) -> None:
 def test_sweeps_share_no_files_between_looks() -> None:
     path = ROOT / "configs" / "study" / "phantom_feature_shift.yaml"
     first, same, other, fewer = (
-        _data_settings(read_study(path, [each]))
+        dealt_by(read_study(path, [each]))
         for each in (
             "round.learning.learning_rate=0.01",
             "round.learning.learning_rate=0.02",
