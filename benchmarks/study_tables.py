@@ -85,7 +85,7 @@ def comparison_rows(folder: Path) -> Rows:
         if not figures_of(path).is_file():
             continue
         for line, figures, chance in _lines(path, settings, _metric(settings)):
-            strongest = max(set(figures) - set(own), key=lambda name: figures[name].mean())
+            strongest = max(sorted(set(figures) - set(own)), key=lambda name: figures[name].mean())
             cells = _cells([*own, strongest], figures)
             name = sweep_name(path)
             rows.append((name, *line.values(), *cells[:-1], strongest, cells[-1], f"{chance:.3f}"))
