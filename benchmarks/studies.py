@@ -60,7 +60,7 @@ def _sweeps(folder: Path) -> list[Path]:
 
 def _run(path: Path, workers: int, console: Console) -> None:
     folder, name = path.parent, sweep_name(path)
-    sweep, out = read_sweep(path), RUNS / path.parent.name / sweep_name(path)
+    sweep, out = read_sweep(path), RUNS / folder.name / name
     out.parent.mkdir(parents=True, exist_ok=True)
     command = f"make study STUDY={folder.name}"
     run_sweep(sweep, out, workers=workers, command=command, console=console)

@@ -48,7 +48,7 @@ def study_rows(path: Path, metric: str | None = None) -> Rows:
 
     Args:
         path: A sweep file whose CSV stands beside it.
-        metric: One of METRICS; without it what the sweep chooses by, else macro_map.
+        metric: map, macro_map or worst_map; without it what the sweep chooses by, else macro_map.
 
     Raises:
         DataError: The CSV is damaged, or of another grid.
