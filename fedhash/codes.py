@@ -12,7 +12,7 @@ Bit j of a code is 1 where output j is >= 0 and stands in byte j // 8 at positio
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int8, UInt8, UInt16
+from jaxtyping import Float, Int8, UInt, UInt8, UInt16
 
 from fedhash.errors import ModelError
 
@@ -20,6 +20,8 @@ __all__ = ["CODE_BITS_RANGE", "check_code_bits", "hamming_distances", "pack_sign
 
 CODE_BITS_RANGE = (16, 256)
 _BLOCK_BYTES = 1 << 26  # working memory of one block of distances
+# widest first: an XOR and a count each
+_WORDS = tuple(np.dtype(name) for name in ("u8", "u4", "u2", "u1"))
 
 
 def check_code_bits(code_bits: int) -> None:
@@ -62,9 +64,14 @@ def hamming_distances(
             f"codes of {8 * queries_QW.shape[1]} and {8 * database_NW.shape[1]} bits "
             "cannot be compared; encode both with the same release"
         )
-    distances = np.empty((len(queries_QW), len(database_NW)), dtype=np.uint16)
-    rows = max(1, _BLOCK_BYTES // max(1, database_NW.size))
-    for start in range(0, len(queries_QW), rows):
-        block = queries_QW[start : start + rows, None, :] ^ database_NW[None, :, :]
-        distances[start : start + rows] = np.bitwise_count(block).sum(axis=2, dtype=np.uint16)
+    word = next(word for word in _WORDS if queries_QW.shape[1] % word.itemsize == 0)
+    queries: UInt[np.ndarray, "Q words"] = np.ascontiguousarray(queries_QW).view(word)
+    database: UInt[np.ndarray, "N words"] = np.ascontiguousarray(database_NW).view(word)
+    distances = np.zeros((len(queries), len(database)), dtype=np.uint16)
+    rows = max(1, _BLOCK_BYTES // max(1, database[:, 0].nbytes))
+    for start in range(0, len(queries), rows):
+        block = slice(start, start + rows)
+        for column in range(queries.shape[1]):
+            differing = queries[block, column, None] ^ database[None, :, column]
+            distances[block] += np.bitwise_count(differing)
     return distances

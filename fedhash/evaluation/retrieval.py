@@ -33,7 +33,7 @@ from fedhash.errors import DataError
 
 __all__ = ["average_precision", "by_radius", "count_pairs", "ndcg", "shuffled"]
 
-_BLOCK_PAIRS = 1 << 22  # pairs of query and database item worked on at once (about 100 MB)
+_BLOCK_PAIRS = 1 << 19  # pairs of query and database item worked on at once (about 12 MB)
 
 
 def count_pairs(
