@@ -149,16 +149,18 @@ class SiteAgent:
         self._check_plan(request)
         self._check_round(request)
         self._check_margins(request)
-        self._check_margin_step(request)
+        plan = request.plan
+        newest = self._state.newest_round(plan.run_id)
+        last = self._state.carried(plan.run_id, newest)  # several times the model: read once
+        self._check_margin_step(request, newest, last)
         self._check_drift(request)
         self._check_work(request)
         self._check_privacy(request)
-        plan = request.plan
         noise = None
         if plan.settings.privacy.shares_noise:
             result, noise = self._trainer.shared_step(request, cohort)
         else:
-            result = self._trainer.train(request, self._carried(request))
+            result = self._trainer.train(request, self._carried(request, newest, last))
         blocks = [result.update]
         if result.control_delta is not None:
             blocks.append(result.control_delta)
@@ -242,14 +244,14 @@ class SiteAgent:
                     f"them outside {low}..{high}; expected {findings} values inside",
                 )
 
-    def _check_margin_step(self, request: TrainRequest) -> None:
+    def _check_margin_step(
+        self, request: TrainRequest, newest: int, last: Mapping[str, np.ndarray] | None
+    ) -> None:
         """From what this site last trained with, or from what every run begins with."""
         plan, mu = request.plan, request.margins.mu
         schedule = plan.settings.margin_schedule
-        newest = self._state.newest_round(plan.run_id)
-        kept = self._state.carried(plan.run_id, newest) or {}
-        if _MARGIN in kept:
-            earlier, before = newest, kept[_MARGIN]
+        if last is not None and _MARGIN in last:
+            earlier, before = newest, last[_MARGIN]
         else:
             earlier, before = 1, starting_margins(plan.settings.loss, self._agreement).mu
         steps = 0 if schedule is None else schedule.steps_between(earlier, request.round_number)
@@ -288,12 +290,14 @@ class SiteAgent:
         if problems:
             raise RefusedError("unsound_privacy", "; ".join(message for _, message in problems))
 
-    def _carried(self, request: TrainRequest) -> Mapping[str, np.ndarray]:
+    def _carried(
+        self, request: TrainRequest, newest: int, last: Mapping[str, np.ndarray] | None
+    ) -> Mapping[str, np.ndarray]:
         """What the site carries from the round that last counted."""
         counted = request.counted.get(self.site)
         if counted is None or not carried_names(request.plan.settings.learning):
             return {}
-        carried = self._state.carried(request.plan.run_id, counted)
+        carried = last if counted == newest else self._state.carried(request.plan.run_id, counted)
         if carried is None:
             raise RefusedError(
                 "state_lost",
