@@ -96,18 +96,22 @@ def evaluate_direction(
         rows.append(_row("map", f"{name}={value}", ap_Q[group_Q]))
         rows.append(_row("chance_map", f"{name}={value}", chance_Q[group_Q]))
     by_finding: list[MetricRow] = []
+    several_Q = (query_labels_QK == 1).sum(axis=1) > 1
     for k, finding in enumerate(findings):
         queries_Q = query_labels_QK[:, k] == 1
         if queries_Q.any():
-            counts = count_pairs(
-                query_codes_QW[queries_Q],
-                query_labels_QK[queries_Q, k : k + 1],
-                database_codes_NW,
-                database_labels_NK[:, k : k + 1],
-            )
-            ap, chance = _average_precisions(counts, depth)
-            by_finding.append(_row("map", f"finding={finding}", ap))
-            by_finding.append(_row("chance_map", f"finding={finding}", chance))
+            of_k_Q, chance_of_k_Q = ap_Q.copy(), chance_Q.copy()  # of a query with this one finding
+            recounted_Q = queries_Q & several_Q
+            if recounted_Q.any():
+                counts = count_pairs(
+                    query_codes_QW[recounted_Q],
+                    query_labels_QK[recounted_Q, k : k + 1],
+                    database_codes_NW,
+                    database_labels_NK[:, k : k + 1],
+                )
+                of_k_Q[recounted_Q], chance_of_k_Q[recounted_Q] = _average_precisions(counts, depth)
+            by_finding.append(_row("map", f"finding={finding}", of_k_Q[queries_Q]))
+            by_finding.append(_row("chance_map", f"finding={finding}", chance_of_k_Q[queries_Q]))
     for metric in ("map", "chance_map"):
         values = [row.value for row in by_finding if row.metric == metric and row.count]
         rows.append(_row(f"macro_{metric}", "all", np.array(values)))
