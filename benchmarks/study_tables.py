@@ -81,7 +81,8 @@ def comparison_rows(folder: Path) -> Rows:
         own = [name for name, _ in settings.choices(settings.asked_axes[-1])]
         own = [name for name in own if name.startswith(own[0])]
         if not rows:
-            rows.append(("set", *settings.asked_axes[:-1], *own, "strongest other", "", "chance"))
+            axes = settings.asked_axes[:-1]
+            rows.append(("set", *axes, *own, "strongest other", "its mAP", "chance"))
         if not figures_of(path).is_file():
             continue
         for line, figures, chance in _lines(path, settings, _metric(settings)):
@@ -141,20 +142,17 @@ def _table(path: Path, settings: SweepSettings) -> pd.DataFrame:
 
 def _cells(choices: Sequence[str], figures: Mapping[str, pd.Series]) -> list[str]:
     """The figures of one line; the best mean is bold."""
-    best = max(figures[choice].mean() for choice in choices if choice in figures)
-    first = figures.get(choices[0])
-    cells = []
-    for choice in choices:
-        if choice not in figures:
-            cells.append("")
-            continue
-        values = figures[choice]
+    found = {choice: figures[choice] for choice in choices if choice in figures}
+    best = max(values.mean() for values in found.values())
+    first = found.get(choices[0])
+    cells = dict.fromkeys(choices, "")
+    for choice, values in found.items():
         text = str(spread(values))
-        if first is not None and choice != choices[0]:
+        if first is not None and values is not first:
             difference = paired(first.tolist(), values.reindex(first.index).tolist())
             if difference.low is not None and difference.low > 0:
                 text += " ▲"
             elif difference.high is not None and difference.high < 0:
                 text += " ▼"
-        cells.append(f"**{text}**" if values.mean() == best else text)
-    return cells
+        cells[choice] = f"**{text}**" if values.mean() == best else text
+    return list(cells.values())

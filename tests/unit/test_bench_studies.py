@@ -92,7 +92,7 @@ def test_a_comparison_names_the_strongest_other_loss_of_every_line(tmp_path: Pat
     (tmp_path / "t.sweep.yaml").write_text((tmp_path / "s.sweep.yaml").read_text())  # not run
     ours = ("0.600 ± 0.100", "**0.702 ± 0.098 ▲**")
     assert comparison_rows(tmp_path) == [
-        ("set", "partition", "am", "am 0.05", "strongest other", "", "chance"),
+        ("set", "partition", "am", "am 0.05", "strongest other", "its mAP", "chance"),
         ("s", "iid", *ours, "csq", "0.502 ± 0.098 ▼", "0.250"),
         ("s", "natural", "0.200 ± 0.100", "", "csq", "**0.402 ± 0.100 ▲**", "0.250"),
     ]
