@@ -7,10 +7,10 @@ Shape suffix: d parameters of the whole model.
 2. The result depends on the model, the studies, the settings, the generator and the source alone.
    The global generator is left as it was.
 3. Control variates (SCAFFOLD, arXiv 1910.06378): the optimiser is fed g - c_i + c, where c_i is
-   the site's mean gradient in its last round and c the mean of all sites' c_i. The new c_i is the
-   mean of the raw g over the round's steps. For plain SGD that equals the paper's option II,
-   c_i - c + (x - y_i) / (steps learning_rate); unlike it, the mean also serves AdamW, momentum
-   and weight decay.
+   the site's mean gradient in its last round and c the mean of all sites' c_i, weighted as the
+   round's sum is. The new c_i is the mean of the raw g over the round's steps. For plain SGD that
+   equals the paper's option II, c_i - c + (x - y_i) / (steps learning_rate); unlike it, the mean
+   also serves AdamW, momentum and weight decay.
 4. FedProx's pull and the correction are added after the source has clipped: they depend on no
    patient. Where the source adds noise, c_i is the mean of the noised gradients.
 5. What a site carries from one round to the next (its control variate, AdamW's moments, layers of

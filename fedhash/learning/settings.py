@@ -104,6 +104,11 @@ class LossSettings(Settings):
         """Whether the loss trains prototypes, which the model then must have."""
         return self.name == "learned_prototypes"
 
+    @property
+    def pairs_modalities(self) -> bool:
+        """Whether the loss compares a patient's modalities, of which the model then has several."""
+        return self.name == "contrastive"
+
     # `info` is a ValidationInfo, as in LearningSettings
     @field_validator("scale", "beta", "gamma", "kappa", "margin", "temperature")
     @classmethod

@@ -66,8 +66,8 @@ def run_rounds(
         The model vector after the last round.
 
     Raises:
-        ProtocolError: Three rounds in a row failed (the last one's error), or the engine could
-            not send at all.
+        ProtocolError: Three rounds in a row failed (the last one's error), none of all rounds was
+            completed, or the engine could not send at all.
         AuditError: The margin schedule's audit log was altered or cut short.
         StorageError: The operating system refuses the audit log, as a full disk does.
         CheckpointError: The state cannot be stored.
@@ -92,6 +92,12 @@ def run_rounds(
             raise error
         if failed_in_a_row and on_failures is not None and not coordinator.finished:
             on_failures(failed_in_a_row)
+    records = coordinator.state.records
+    if all(record.failure is not None for record in records):
+        raise ProtocolError(
+            f"none of the {len(records)} rounds was completed, so there is nothing but the first "
+            f"model; the last round: {records[-1].failure}"
+        )
     return coordinator.state.model
 
 

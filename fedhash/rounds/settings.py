@@ -138,6 +138,12 @@ def check_round(settings: RoundSettings, agreement: Agreement) -> list[tuple[Key
         )
         problems.append((("aggregation",), message))
     problems += _check_prototypes(settings)
+    if settings.loss.pairs_modalities and len(settings.model.towers) < 2:
+        message = (
+            f"loss.name is {settings.loss.name}, which pairs modalities, and model.towers has only "
+            f"{', '.join(settings.model.towers)}; add a tower, or name another loss"
+        )
+        problems.append((("loss", "name"), message))
     problems += _check_margin(settings.loss, agreement)
     problems += _check_schedule(settings, agreement)
     steps = settings.learning.local_steps

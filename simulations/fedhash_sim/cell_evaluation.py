@@ -209,7 +209,7 @@ def read_figures(path: Path, work: Path) -> Figures:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [
+            figures: Figures = [
                 (
                     Direction(query=row["query"], target=row["target"]),
                     MetricRow(row["metric"], row["group"], float(row["value"]), int(row["count"])),
@@ -217,10 +217,17 @@ def read_figures(path: Path, work: Path) -> Figures:
                 for row in csv.DictReader(file, strict=True)
             ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!r}); remove {work} and run the study again: only "
-            "the model in it is trained anew"
-        ) from error
+        raise _damaged(path, work, repr(error)) from error
+    if not figures:
+        raise _damaged(path, work, "it has no rows")
+    return figures
+
+
+def _damaged(path: Path, work: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged ({found}); remove {work} and run the study again: only the model in it "
+        "is trained anew"
+    )
 
 
 def _codes(model: HashModel, studies: PreparedStudies, modality: str) -> np.ndarray:

@@ -21,11 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedhash.errors import DataError
+from fedhash.errors import CheckpointError, ReleaseError
 from fedhash.evaluation.direction import MetricRow
-from fedhash.learning.local_training import planned_steps
-from fedhash.learning.settings import LearningSettings
-from fedhash.models.prepared import PreparedStudies
 from fedhash.privacy.settings import NoPrivacySettings
 from fedhash.rounds.coordinator import RoundRecord
 from fedhash_sim.cell_evaluation import CellEvaluator, Figures, figure_values
@@ -122,7 +119,13 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
                 for direction, row in final
                 if tells and (row.metric, row.group) == ("map", "all")
             }
-            outcome.save_release(cell.path / "release", study.agreement, metrics)
+            try:
+                outcome.save_release(cell.path / "release", study.agreement, metrics)
+            except ReleaseError as error:
+                raise CheckpointError(
+                    f"{cell.path / 'release'} is in the way ({error}); remove it and run the study "
+                    "again: nothing is trained twice"
+                ) from error
             with explained(cell.path):
                 evaluator.code_sample(outcome.model).save(cell.path / "codes.safetensors")
     for name, rows in tables.items():
@@ -140,11 +143,7 @@ def run_cell(run: Path, method: str, seed: int, show: Show) -> None:
 def federations_of(
     study: ResolvedStudy, consortium: Consortium, method: str, seed: int
 ) -> list[Federation]:
-    """The federations that a method trains.
-
-    Raises:
-        DataError: A site would take more local steps than the agreement allows.
-    """
+    """The federations that a method trains."""
     settings = consortium.with_frozen(study.round_of[method])
     sites = consortium.sites
     if method == "federated":
@@ -164,8 +163,6 @@ def federations_of(
         agreement = agreement.model_copy(update={"smallest_cohort": 1, "sites": {}})
         learning = settings.learning.model_copy(update={"normalisation_layers": "averaged"})
         settings = settings.model_copy(update={"aggregation": "plain", "learning": learning})
-    for _, holding in holdings:
-        _check_work(holding, settings.learning, agreement.largest_local_steps)
     return [
         Federation(
             model_of,
@@ -178,20 +175,6 @@ def federations_of(
         )
         for model_of, studies in holdings
     ]
-
-
-def _check_work(
-    holding: Mapping[str, PreparedStudies], learning: LearningSettings, most_steps: int
-) -> None:
-    """Sites cut a round short at the agreement's cap without a word; a study must not."""
-    for site, studies in holding.items():
-        steps = planned_steps(len(set(studies.patient_ids)), learning)
-        if steps > most_steps:
-            raise DataError(
-                f"a round takes {steps} local steps at {site}, and the agreement's "
-                f"largest_local_steps cuts it at {most_steps}; raise that, or lower "
-                "learning.local_epochs"
-            )
 
 
 def _over_models(

@@ -20,7 +20,7 @@ from fedhash_sim.export.command import export_command
 from fedhash_sim.freeze_command import freeze_command
 from fedhash_sim.network_demo_command import network_demo_command
 from fedhash_sim.sweeps.command import sweep_command
-from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, print_table, told
 
 if TYPE_CHECKING:
     from fedhash_sim.search import Answer
@@ -75,7 +75,8 @@ def run(
 ) -> None:
     """Run a study, or go on with an unfinished run of it."""
     console = err_console if as_json else out_console
-    with told("interrupted; run the same command again, it goes on where it stopped"):
+    again = "again without --replace" if replace else "again"
+    with told(f"interrupted; run the same command {again}, it goes on where it stopped"):
         from fedhash_sim.settings import read_study
         from fedhash_sim.study_run import plan_study, run_study
 
@@ -300,7 +301,7 @@ def _print_answer(answer: Answer) -> None:
             escape(", ".join(hit.findings)),
             f"[dim]{hit.handle}[/]",
         )
-    out_console.print(table)
+    print_table(table)
     sites = sorted({hit.site for hit in answer.hits})
     out_console.print(
         f"[dim]{len(answer.hits)} hits from {len(sites)} of {answer.sites_asked} sites[/]"
@@ -346,7 +347,7 @@ def _show_results(run: Path, *, as_json: bool) -> None:
                 *(str(each) for each in row.methods.values()),
                 f"[dim]{row.chance}[/]",
             )
-        out_console.print(table)
+        print_table(table)
     out_console.print(f"report: {run / 'report.html'}", highlight=False, soft_wrap=True)
     out_console.print(f"run folder: {run} (results.csv, rounds.csv, plots/)", highlight=False)
 
@@ -362,14 +363,14 @@ def _print_plan(plan: dict[str, Any]) -> None:
         "queries", ", ".join(f"{each['queries']} (seed {each['seed']})" for each in seeds)
     )
     out_console.print(f"[bold]{escape(plan['study'])}[/]")
-    out_console.print(facts)
+    print_table(facts)
     table = Table(title="Training studies", title_justify="left", title_style="bold")
     table.add_column("site")
     for each in seeds:
         table.add_column(f"seed {each['seed']}", justify="right")
     for site in sorted({site for each in seeds for site in each["training studies"]}):
         table.add_row(escape(site), *(_held(each, site, plan) for each in seeds))
-    out_console.print(table)
+    print_table(table)
     notes = [f"seed {each['seed']}: {note}" for each in seeds for note in each["notes"]]
     for line in [*notes, *plan["rows with problems"]]:
         out_console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedhash_sim.terminal import AsJson, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, out_console, print_json, print_table, told
 
 __all__ = ["compare_command"]
 
@@ -21,6 +21,13 @@ def compare_command(
     metric: Annotated[
         Literal["map", "macro_map"], typer.Option(help="Which figure.")
     ] = "macro_map",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Compare all methods with this one of the first run; default: each with its like.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs with the first one, seed by seed."""
@@ -29,16 +36,18 @@ def compare_command(
         from fedhash_sim.run_folder import explained
 
         with explained(runs[0]):
-            rows = compare(runs, metric)
+            rows = compare(runs, metric, against)
         if as_json:
-            print_json({"metric": metric, "rows": [row.as_json() for row in rows]})
+            print_json(
+                {"metric": metric, "against": against, "rows": [row.as_json() for row in rows]}
+            )
             return
         numbers = {run: str(n) for n, run in enumerate(dict.fromkeys(row.run for row in rows), 1)}
         for run, number in numbers.items():
             out_console.print(f"{number}  {run}", markup=False, highlight=False, soft_wrap=True)
         table = Table(box=None, header_style="dim", pad_edge=False)
         for heading in ("", "method", "direction", metric, "chance", "difference", "p"):
-            table.add_column(heading, no_wrap=True)
+            table.add_column(heading, overflow="fold")
         for row in rows:
             difference = row.difference
             cells = (
@@ -51,9 +60,11 @@ def compare_command(
                 "" if difference is None or difference.p is None else f"{difference.p:.2g}",
             )
             table.add_row(*map(Text, cells))
-        out_console.print(table)
+        print_table(table)
+        first = "1" if against is None else f"{against} of 1"
+        seeds = max(row.figure.seeds for row in rows)
         out_console.print(
-            f"difference: from 1, paired by seed ({max(row.figure.seeds for row in rows)} seeds), "
+            f"difference: from {first}, paired by seed ({seeds} seeds), "
             "95 % interval; p: paired t-test, two-sided, not corrected for the number of rows",
             markup=False,
             highlight=False,

@@ -4,9 +4,10 @@
    the same findings, the same findings in the agreement, the same modalities missing, the same
    ranks.
 2. Figures are over the seeds that all runs have.
-3. A difference is that of a method in one direction from the same in the first run, paired by seed,
-   with Student's 95 % interval and two-sided paired t-test. They take the differences for normal,
-   and p is not corrected for the number of rows.
+3. A difference is that of a method in one direction from the same in the first run, or from the
+   method of the first run that is named, paired by seed, with Student's 95 % interval and two-sided
+   paired t-test. They take the differences for normal, and p is not corrected for the number of
+   rows.
 
 >>> rows = compare([Path("runs/demo"), Path("runs/demo-32")], "macro_map")
 >>> rows[-1].difference
@@ -26,12 +27,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fedhash.configuration import did_you_mean
 from fedhash.errors import DataError
 from fedhash.models.prepared import PreparedStudies
 from fedhash_sim.consortium import Consortium
 from fedhash_sim.results import Spread, final_round, main_table, read_results
 from fedhash_sim.run_folder import RunFolder
-from fedhash_sim.settings import ResolvedStudy
+from fedhash_sim.settings import PhantomSource, ResolvedStudy
 
 __all__ = ["ComparedRow", "Difference", "compare", "paired"]
 
@@ -74,7 +76,8 @@ class ComparedRow:
         target: Modality that is searched.
         figure: Mean and spread over the common seeds.
         chance: The level of chance.
-        difference: From the first run; None of the first run's own, and where it has no such row.
+        difference: From the first run; None of what is compared with, and where that has no such
+            row.
     """
 
     run: str
@@ -93,12 +96,14 @@ class ComparedRow:
         }
 
 
-def compare(paths: Sequence[Path], metric: str) -> list[ComparedRow]:
+def compare(paths: Sequence[Path], metric: str, against: str | None = None) -> list[ComparedRow]:
     """The rows of all runs, in their order.
 
     Args:
         paths: Finished run or sweep folders; a sweep that chose on val gives its points on test.
         metric: map or macro_map.
+        against: The method of the first run that all others are compared with; None: each with its
+            like.
 
     Raises:
         DataError: They cannot be compared, or one of them is not finished.
@@ -113,6 +118,11 @@ def compare(paths: Sequence[Path], metric: str) -> list[ComparedRow]:
             f"{run}: {s.settings.seeds}" for run, s in zip(runs, studies, strict=True)
         )
         raise DataError(f"the runs have no seed in common, so nothing can be paired ({listed})")
+    methods = studies[0].settings.methods
+    if against is not None and against not in methods:
+        raise DataError(
+            f"{runs[0]} has no method {against!r} to compare with; {did_you_mean(against, methods)}"
+        )
     _check_same(runs, studies, seeds)
     tables = []
     for run in runs:
@@ -122,8 +132,11 @@ def compare(paths: Sequence[Path], metric: str) -> list[ComparedRow]:
     for run, table in zip(runs, tables, strict=True):
         for row in main_table(table, metric):
             for method, figure in row.methods.items():
-                where = (row.query, row.target, metric, method)
-                difference = None if run is runs[0] else _difference(tables[0], table, *where)
+                other = against or method
+                difference = None
+                if (run, method) != (runs[0], other):
+                    where = (row.query, row.target, metric)
+                    difference = _difference((tables[0], other), (table, method), *where)
                 rows.append(
                     ComparedRow(
                         str(run), method, row.query, row.target, figure, row.chance, difference
@@ -158,6 +171,8 @@ def _runs_in(path: Path) -> list[Path]:
         rows = pd.read_csv(table, usecols=["point", "queries"], dtype=str, keep_default_na=False)
     except ValueError as error:
         raise DataError(f"{table} is damaged ({error}); run the sweep again") from error
+    if rows.empty:
+        raise DataError(f"{table} is damaged (it has no rows); run the sweep again")
     if {"val", "test"} <= set(rows["queries"]):  # chosen on the one, told on the other
         rows = rows[rows["queries"] == "test"]
     return [path / name for name in dict.fromkeys(rows["point"])]
@@ -192,6 +207,9 @@ def _what_is_asked(
         database = consortium.database(*consortium.sites)
         yield f"the queries of seed {seed}", _identity(consortium.queries(), modalities)
         yield f"the database of seed {seed}", _identity(database, modalities)
+    yield "feature_shift", study.settings.feature_shift
+    if isinstance(study.settings.data, PhantomSource):  # its studies' names say nothing of them
+        yield "data", study.settings.data
 
 
 def _identity(studies: PreparedStudies, modalities: Sequence[str]) -> str:
@@ -203,11 +221,17 @@ def _identity(studies: PreparedStudies, modalities: Sequence[str]) -> str:
 
 
 def _difference(
-    first: pd.DataFrame, other: pd.DataFrame, query: str, target: str, metric: str, method: str
+    first: tuple[pd.DataFrame, str],
+    other: tuple[pd.DataFrame, str],
+    query: str,
+    target: str,
+    metric: str,
 ) -> Difference | None:
-    wanted = {"query": query, "target": target, "metric": metric, "method": method, "group": "all"}
+    """Between a method of each of two tables."""
+    wanted = {"query": query, "target": target, "metric": metric, "group": "all"}
     values = []
-    for table in (first, other):
+    for table, method in (first, other):
+        wanted["method"] = method
         is_wanted = (table[list(wanted)] == pd.Series(wanted)).all(axis=1)
         values.append(table[is_wanted].set_index("seed")["value"])
     both = pd.concat(values, axis=1, join="inner").dropna()

@@ -31,12 +31,12 @@ from fedhash_sim.frozen import freeze_towers, with_digests
 from fedhash_sim.heterogeneity.at_sites import at_their_sites, differ
 from fedhash_sim.input_files import INPUT_FILES, write_stamps
 from fedhash_sim.results import ANY_MODALITY, HOLDING_COLUMNS
-from fedhash_sim.roles import Roles, assign_roles
+from fedhash_sim.roles import Roles, assign_roles, check_local_steps
 from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import Pool, load_pool
 
-__all__ = ["Consortium", "build_consortium", "write_holdings", "write_partition"]
+__all__ = ["Consortium", "Dealt", "build_consortium", "deal", "write_holdings", "write_partition"]
 
 _ABOUT = "consortium.json"  # written last: where it is, the rest is whole
 
@@ -118,8 +118,8 @@ class Consortium:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{folder} does not hold prepared studies ({error!r}); "
-                "remove the folder and run again"
+                f"{folder} does not hold prepared studies ({error!r}); remove it and "
+                f"{folder.parent.parent / 'results.csv'}, and run again"
             ) from error
         for modality, each in consortium.frozen.items():
             if each.sha256 != digests[modality]:
@@ -136,31 +136,61 @@ class Consortium:
         return consortium
 
 
-def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortium:
+@dataclass(frozen=True)
+class Dealt:
+    """The patients of one seed with their roles, nothing of them prepared."""
+
+    pool: Pool
+    roles: Roles
+
+
+def deal(study: ResolvedStudy, seeds: Mapping[int, Path]) -> dict[int, Dealt]:
+    """Load, split and deal the patients of all seeds that are not prepared yet.
+
+    Args:
+        study: The comparison.
+        seeds: Each seed's folder.
+
+    Raises:
+        ConfigurationError: They cannot be split or dealt as asked.
+        DataError: The data cannot be had.
+    """
+    dealt: dict[int, Dealt] = {}
+    pool = None
+    for seed, folder in seeds.items():
+        if _is_prepared(study, folder):
+            continue
+        if pool is None or isinstance(study.settings.data, PhantomSource):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            pool = load_pool(study, seed, folder.parent)
+        roles = assign_roles(study, pool, seed)
+        check_local_steps(study, pool, roles, seed)
+        dealt[seed] = Dealt(pool, roles)
+    return dealt
+
+
+def build_consortium(
+    study: ResolvedStudy, seed: int, folder: Path, dealt: Dealt | None = None
+) -> Consortium:
     """Load, split, deal and prepare; what was done before is read.
 
     Args:
         study: The comparison.
         seed: Of the phantom, the splits, the partition and what else differs between the sites.
         folder: The seed's own; what does not depend on the seed is kept beside it.
+        dealt: What `deal` made of the seed; without it, it is made here.
 
     Raises:
         DataError: The data cannot be had, or cannot be split or dealt as asked.
         ModelError: The model's settings are wrong.
         CheckpointError: The data has changed since another seed was prepared.
     """
-    of_the_seed = (
-        isinstance(study.settings.data, PhantomSource)
-        or frozen_modalities(study.round.model)
-        or differ(study.settings)
-    )
-    shared = folder if of_the_seed else folder.parent
-    if (folder / _ABOUT).is_file() and any(shared.glob("prepared*.safetensors")):
+    if _is_prepared(study, folder):
         return Consortium.load(folder)
+    dealt = dealt or deal(study, {seed: folder})[seed]
     folder.mkdir(parents=True, exist_ok=True)
-    of_all_seeds = folder.parent
-    pool = load_pool(study, seed, of_all_seeds)
-    roles = assign_roles(study, pool, seed)
+    of_all_seeds, shared = folder.parent, _shared(study, folder)
+    pool, roles = dealt.pool, dealt.roles
     stamps = of_all_seeds / INPUT_FILES
     if pool.files and not stamps.is_file():  # stamped before the last reading
         write_stamps(stamps, pool.files)
@@ -188,6 +218,21 @@ def build_consortium(study: ResolvedStudy, seed: int, folder: Path) -> Consortiu
     unfinished.write_text(json.dumps(about), encoding="utf-8")
     unfinished.replace(folder / _ABOUT)
     return consortium
+
+
+def _shared(study: ResolvedStudy, folder: Path) -> Path:
+    """Where the prepared studies stand: the seed's folder, or that of all seeds."""
+    of_the_seed = (
+        isinstance(study.settings.data, PhantomSource)
+        or frozen_modalities(study.round.model)
+        or differ(study.settings)
+    )
+    return folder if of_the_seed else folder.parent
+
+
+def _is_prepared(study: ResolvedStudy, folder: Path) -> bool:
+    is_told = (folder / _ABOUT).is_file()
+    return is_told and any(_shared(study, folder).glob("prepared*.safetensors"))
 
 
 def _prepared_file(frozen: Mapping[str, FrozenFeatures]) -> str:

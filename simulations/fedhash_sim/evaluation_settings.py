@@ -43,6 +43,14 @@ class EvaluationSettings(Settings):
     )
     every_rounds: int | None = Field(default=None, ge=1, description="default: the end only")
 
+    @field_validator("directions")
+    @classmethod
+    def _each_direction_once(cls, directions: tuple[Direction, ...]) -> tuple[Direction, ...]:
+        for number, each in enumerate(directions):
+            if each in directions[:number]:
+                raise ValueError(f"holds {each.query} -> {each.target} twice; name each once")
+        return directions
+
     @field_validator("groups")
     @classmethod
     def _groups_have_names_of_their_own(cls, groups: tuple[str, ...]) -> tuple[str, ...]:

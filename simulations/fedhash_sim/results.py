@@ -183,11 +183,14 @@ class Spread:
         mean: Mean over the seeds; NaN where no seed has a figure.
         sd: Sample standard deviation; NaN for one seed, which has no spread.
         seeds: How many seeds have a figure.
+        of_seeds: How many were asked for one, where that is known; without a query that has
+            anything relevant a seed has none.
     """
 
     mean: float
     sd: float
     seeds: int
+    of_seeds: int | None = None
 
     def as_json(self) -> dict[str, float | int | None]:
         """JSON-able form; what there is none of is null."""
@@ -200,7 +203,10 @@ class Spread:
     def __str__(self) -> str:
         if self.seeds == 0:
             return "none"
-        return f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if self.seeds > 1 else "")
+        text = f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if self.seeds > 1 else "")
+        if self.of_seeds is not None and self.seeds < self.of_seeds:
+            text += f" ({self.seeds} of {self.of_seeds} seeds)"
+        return text
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,10 @@ def read_results(run: Path) -> pd.DataFrame:
     Raises:
         DataError: There is none yet, or it is damaged.
     """
-    return _read(run / "results.csv", RESULT_COLUMNS)
+    table = _read(run / "results.csv", RESULT_COLUMNS)
+    if not table["value"].between(0, 1).all():
+        raise _damaged(run / "results.csv", "it has values that are not from 0 to 1")
+    return table
 
 
 def read_rounds(run: Path) -> pd.DataFrame:
@@ -325,9 +334,9 @@ def _damaged(path: Path, found: str) -> DataError:
     )
 
 
-def spread(values: pd.Series) -> Spread:
+def spread(values: pd.Series, of_seeds: int | None = None) -> Spread:
     """Mean and standard deviation of one figure over seeds."""
-    return Spread(float(values.mean()), float(values.std(ddof=1)), len(values))
+    return Spread(float(values.mean()), float(values.std(ddof=1)), int(values.count()), of_seeds)
 
 
 def final_round(results: pd.DataFrame) -> pd.DataFrame:
@@ -359,6 +368,7 @@ def main_table(results: pd.DataFrame, metric: str = "map") -> list[MainRow]:
     final = final_round(results)
     final = final[final["group"] == "all"]
     methods = list(dict.fromkeys(results["method"]))
+    seeds = results["seed"].nunique()
     rows = []
     for (query, target), direction in final.groupby(["query", "target"], sort=False):
         figures = direction[direction["metric"] == metric]
@@ -368,9 +378,9 @@ def main_table(results: pd.DataFrame, metric: str = "map") -> list[MainRow]:
                 query=str(query),
                 target=str(target),
                 metric=metric,
-                chance=spread(chance.drop_duplicates("seed")["value"]),
+                chance=spread(chance.drop_duplicates("seed")["value"], seeds),
                 methods={
-                    method: spread(figures[figures["method"] == method]["value"])
+                    method: spread(figures[figures["method"] == method]["value"], seeds)
                     for method in methods
                 },
             )

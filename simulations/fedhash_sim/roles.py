@@ -13,13 +13,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fedhash.configuration import did_you_mean, problem_at
 from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
 from fedhash.errors import ConfigurationError, DataError
+from fedhash.learning.local_training import planned_steps
 from fedhash.randomness import stream_seed
 from fedhash.rounds.settings import check_roster
 from fedhash_sim.heterogeneity.missing_modalities import lacking, missing_faults
@@ -28,7 +30,7 @@ from fedhash_sim.refusal import RefusedByDataError
 from fedhash_sim.settings import ResolvedStudy, SplitFractions
 from fedhash_sim.sources import Pool
 
-__all__ = ["PUBLIC_SITE", "Roles", "assign_roles"]
+__all__ = ["PUBLIC_SITE", "Roles", "assign_roles", "check_local_steps"]
 
 PUBLIC_SITE = "public"  # the site that the public patients are
 
@@ -63,10 +65,44 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
             study has an attribute that is reported by; it names the line.
         DataError: The same of a study that was read from no file.
     """
-    try:
+    with _at_its_line(study, seed):
         _check_groups(study, pool)
         roles = _roles(study, pool, seed)
         _check_directions(study, pool, roles)
+    return roles
+
+
+def check_local_steps(study: ResolvedStudy, pool: Pool, roles: Roles, seed: int) -> None:
+    """Sites cut a round short at the agreement's cap without a word; a study must not.
+
+    Raises:
+        ConfigurationError: A site would take more steps; it names the line.
+        DataError: The same of a study that was read from no file.
+    """
+    patient_of = {each.study_id: each.patient_id for each in pool.studies}
+    most = study.agreement.largest_local_steps
+    for method, settings in study.round_of.items():
+        at = dict(roles.training)
+        if method in {"public", "start"}:
+            at = {"public": roles.public}
+        elif method == "central":
+            at = {"central": tuple(each for site in at.values() for each in site)}
+        for site, studies in at.items():
+            steps = planned_steps(len({patient_of[each] for each in studies}), settings.learning)
+            if steps > most:
+                with _at_its_line(study, seed):
+                    raise RefusedByDataError(
+                        ("round", "learning", "local_epochs"),
+                        f"{method}: a round takes {steps} local steps at {site}, and the "
+                        f"agreement's largest_local_steps cuts it at {most}; raise that, or lower "
+                        "learning.local_epochs",
+                    )
+
+
+@contextmanager
+def _at_its_line(study: ResolvedStudy, seed: int) -> Iterator[None]:
+    try:
+        yield
     except RefusedByDataError as error:
         message = f"seed {seed}: {error}"
         if study.file is None:
@@ -75,7 +111,6 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
         raise ConfigurationError([problem]) from error
     except DataError as error:
         raise DataError(f"seed {seed}: {error}") from error
-    return roles
 
 
 def _check_groups(study: ResolvedStudy, pool: Pool) -> None:
@@ -91,13 +126,7 @@ def _check_groups(study: ResolvedStudy, pool: Pool) -> None:
 
 def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     settings = study.settings
-    if isinstance(settings.splits, SplitFractions):
-        fractions = {"val": settings.splits.val, "test": settings.splits.test}
-        splits = split_patients(
-            pool.studies, {"train": 1 - sum(fractions.values()), **fractions}, seed
-        )
-    else:
-        splits = published_split(pool.studies)
+    splits = _splits(study, pool, seed)
     for split in ("train", settings.evaluation.queries):
         if not splits.get(split):
             raise RefusedByDataError(
@@ -152,6 +181,18 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
     if takes_part:  # it is nobody's archive
         training[PUBLIC_SITE], database[PUBLIC_SITE] = public_ids, ()
     return Roles(training, database, queries, public_ids, tuple(notes), missing)
+
+
+def _splits(study: ResolvedStudy, pool: Pool, seed: int) -> Mapping[str, tuple[Study, ...]]:
+    asked = study.settings.splits
+    if isinstance(asked, SplitFractions):
+        train = 1 - (asked.val + asked.test)
+        shares = {"train": train, "val": asked.val, "test": asked.test}
+        return split_patients(pool.studies, shares, seed)
+    try:
+        return published_split(pool.studies)
+    except DataError as error:
+        raise RefusedByDataError(("splits",), str(error)) from error
 
 
 def _missing(study: ResolvedStudy, sites: Sequence[str], seed: int) -> dict[str, tuple[str, ...]]:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
+import io
 import json
 import shutil
 import tempfile
@@ -41,13 +42,15 @@ from safetensors import SafetensorError
 
 from fedhash import __version__
 from fedhash.configuration import resolved
-from fedhash.errors import CheckpointError, ReleaseError
+from fedhash.durability import replace_file
+from fedhash.errors import CheckpointError, ConfigurationError, ReleaseError
 from fedhash.registry.release import Release, load_release
 from fedhash_sim.input_files import INPUT_FILES, changed_files
 from fedhash_sim.results import TABLES
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
 __all__ = [
+    "PREVIOUS",
     "CellFolder",
     "RunFolder",
     "configuration_files",
@@ -55,6 +58,8 @@ __all__ = [
     "file_name",
     "write_table",
 ]
+
+PREVIOUS = ".previous"  # ends the name of the folder that an earlier run is moved to
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class RunFolder:
 
     @classmethod
     def _open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
+        if path.is_symlink():  # to a larger disk, say
+            path = path.resolve()
         files = configuration_files(study, path.resolve())
         if path.exists() and replace:
             _move_aside(cls(path))
@@ -133,6 +140,17 @@ class RunFolder:
                     "--out"
                 ) from error
             yield
+
+    @contextmanager
+    def removed_if_refused(self) -> Iterator[None]:
+        """Of a study that its data refuses nothing stays: the mended one takes its place."""
+        has_begun = (self.path / "run.json").exists()
+        try:
+            yield
+        except ConfigurationError:
+            if not has_begun:
+                shutil.rmtree(self.path)
+            raise
 
     def cells_done(self, study: ResolvedStudy) -> int:
         """How many cells of a study have their results here.
@@ -204,13 +222,13 @@ class RunFolder:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file that is whole or absent."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with explained(path), unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    unfinished.replace(path)
+    """Write a CSV file that is whole or as it was before, even if the power fails."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    with explained(path):
+        replace_file(path, text.getvalue().encode())
 
 
 def file_name(name: str) -> str:
@@ -269,7 +287,7 @@ def _check_same(path: Path, files: Mapping[str, str]) -> None:
 
 
 def _remedy(path: Path) -> str:
-    return f"Choose another --out, or --replace to move the earlier run to {path}.previous"
+    return f"Choose another --out, or --replace to move the earlier run to {path}{PREVIOUS}"
 
 
 def configuration_files(study: ResolvedStudy, path: Path) -> dict[str, str]:
@@ -311,18 +329,19 @@ def _move_aside(folder: RunFolder) -> None:
             f"{path} is no run folder, so it is not replaced; choose another --out"
         )
     with folder.locked():
-        if not (path / "results.csv").is_file():
+        if not any(path.glob("cells/*/results.csv")):
             shutil.rmtree(path)  # it has found nothing yet, and must not push out a run that has
             return
         _rename_to_previous(path)
 
 
 def _rename_to_previous(path: Path) -> None:
-    previous = path.with_name(f"{path.name}.previous")
+    previous = path.with_name(f"{path.name}{PREVIOUS}")
     if previous.exists():
         if not (previous / "study.yaml").is_file():
             raise CheckpointError(
                 f"{previous} is in the way and is no run folder; move it yourself"
             )
-        shutil.rmtree(previous)
+        with RunFolder(previous).locked():
+            shutil.rmtree(previous)
     path.rename(previous)

@@ -19,8 +19,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from fedhash.agreement import Agreement
-from fedhash.configuration import KeyPath, Settings, gathered, problem_at, read_settings
+from fedhash.configuration import (
+    KeyPath,
+    Settings,
+    did_you_mean,
+    gathered,
+    problem_at,
+    read_settings,
+)
 from fedhash.data.phantom import PhantomSettings
+from fedhash.data.recipes import RECIPES
 from fedhash.errors import ConfigurationError, ModelError, Problem
 from fedhash.models.anchors import Anchors
 from fedhash.models.frozen_features import FeatureLayer
@@ -58,6 +66,9 @@ class PhantomSource(PhantomSettings):
     kind: Literal["phantom"]
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class RecipeSource(Settings):
     """A public data set through its recipe."""
 
@@ -66,6 +77,15 @@ class RecipeSource(Settings):
     folder: Path | None = Field(
         default=None, description="the set's folder; default: $FEDHASH_DATA/<recipe>"
     )
+
+    @field_validator("recipe")
+    @classmethod
+    def _known(cls, recipe: str) -> str:
+        if recipe not in RECIPES:
+            raise ValueError(
+                f"there is no recipe {recipe!r}; {did_you_mean(recipe, sorted(RECIPES))}"
+            )
+        return recipe
 
 
 class ManifestSource(Settings):
@@ -124,7 +144,7 @@ class StudySettings(Settings):
     public: PublicPatients | None = None
     splits: Literal["published"] | SplitFractions = SplitFractions()
     methods: tuple[Method, ...] = ("local", "federated", "central")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     engine: Literal["inprocess", "vectorised", "flower"] = "inprocess"
     evaluation: EvaluationSettings = EvaluationSettings()
     method_settings: dict[Method, dict[str, bool | int | float | str | None]] = Field(
@@ -221,22 +241,23 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> ResolvedStudy:
     refused = check_round(base, agreement)
     problems = [problem_at(settings.round, *each, inner["round"]) for each in refused]
     round_of: dict[str, RoundSettings] = {}
-    for method in settings.methods:
+    for method in dict.fromkeys((*settings.methods, *settings.method_settings)):
         changes = settings.method_settings.get(method, {})
         wrong: list[Problem] = []
         with gathered(wrong):
-            round_of[method] = read_settings(
+            of_method = read_settings(
                 settings.round,
                 RoundSettings,
                 [*inner["round"], *(f"{k}={json.dumps(v)}" for k, v in changes.items())],
             )
         messages = [each.message for each in wrong]
-        if not wrong:
-            if settings.engine == "vectorised" and (fault := _unfit(method, round_of[method])):
+        if not wrong and method in settings.methods:  # of others the keys and types alone
+            round_of[method] = of_method
+            if settings.engine == "vectorised" and (fault := _unfit(method, of_method)):
                 problems.append(problem_at(path, ("engine",), f"{method}: {fault}", own))
-            others = check_round(round_of[method], agreement)
+            others = check_round(of_method, agreement)
             messages += [message for key, message in others if (key, message) not in refused]
-            messages += _faults_of(method, round_of[method], base)
+            messages += _faults_of(method, of_method, base)
         for message in messages:
             # the message names the key that is wrong, if it is one of the changes
             key = [each for each in changes if each in message][:1]

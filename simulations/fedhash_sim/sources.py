@@ -55,8 +55,9 @@ def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
     if isinstance(source, PhantomSource):
         return Pool(generate_phantom(source, seed))
     if isinstance(source, RecipeSource):
+        recipe = find_recipe(source.recipe)
         folder = recipe_folder(source)
-        written = find_recipe(source.recipe).write(folder, scratch)
+        written = recipe.write(folder, scratch)
         manifest_path, skipped = written.manifest, written.skipped
         files = {each.resolve() for each in folder.rglob("*") if each.is_file()}
     else:

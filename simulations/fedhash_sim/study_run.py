@@ -19,12 +19,13 @@ from fedhash_sim.cell_workers import Cell, run_cells
 from fedhash_sim.consortium import (
     Consortium,
     build_consortium,
+    deal,
     write_holdings,
     write_partition,
 )
 from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
-from fedhash_sim.roles import assign_roles
+from fedhash_sim.roles import assign_roles, check_local_steps
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import load_pool
@@ -58,7 +59,8 @@ def run_study(
     """
     folder = RunFolder.open(path, study, replace=replace)
     with explained(path), folder.locked():
-        prepare_run(folder, study, command, console)
+        with folder.removed_if_refused():
+            prepare_run(folder, study, command, console)
         cells = open_cells(folder, study)
         with live_progress([str(each) for each in cells], console) as show:
             run_cells(cells, workers, lambda _, progress: show(progress))
@@ -72,10 +74,13 @@ def prepare_run(folder: RunFolder, study: ResolvedStudy, command: str, console: 
     Raises:
         FedhashError: The data cannot be had, or not be split or dealt as asked.
     """
+    with console.status("dealing the patients of all seeds"):
+        dealt = deal(study, {seed: folder.data(seed) for seed in study.settings.seeds})
     consortia = {}
     for seed in study.settings.seeds:
         with console.status(f"preparing the studies of seed {seed}"):
-            consortia[seed] = build_consortium(study, seed, folder.data(seed))
+            of_seed = dealt.pop(seed, None)  # a phantom's images are let go of
+            consortia[seed] = build_consortium(study, seed, folder.data(seed), of_seed)
     for line in _data_problems(consortia):
         console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
@@ -138,6 +143,7 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
             if not seeds or isinstance(settings.data, PhantomSource):
                 pool = load_pool(study, seed, Path(scratch))
             roles = assign_roles(study, pool, seed)
+            check_local_steps(study, pool, roles, seed)
             seeds.append(
                 {
                     "seed": seed,

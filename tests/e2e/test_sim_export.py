@@ -100,7 +100,8 @@ def events(folder: Path) -> dict[str, Any]:
         "tensorboard.backend.event_processing.event_accumulator",
         reason="the extra 'tensorboard' is absent",
     )
-    read = {path.name: reader.EventAccumulator(str(path)) for path in folder.iterdir()}
+    cells = [path for path in folder.iterdir() if path.is_dir()]
+    read = {path.name: reader.EventAccumulator(str(path)) for path in cells}
     for each in read.values():
         each.Reload()
     return read
@@ -136,6 +137,19 @@ def test_tensorboard_replaces_no_other_files(finished: Path, tmp_path: Path) -> 
     message = run("export", finished, "--tensorboard", finished.parent, ok=False)  # .../run itself
     assert "is no event file" in message
     assert sorted(finished.rglob("*")) == before
+
+
+def test_tensorboard_replaces_no_other_run_of_the_same_name(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is absent")
+    folder = tmp_path / "tensorboard"
+    run("export", finished, "--tensorboard", folder)
+    other = shutil.copytree(finished, tmp_path / "other" / "run")
+    text = (other / "round.yaml").read_text()
+    (other / "round.yaml").write_text(text.replace("rounds: 4", "rounds: 3"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    message = run("export", other, "--tensorboard", folder, ok=False)
+    assert f"{folder / 'run'} holds another run of this name" in message
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_damaged_picture_is_named(finished: Path, tmp_path: Path) -> None:

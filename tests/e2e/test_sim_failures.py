@@ -64,6 +64,7 @@ def test_damage_is_named_and_the_remedy_gives_the_same_figures(
             ("models/0/checkpoints/round-000004.checkpoint", "models/0"),
         ),
         ("models/0/evaluation-000002.csv", ("models/0",)),
+        ("models/0/evaluation-000004.csv", ("models/0",)),
     ],
 )
 def test_a_damaged_unfinished_cell_is_named_and_goes_on(
@@ -112,6 +113,38 @@ def test_a_table_cut_off_after_its_header_is_no_table(finished: Path) -> None:
     table = finished / "results.csv"
     table.write_text(table.read_text().splitlines()[0] + "\n")
     assert "0 rows of method, seed" in run("report", finished, "--json", ok=False)
+
+
+def test_a_figure_that_is_none_is_damage(finished: Path) -> None:
+    table = finished / "results.csv"
+    header, first, *rest = table.read_text().splitlines()
+    for value in ("inf", "1.5", "-0.1"):
+        cells = first.split(",")
+        cells[header.split(",").index("value")] = value
+        table.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
+        assert "values that are not from 0 to 1" in run("report", finished, "--json", ok=False)
+
+
+def test_a_damaged_release_of_an_unfinished_cell_has_a_remedy(finished: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    damage(finished / CELL / "release" / "model.safetensors")
+    (finished / CELL / "results.csv").unlink()
+    message = go_on(finished, ok=False)
+    assert f"{finished / CELL / 'release'} is in the way" in message
+    assert "remove it and run the study again" in message
+    remove(finished / CELL / "release")
+    go_on(finished)
+    assert (finished / "results.csv").read_bytes() == kept
+
+
+def test_a_path_that_the_system_refuses_is_one_line(finished: Path) -> None:
+    too_long = "a" * 300
+    for command in (
+        ("export", too_long, "--tensorboard", "x"),
+        ("audit", "linkage", too_long),
+        ("compare", too_long),
+    ):
+        assert "File name too long" in run(*command, ok=False)
 
 
 def test_a_damaged_release_or_archive_answers_nothing(finished: Path) -> None:

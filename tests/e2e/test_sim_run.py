@@ -170,6 +170,26 @@ def test_replace_moves_the_earlier_run_aside(finished: Path) -> None:
     assert set(read_results(finished)["seed"]) == {5}
 
 
+def test_an_interrupted_replacement_goes_on_without_it(finished: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    (finished / "results.csv").unlink()  # as if its last cell were not done
+    (finished / "cells" / "local-seed-0" / "results.csv").unlink()
+    other = ("--set", "seeds=[5]", "--set", "methods=[central]")
+    run_all(study_of(finished), finished, *other, "--replace")
+    previous = finished.with_name("run.previous")
+    run_all(study_of(finished), previous, "--set", "seeds=[0]")  # two cells of three were done
+    assert (previous / "results.csv").read_bytes() == kept
+
+
+def test_a_folder_may_be_a_link_to_another_disk(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    small = ("--set", "seeds=[0]", "--set", "methods=[central]")
+    run_all(study_file, tmp_path / "link", *small)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "results.csv").is_file()
+
+
 def test_replace_leaves_folders_that_are_no_runs_alone(study_file: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.png").write_bytes(b"beach")
@@ -216,7 +236,16 @@ def test_a_partition_that_the_patients_do_not_allow_names_its_line(
     message = run("run", study_file, "--out", tmp_path / "run", ok=False)
     assert f"study.yaml:{line}: seed 0: 3 sites of 900 shards need at least 2700" in message
     assert "lower partition.shards_per_site or partition.sites" in message
-    assert not list((tmp_path / "run").rglob("checkpoints"))
+    assert not (tmp_path / "run").exists()  # it would keep the mended study out
+
+
+def test_all_seeds_are_dealt_before_one_is_prepared(study_file: Path, tmp_path: Path) -> None:
+    changes = ("--set", "data.patients_per_site=5", "--set", "evaluation.held_out_database=0.5")
+    of_seeds = (*changes, "--set", "seeds=[2,3,4]")
+    message = run("run", study_file, "--out", tmp_path / "run", *of_seeds, ok=False)
+    assert "seed 4: site site-1 has 1 studies and none is left to train on" in message
+    assert not (tmp_path / "run").exists()
+    run_all(study_file, tmp_path / "run", "--set", "seeds=[2]", "--set", "methods=[central]")
 
 
 def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> None:
@@ -239,6 +268,15 @@ def test_a_dry_run_finds_what_is_wrong_with_a_later_seed(study_file: Path) -> No
         ("partition={scheme: iid, sites: 200}", "need 200 patients"),
         ("partition={scheme: iid, sites: 1000}", "partition.sites: no graph of 1000 sites bears"),
         ("round.model.towers.report.options.hiden=3", "hiden"),
+        ("method_settings={start: {nonsense: 3}}", 'unknown key "nonsense"'),
+        ("data={kind: recipe, recipe: kermany}", 'did you mean "kermany_cxr"'),
+        ("splits=published", "--set: seed 0: study site-0-p0-e0 has no attribute 'split'"),
+        (
+            "evaluation.directions=[" + 2 * "{query: report, target: report}," + "]",
+            "holds report -> report twice",
+        ),
+        ("seeds=[4294967296]", "seeds"),
+        ("round.loss={name: contrastive}", "model.towers has only report; add a tower"),
     ],
 )
 def test_a_wrong_request_is_refused_before_any_work(

@@ -142,12 +142,14 @@ def living(group: int) -> list[int]:
 
 
 def test_a_finished_sweep_is_not_run_again(swept: Path) -> None:
-    files = [*swept.glob("*/cells/*/results.csv"), *swept.glob("*/results.csv")]
-    before = {path: path.stat().st_mtime_ns for path in files}
+    cells = list(swept.glob("*/cells/*/results.csv"))
+    before = {path: path.stat().st_mtime_ns for path in cells}
+    tables = {path: path.read_bytes() for path in swept.glob("*/*.csv")}
     study = swept.parent / "study" / "sweep.yaml"
     changes = ("--set", "round.aggregation=plain")
     told = json.loads(run("sweep", study, "--out", swept, *changes, "--json"))
-    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert {path: path.stat().st_mtime_ns for path in cells} == before
+    assert {path: path.read_bytes() for path in swept.glob("*/*.csv")} == tables
     assert {each["queries"] for each in told["rows"]} == {"test"}
     assert [each["choices"]["loss"] for each in told["rows"]] == ["am", "csq"]
     assert len(told["chosen"]) == 2
@@ -189,10 +191,84 @@ def test_impossible_points_are_told_before_any_work(tmp_path: Path) -> None:
     assert not out.exists()
     sweep.write_text(sweep.read_text().replace("[1, 0]", "[1]"))
     message = run("sweep", sweep, "--out", out, ok=False)  # what only the data tells
-    assert f"{sweep}:3: partition=" in message
+    assert f"{sweep}:6: partition = " in message
     assert "3 sites of 900 shards need at least 2700" in message
-    assert not list(out.glob("*/cells"))
+    assert [each.name for each in out.iterdir()] == [".lock"]  # of no point, the first too
     assert "3 sites of 900 shards need" in run("sweep", sweep, "--dry-run", ok=False)
+
+
+def test_the_folder_of_another_sweep_is_refused_and_a_grid_may_grow(
+    swept: Path, tmp_path: Path
+) -> None:
+    sweep = write_sweep(tmp_path / "study", SWEEP.replace("0.02]", "0.02, 0.03]"))
+    plan = ("sweep", sweep, "--out", swept, *QUICK, "--dry-run")
+    before = (swept / "sweep.yaml").read_bytes()
+    # the study stands in another folder, so it is another one
+    assert "holds another sweep: its study differ" in run(*plan, ok=False)
+    same = swept.parent / "study" / "grown.yaml"
+    same.write_text(sweep.read_text())
+    grown = run("sweep", same, "--out", swept, "--set", "round.aggregation=plain", "--dry-run")
+    assert "learning_rate=0.03" in grown
+    for change in (
+        ("am: {round.loss: {name: anchor_margin}}", "am: {round.loss: {name: dpsh}}"),
+        ("0.0001, ", ""),
+        ("metric: map", "metric: macro_map"),
+    ):
+        same.write_text(SWEEP.replace(*change))
+        told = run("sweep", same, "--out", swept, "--dry-run", ok=False)
+        assert "choose another --out, or --replace" in told
+    assert (swept / "sweep.yaml").read_bytes() == before
+    run_of = next(swept.glob("*=test"))
+    for wrong, message in ((run_of, "the folder of a single run"), (sweep, "is a file")):
+        assert message in run("sweep", sweep, "--out", wrong, *QUICK, "--dry-run", ok=False)
+
+
+def test_tables_of_finished_points_are_made_of_their_cells_again(
+    swept: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(swept, out)
+    point = next(out.glob("*=test"))
+    truth = (point / "results.csv").read_bytes()
+    (point / "results.csv").write_bytes(b"\n".join(truth.splitlines()[:3]) + b"\n")
+    sweep = swept.parent / "study" / "sweep.yaml"
+    run("sweep", sweep, "--out", out, "--set", "round.aggregation=plain")
+    assert (point / "results.csv").read_bytes() == truth
+    assert (out / "sweep.csv").read_bytes() == (swept / "sweep.csv").read_bytes()
+
+
+def test_a_table_in_a_pipe_is_whole(swept: Path) -> None:
+    told = run("compare", swept)
+    assert "…" not in told
+    rows = [line for line in told.splitlines() if "report → report" in line]
+    assert [line[0] for line in rows] == ["1", "2"]
+    assert re.search(r"\[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]  \d", rows[1])
+
+
+def test_methods_of_one_run_are_compared_with_one_of_them(finished: Path) -> None:
+    rows = json.loads(run("compare", finished, "--against", "local", "--json"))["rows"]
+    by_method = {each["method"]: each for each in rows}
+    assert by_method["local"]["difference"] is None
+    for method in ("federated", "central"):
+        expected = by_method[method]["figure"]["mean"] - by_method["local"]["figure"]["mean"]
+        assert by_method[method]["difference"]["mean"] == pytest.approx(expected, abs=1e-6)
+    assert "has no method 'fderated' to compare with; did you mean" in run(
+        "compare", finished, "--against", "fderated", ok=False
+    )
+
+
+def test_steps_beyond_the_agreements_cap_are_told_at_their_choice(tmp_path: Path) -> None:
+    sweep = write_sweep(
+        tmp_path / "study",
+        "name: x\nstudy: study.yaml\nset: {round.learning.local_steps: null}\ngrid:\n"
+        "  round.rounds: [1, 2]\n  round.learning.local_epochs:\n  - 1\n  - 2000\n",
+    )
+    for more in ((), ("--dry-run",)):
+        message = run("sweep", sweep, "--out", tmp_path / "out", *more, ok=False)
+        at = f"{sweep}:8: round.rounds = 1, round.learning.local_epochs = 2000: seed 0: "
+        assert at in message
+        assert "largest_local_steps cuts it at" in message
+        assert not list((tmp_path / "out").glob("*/*"))
 
 
 def test_what_the_data_does_not_allow_in_the_test_is_told_before_the_search(

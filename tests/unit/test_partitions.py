@@ -336,6 +336,14 @@ def test_pathological_sites_see_so_many_findings(sites: int, seen: int, seed: in
     assert {len({f for s in held for f in s.positive}) for held in dealt.values()} == {seen}
 
 
+def test_as_many_sites_as_findings_see_one_each() -> None:
+    """The first finding of a site comes in turn: drawn, one deal in 20,000 would cover all 12."""
+    partition = Partition(scheme="pathological", sites=12, findings_per_site=1)
+    dealt = partition_patients(one_each("abcdefghijkl" * 5), partition, 3)
+    seen = [{f for study in held for f in study.positive} for held in dealt.values()]
+    assert sorted(map(sorted, seen)) == [[each] for each in "abcdefghijkl"]
+
+
 @given(sites=st.integers(2, 6), shards=st.integers(1, 4), patients=st.integers(30, 99))
 @settings(max_examples=8, deadline=None)
 def test_shards_are_equal_and_of_neighbouring_findings(

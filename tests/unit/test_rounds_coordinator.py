@@ -242,6 +242,14 @@ def test_a_run_reports_every_round_and_outlives_a_bad_one() -> None:
     assert vector is coordinator.state.model
 
 
+def test_a_run_without_a_single_completed_round_ends_in_an_error() -> None:
+    coordinator = new_coordinator(round_settings(rounds=2))
+    engine = ScriptedEngine(*[dict.fromkeys(SITES, late)] * 2)
+    for _ in range(2):  # and again where it goes on from its end
+        with pytest.raises(ProtocolError, match="none of the 2 rounds was completed"):
+            run_rounds(coordinator, engine)
+
+
 def test_three_failed_rounds_in_a_row_end_the_run() -> None:
     coordinator = new_coordinator(round_settings(rounds=10))
     engine = ScriptedEngine({}, *[dict.fromkeys(SITES, late)] * 5)

@@ -10,6 +10,7 @@ from fedhash.configuration import KeyPath, read_settings
 from fedhash.errors import ConfigurationError
 from fedhash.learning.losses import LOSSES, PRIVATE_LOSSES
 from fedhash.learning.settings import LossName, LossSettings
+from fedhash.models.settings import TowerSettings
 from fedhash.privacy import AgreedPrivacy, epsilon
 from fedhash.privacy.private_steps import PrivateSteps
 from fedhash.privacy.settings import NoPrivacySettings, SitePrivacySettings
@@ -22,12 +23,25 @@ from fedhash.rounds.settings import (
 )
 from fedhash.secagg.terms import SecureAggregationTerms
 
+WITH_IMAGES = AGREEMENT.model_copy(update={"modalities": ("image", "report")})
+
 
 def with_head(settings: RoundSettings, name: LossName) -> RoundSettings:
-    """The settings with a loss, and the head that it trains."""
+    """The settings with a loss, and the head or the second tower that it needs."""
     head = "prototypes" if name == "learned_prototypes" else "sign"
-    model = settings.model.model_copy(update={"head": head})
+    towers = dict(settings.model.towers)
+    if name == "contrastive":
+        towers["image"] = TowerSettings(name="image_hog")
+    model = settings.model.model_copy(update={"head": head, "towers": towers})
     return settings.model_copy(update={"loss": LossSettings(name=name), "model": model})
+
+
+def test_a_loss_of_pairs_needs_a_second_tower() -> None:
+    alone = round_settings(loss=LossSettings(name="contrastive"))
+    ((key, message),) = check_round(alone, AGREEMENT)
+    assert key == ("loss", "name")
+    assert "pairs modalities, and model.towers has only report; add a tower" in message
+    assert check_round(with_head(alone, "contrastive"), WITH_IMAGES) == []
 
 
 def test_a_round_within_the_agreement_has_no_problems() -> None:
@@ -101,9 +115,7 @@ def test_a_private_round_has_no_problems() -> None:
             "privacy.clip_norm clips each patient",
         ),
         (
-            round_settings(
-                privacy=PRIVATE, weighting="uniform", loss=LossSettings(name="contrastive")
-            ),
+            round_settings(privacy=PRIVATE, weighting="uniform", loss=LossSettings(name="supcon")),
             "loss.name",
             "use a sum of patient terms: anchor_margin",
         ),
@@ -122,13 +134,13 @@ def test_what_breaks_privacy_is_told_with_the_remedy(
 @pytest.mark.parametrize("name", LOSSES)
 def test_private_rounds_take_sums_of_patient_terms_alone(name: LossName) -> None:
     settings = with_head(round_settings(privacy=PRIVATE, weighting="uniform"), name)
-    found = [key for key, _ in check_round(settings, AGREEMENT)]
+    found = [key for key, _ in check_round(settings, WITH_IMAGES)]
     assert found == ([] if name in PRIVATE_LOSSES else [("loss", "name")])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_range_of_margins_is_for_losses_that_have_them(name: LossName) -> None:
-    wide = AGREEMENT.model_copy(update={"margin_range": (0.4, 0.5)})
+    wide = WITH_IMAGES.model_copy(update={"margin_range": (0.4, 0.5)})
     settings = with_head(round_settings(), name)
     found = [message for _, message in check_round(settings, wide)]
     default = {"anchor_margin": 0.3, "orthohash": 0.2}.get(name)

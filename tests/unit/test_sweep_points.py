@@ -115,6 +115,27 @@ def test_equal_settings_share_a_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_a_choice_that_is_called_as_another_ones_folder_has_its_own(tmp_path: Path) -> None:
+    (unsafe,) = sweep(tmp_path, "grid:\n  a: {a b: {round.rounds: 1}}\n").points
+    folder = unsafe.name.removeprefix("a=")
+    grid = f"grid:\n  a: {{a b: {{round.rounds: 1}}, {folder}: {{round.rounds: 2}}}}\n"
+    one, other = sweep(tmp_path, grid).points
+    assert (one.name, one.study.settings) == (unsafe.name, unsafe.study.settings)
+    assert one.name != other.name
+
+
+def test_no_folder_is_called_as_an_earlier_run_of_another_would_be(tmp_path: Path) -> None:
+    grid = "grid:\n  a: {x: {round.rounds: 1}, x.previous: {round.rounds: 2}}\n"
+    one, other = sweep(tmp_path, grid).points
+    assert one.name == "a=x"
+    assert not other.name.endswith(".previous")
+
+
+def test_a_choice_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    (told,) = problems(tmp_path, 'grid:\n  a: {"x\\ny": {round.rounds: 1}}\n')
+    assert "grid.a has 'x\\ny', which cannot be printed" in told
+
+
 def test_names_of_folders_are_safe_and_differ(tmp_path: Path) -> None:
     grid = (
         "grid:\n  partition: [{scheme: iid, sites: 3}, {scheme: iid, sites: 4}]\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, err_console, print_json, print_table, told
 
 if TYPE_CHECKING:
     from fedhash.evaluation.canary import CanaryAudit
@@ -139,7 +139,7 @@ def _print(found: CanaryAudit) -> None:
     table.add_row("most that this audit can show", f"{found.ceiling:.2f}")
     if math.isfinite(found.claimed_epsilon):
         table.add_row("claim", "not refuted" if found.holds else "[red]refuted[/]")
-    out_console.print(table)
+    print_table(table)
 
 
 def _draw(found: CanaryAudit, path: Path) -> None:

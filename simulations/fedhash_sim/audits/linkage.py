@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedhash.errors import CheckpointError, DataError
-from fedhash_sim.terminal import AsJson, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, out_console, print_json, print_table, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,7 +236,7 @@ def _print_figures(figures: pd.DataFrame) -> None:
                 _told(metrics["lift@1"], 2),
                 _told(metrics["median_rank"], 1, with_ends=False),
             )
-        out_console.print(table)
+        print_table(table)
         patients = direction.groupby("pools", sort=False)["patients"].mean()
         asked = ", ".join(f"{count:.4g} in {pools} pools" for pools, count in patients.items())
         out_console.print(f"[dim]patients: {asked}; ~ marks a median size[/]\n", highlight=False)
@@ -261,7 +261,7 @@ def _print_probes(probes: pd.DataFrame) -> None:
             f"{part['findings'].mean():.3g}",
             f"{part['skipped'].mean():.3g}",
         )
-    out_console.print(table)
+    print_table(table)
 
 
 def _draw(figures: pd.DataFrame, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, err_console, print_json, print_table, told
 
 if TYPE_CHECKING:
     from fedhash.evaluation.sensitivity import Sensitivity
@@ -83,7 +83,7 @@ def _print_sensitivity(found: Sequence[Sensitivity]) -> None:
             str(each.patients),
             change if each.holds else f"[red]{change}[/]",
         )
-    out_console.print(table)
+    print_table(table)
 
 
 def _draw_sensitivity(found: Sequence[Sensitivity], path: Path) -> None:

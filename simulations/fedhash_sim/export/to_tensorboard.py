@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["write_tensorboard"]
 
 _EVENTS = "events.out.tfevents."  # how the writer begins the names of its files
+_RUN = ".fedhash-run"  # tells which run it is, by its digest
 
 
 def write_tensorboard(history: RunHistory, folder: Path) -> Path:
@@ -37,15 +38,22 @@ def write_tensorboard(history: RunHistory, folder: Path) -> Path:
 
     Raises:
         ConfigurationError: TensorBoard is not installed.
-        CheckpointError: Something that is no event file is in the way, or a picture is damaged.
+        CheckpointError: Another run, or something that is no event file, is in the way, or a
+            picture is damaged.
     """
     writer_type = _writer_type()
     target = folder / history.name
     for path in target.rglob("*"):
-        if path.is_file() and not path.name.startswith(_EVENTS):
+        if path.is_file() and path.name != _RUN and not path.name.startswith(_EVENTS):
             raise CheckpointError(
                 f"{path} is no event file, so {target} is not replaced; choose another folder"
             )
+    if target.exists() and (
+        not (target / _RUN).is_file() or (target / _RUN).read_text() != history.digest
+    ):
+        raise CheckpointError(
+            f"{target} holds another run of this name, so it is not replaced; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{history.name}-", dir=folder))
     try:
@@ -62,6 +70,7 @@ def write_tensorboard(history: RunHistory, folder: Path) -> Path:
                 writer.add_text(path.name, "".join(f"    {line}\n" for line in text.splitlines()))
             for path in history.pictures:
                 writer.add_image(path.stem, _pixels(path), dataformats="HWC")
+        (unfinished / _RUN).write_text(history.digest)
         unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)

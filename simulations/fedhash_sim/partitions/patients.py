@@ -116,14 +116,26 @@ def _dealt(class_of: Mapping[str, str], partition: Partition, seed: int) -> Mapp
     deal = _in_places if partition.scheme in _OF_PLACES else _in_turn
     draw_of = deal(class_of, partition, seed)
     draws = _DRAWS if partition.scheme in _BY_CHANCE else 1
+    left_out = scarce = 0
     for draw in range(draws):
         try:
             site_of = draw_of(draw)
-        except ValueError:  # of sizes that come to nobody, which no draw would change
-            break
+        except ValueError:  # of sizes that come to nobody, or a finding dealt to too many sites
+            scarce += 1
+            continue
         sizes = Counter(site_of.values())
+        left_out += sizes[_NOBODY] > 0
         if not sizes[_NOBODY] and all(sizes[site] >= smallest for site in range(sites)):
             return site_of
+    if partition.scheme == "pathological":
+        raise PartitionError(
+            "findings_per_site",
+            f"of {draws} draws of {partition.findings_per_site} findings for each of {sites} sites "
+            f"{left_out} left a finding to nobody, {scarce} gave one to more sites than it has "
+            f"patients, and the others a site less than {smallest} patients; "
+            + ("raise" if left_out > scarce else "lower")
+            + " partition.findings_per_site, or change partition.sites",
+        )
     raise PartitionError(
         "smallest_site_patients",
         (

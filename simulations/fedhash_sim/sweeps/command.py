@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhash.errors import ConfigurationError, Problem
-from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, told
+from fedhash_sim.terminal import AsJson, err_console, out_console, print_json, print_table, told
 
 if TYPE_CHECKING:
     from fedhash_sim.sweeps.points import Sweep
@@ -56,10 +56,12 @@ def sweep_command(
 ) -> None:
     """Run a study with every combination of a grid of settings, or go on with it."""
     console = err_console if as_json else out_console
-    with told("interrupted; run the same command again, it goes on where it stopped"):
+    again = "again without --replace" if replace else "again"
+    with told(f"interrupted; run the same command {again}, it goes on where it stopped"):
+        from fedhash_sim.run_folder import explained
         from fedhash_sim.sweeps.data_check import check_data
         from fedhash_sim.sweeps.points import read_sweep
-        from fedhash_sim.sweeps.running import run_sweep
+        from fedhash_sim.sweeps.running import check_is_sweep, run_sweep
         from fedhash_sim.sweeps.tables import sweep_rows
 
         if memory_gb is not None and not Path("/proc/self/statm").exists():
@@ -68,6 +70,8 @@ def sweep_command(
         read = read_sweep(sweep, changes or [])
         folder = out or Path("runs") / read.settings.name
         if dry_run:
+            with explained(folder):
+                check_is_sweep(read, folder, replace=replace)
             check_data(read, [*read.points, *read.tests], err_console)
             _show_plan(read, folder, as_json=as_json)
             return
@@ -104,41 +108,39 @@ def sweep_command(
 def _show_plan(sweep: Sweep, folder: Path, *, as_json: bool) -> None:
     from fedhash_sim.sweeps.running import check_folders
 
-    points = {each.name: each for each in (*sweep.points, *sweep.tests)}
-    done = check_folders(list(points.values()), folder)
+    points = (*sweep.points, *sweep.tests)  # those that share a folder too
+    done = check_folders(points, folder)
     if as_json:
         plan = [
             {
-                "point": name,
+                "point": point.name,
                 "choices": dict(point.choices),
                 "methods": list(point.study.settings.methods),
                 "seeds": list(point.study.settings.seeds),
-                "cells done": done[name],
+                "cells done": done[point.name],
                 "if chosen": point in sweep.tests,
             }
-            for name, point in points.items()
+            for point in points
         ]
         print_json({"sweep": sweep.settings.name, "points": plan})
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
     for heading in ("point", "methods", "seeds", "cells done", ""):
         table.add_column(heading, overflow="fold")
-    for name, point in points.items():
+    for point in points:
         settings = point.study.settings
-        cells = f"{done[name]}/{len(settings.methods) * len(settings.seeds)}"
-        row = (name, ", ".join(settings.methods), ", ".join(map(str, settings.seeds)), cells)
+        cells = f"{done[point.name]}/{len(settings.methods) * len(settings.seeds)}"
+        row = (point.name, ", ".join(settings.methods), ", ".join(map(str, settings.seeds)), cells)
         table.add_row(*map(Text, row), "if chosen" if point in sweep.tests else "")
-    out_console.print(table)
+    print_table(table)
     out_console.print("Nothing was trained: leave out --dry-run to start.")
 
 
 def _show_rows(sweep: Sweep, rows: list[SweepRow]) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False)
     axes = tuple(sweep.settings.grid)
-    for heading in axes:
+    for heading in (*axes, "method", "direction", "mAP", "chance", "by finding", "chance"):
         table.add_column(heading, overflow="fold")
-    for heading in ("method", "direction", "mAP", "chance", "by finding", "chance"):
-        table.add_column(heading, no_wrap=True)
     for row in rows:
         cells = (
             *(row.point.choices[axis] for axis in axes),
@@ -149,4 +151,4 @@ def _show_rows(sweep: Sweep, rows: list[SweepRow]) -> None:
         table.add_row(*map(Text, cells))
     queries = ", ".join(dict.fromkeys(row.point.queries for row in rows))
     out_console.print(f"[bold]{sweep.settings.name}[/], queries of {queries}")
-    out_console.print(table)
+    print_table(table)

@@ -9,7 +9,7 @@ is prepared or written.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +17,10 @@ from rich.console import Console
 
 from fedhash.configuration import problem_at
 from fedhash.errors import ConfigurationError, Problem
-from fedhash_sim.roles import assign_roles
+from fedhash_sim.refusal import RefusedByDataError
+from fedhash_sim.roles import assign_roles, check_local_steps
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
-from fedhash_sim.sources import load_pool
+from fedhash_sim.sources import Pool, load_pool
 from fedhash_sim.sweeps.points import Point, Sweep
 
 __all__ = ["check_data", "dealt_by"]
@@ -30,32 +31,62 @@ def check_data(sweep: Sweep, points: Sequence[Point], console: Console) -> None:
 
     Raises:
         ConfigurationError: Some cannot be; holds the first fault of each way of dealing, at the
-            sweep's grid.
+            choice that makes it.
         DataError: The data cannot be had.
     """
-    deals: dict[str, Point] = {}
+    deals: defaultdict[str, list[Point]] = defaultdict(list)
     for point in points:
-        deals.setdefault(dealt_by(point.study), point)
-    asked: defaultdict[tuple[str, int | None], list[tuple[Point, int]]] = defaultdict(list)
-    for point in deals.values():
-        for seed in point.study.settings.seeds:
-            drawn = isinstance(point.study.settings.data, PhantomSource)
-            asked[_read_by(point.study), seed if drawn else None].append((point, seed))
+        deals[dealt_by(point.study)].append(point)
+    asked: defaultdict[tuple[str, int | None], list[tuple[list[Point], int]]] = defaultdict(list)
+    for alike in deals.values():
+        first = alike[0].study
+        for seed in first.settings.seeds:
+            drawn = isinstance(first.settings.data, PhantomSource)
+            asked[_read_by(first), seed if drawn else None].append((alike, seed))
     problems: dict[str, Problem] = {}
     with TemporaryDirectory() as scratch:
         for of_pool in asked.values():
-            point, seed = of_pool[0]
+            point, seed = of_pool[0][0][0], of_pool[0][1]
             with console.status(f"dealing the patients of {point.name}, seed {seed}"):
                 pool = load_pool(point.study, seed, Path(scratch))
-                for point, seed in of_pool:
-                    try:
-                        assign_roles(point.study, pool, seed)
-                    except ConfigurationError as error:
-                        together = ", ".join(f"{axis} = {it}" for axis, it in point.choices.items())
-                        message = f"{together}: {error.problems[0].message}"
-                        problems.setdefault(point.name, problem_at(sweep.file, ("grid",), message))
+                for alike, seed in of_pool:
+                    for point, error in _refusals(alike, pool, seed):
+                        problems.setdefault(point.name, _at_its_choice(sweep, point, error))
     if problems:
         raise ConfigurationError(list(problems.values()))
+
+
+def _refusals(
+    alike: Sequence[Point], pool: Pool, seed: int
+) -> Iterator[tuple[Point, ConfigurationError]]:
+    """What is wrong with points that deal in one way; how many steps they take, each tells."""
+    try:
+        roles = assign_roles(alike[0].study, pool, seed)
+    except ConfigurationError as error:
+        yield alike[0], error
+        return
+    for point in alike:
+        try:
+            check_local_steps(point.study, pool, roles, seed)
+        except ConfigurationError as error:
+            yield point, error
+
+
+def _at_its_choice(sweep: Sweep, point: Point, error: ConfigurationError) -> Problem:
+    """At the choice that sets what is refused; at the grid where several do, or none."""
+    refused = error.__cause__
+    place = refused.place if isinstance(refused, RefusedByDataError) else ()
+    axes = [
+        axis
+        for axis, choice in point.choices.items()
+        if any(
+            all(one == other for one, other in zip(key.split("."), place, strict=False))
+            for key in dict(sweep.settings.choices(axis))[choice]
+        )
+    ]
+    together = ", ".join(f"{axis} = {choice}" for axis, choice in point.choices.items())
+    at = sweep.settings.place_of(axes[0], point.choices[axes[0]]) if len(axes) == 1 else ("grid",)
+    return problem_at(sweep.file, at, f"{together}: {error.problems[0].message}")
 
 
 def dealt_by(study: ResolvedStudy) -> str:

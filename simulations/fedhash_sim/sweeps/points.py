@@ -31,9 +31,9 @@ from fedhash.configuration import (
     read_settings,
 )
 from fedhash.errors import ConfigurationError, Problem
-from fedhash_sim.run_folder import configuration_files, file_name
+from fedhash_sim.run_folder import PREVIOUS, configuration_files, file_name
 from fedhash_sim.settings import ResolvedStudy, StudySettings, read_study
-from fedhash_sim.sweeps.settings import Select, SweepSettings, written
+from fedhash_sim.sweeps.settings import Select, SweepSettings
 
 __all__ = ["COLUMNS", "Choices", "Point", "Sweep", "read_sweep"]
 
@@ -129,6 +129,11 @@ def _contradictions(settings: SweepSettings, changes: Sequence[str]) -> list[tup
             message = "a column of the tables has this name, or nothing can; choose another"
             faults.append((place, f"grid.{axis}: {message}"))
         faults += [
+            (place, f"grid.{axis} has {choice!r}, which cannot be printed; call it otherwise")
+            for choice, _ in of
+            if not choice.isprintable()
+        ]
+        faults += [
             (place, f"grid.{axis} has {choice} more than once; keep one")
             for choice, times in Counter(choice for choice, _ in of).items()
             if times > 1
@@ -211,7 +216,7 @@ class _Reader:
 
     def points(self, more: Sequence[str]) -> tuple[Point, ...]:
         """All points of the grid, with further overrides; none where one is wrong."""
-        points, names = [], dict[tuple[str, ...], str]()
+        points, names, taken = [], dict[tuple[str, ...], str](), set[str]()
         axes = {
             axis: [name for name, _ in self.settings.choices(axis)] for axis in self.settings.grid
         }
@@ -224,8 +229,12 @@ class _Reader:
                 self.problems[self._blamed(problem, choices, more)] = None
             if not wrong:
                 texts = tuple(configuration_files(study, self.path.resolve()).values())
-                name = names.setdefault(texts, self._name(choices, study))
-                points.append(Point(name, choices, study))
+                if texts not in names:
+                    name = self._name(choices, study)
+                    # a choice may be called as another one's folder is
+                    names[texts] = name if name not in taken else file_name(f"{name}{choices}")
+                    taken.add(names[texts])
+                points.append(Point(names[texts], choices, study))
         return tuple(points)
 
     def _study(
@@ -257,11 +266,8 @@ class _Reader:
             return problem_at(self.path, ("set",), f"set: {problem.message}")
         for axis, choice in choices.items():
             if problem.message in self._messages({axis: choice}, more):
-                values = self.settings.grid[axis]
-                is_list = isinstance(values, tuple)
-                entry = [written(each) for each in values].index(choice) if is_list else choice
                 message = f"grid.{axis} = {choice}: {problem.message}"
-                return problem_at(self.path, ("grid", axis, entry), message)
+                return problem_at(self.path, self.settings.place_of(axis, choice), message)
         together = ", ".join(f"{axis} = {choice}" for axis, choice in choices.items())
         return problem_at(self.path, ("grid",), f"{together}: {problem.message}")
 
@@ -280,7 +286,9 @@ class _Reader:
         parts = []
         for axis, choice in choices.items():
             end = axis.rpartition(".")[2]
-            safe = choice if re.fullmatch(r"[\w.+-]{1,40}", choice, re.ASCII) else file_name(choice)
+            is_safe = re.fullmatch(r"[\w.+-]{1,40}", choice, re.ASCII)
+            # RUN.previous is where an earlier RUN is moved to
+            safe = choice if is_safe and not choice.endswith(PREVIOUS) else file_name(choice)
             parts.append(f"{end if ends[end] == 1 else axis}={safe}")
         if self.settings.select is not None:
             parts.append(f"queries={study.settings.evaluation.queries}")

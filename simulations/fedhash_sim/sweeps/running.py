@@ -5,8 +5,8 @@
       loss=csq,learning_rate=0.001,queries=val/      a run folder, as of `fedhash-sim run`
       sweep.csv sweep.md sweep.png                   all points
 
-1. Every folder is opened, and every point's data prepared, before a cell trains; of the points
-   that a search may choose, the patients are dealt before it.
+1. Patients are dealt as all points ask, those that a search may choose among them, before a folder
+   is opened; and every point's data is prepared before a cell trains.
 2. Points that read and deal the same data share the files of one preparation (hard links).
 3. All cells stand in one queue. A finished point is not run again.
 4. A point's page takes seconds to draw and few are looked at: `fedhash-sim report` draws it.
@@ -23,10 +23,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 
 from fedhash.configuration import problem_at, resolved
+from fedhash.durability import replace_file
 from fedhash.errors import CheckpointError, ConfigurationError, DataError, FedhashError
 from fedhash_sim.cell_workers import run_cells
 from fedhash_sim.results import read_results
@@ -40,7 +43,7 @@ from fedhash_sim.sweeps.picture import draw_sweep
 from fedhash_sim.sweeps.points import Point, Sweep
 from fedhash_sim.sweeps.tables import sweep_rows, write_tables
 
-__all__ = ["check_folders", "run_sweep"]
+__all__ = ["check_folders", "check_is_sweep", "run_sweep"]
 
 
 def run_sweep(
@@ -70,17 +73,15 @@ def run_sweep(
     Raises:
         FedhashError: A point cannot be run; what is finished stays and is not run again.
     """
-    if (out / "study.yaml").exists():
-        raise CheckpointError(f"{out} is the folder of a single run; choose another --out")
     with explained(out):
+        check_is_sweep(sweep, out, replace=replace)
         out.mkdir(parents=True, exist_ok=True)
         with RunFolder(out).locked():
             # those of the test too, before the search
             done = {} if replace else check_folders([*sweep.points, *sweep.tests], out)
             if any(not done.get(each.name) for each in sweep.points):
-                check_data(sweep, sweep.tests, console)
-            text = resolved(sweep.settings, relative_to=out.resolve())
-            (out / "sweep.yaml").write_text(text, encoding="utf-8")
+                check_data(sweep, [*sweep.points, *sweep.tests], console)
+            replace_file(out / "sweep.yaml", _text(sweep, out).encode())
             batch = _Batch(sweep, out, workers, command, console, memory_bytes, replace)
             batch.run(sweep.points)
             winners = _winners(sweep, out)
@@ -99,6 +100,50 @@ def check_folders(points: Sequence[Point], out: Path) -> dict[str, int]:
         CheckpointError: A point's folder holds another study's run.
     """
     return {each.name: RunFolder(out / each.name).cells_done(each.study) for each in points}
+
+
+def check_is_sweep(sweep: Sweep, out: Path, *, replace: bool) -> None:
+    """Its grid may have grown since; figures of another sweep would be lost.
+
+    Raises:
+        CheckpointError: The folder holds a run, or another sweep and `replace` is not asked for.
+    """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file; choose another --out")
+    if (out / "study.yaml").exists():
+        raise CheckpointError(f"{out} is the folder of a single run; choose another --out")
+    if replace or not (out / "sweep.yaml").exists():
+        return
+    try:
+        earlier = yaml.safe_load((out / "sweep.yaml").read_text(encoding="utf-8"))
+        now = yaml.safe_load(_text(sweep, out))
+        differ = [key for key in ("study", "set", "select") if earlier[key] != now[key]]
+        if list(earlier["grid"]) != list(now["grid"]):
+            differ.append("grid")
+        else:
+            differ += [
+                f"grid.{axis}"
+                for axis, choices in earlier["grid"].items()
+                if not all(each in _pairs(now["grid"][axis]) for each in _pairs(choices))
+            ]
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{out / 'sweep.yaml'} is damaged ({error!r}); remove it and run the sweep again: what "
+            "is done stays"
+        ) from error
+    if differ:
+        raise CheckpointError(
+            f"{out} holds another sweep: its {' and '.join(differ)} differ from what is asked now; "
+            "choose another --out, or --replace"
+        )
+
+
+def _pairs(choices: Any) -> list[Any]:
+    return list(choices.items()) if isinstance(choices, dict) else choices
+
+
+def _text(sweep: Sweep, out: Path) -> str:
+    return resolved(sweep.settings, relative_to=out.resolve())
 
 
 def _winners(sweep: Sweep, out: Path) -> tuple[Winner, ...]:
@@ -145,9 +190,8 @@ class _Batch:
                     memory_bytes=self.memory_bytes,
                     done=live.done,
                 )
-            for name in unfinished:
-                settings = studies[name].settings
-                folders[name].collect(settings.methods, settings.seeds)
+            for name, study in studies.items():  # of the finished ones too: the cells are the truth
+                folders[name].collect(study.settings.methods, study.settings.seeds)
 
     def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
         first_with: dict[str, Path] = {}

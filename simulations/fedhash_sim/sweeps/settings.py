@@ -22,8 +22,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from fedhash.configuration import Settings
-from fedhash_sim.settings import Direction, Method
+from fedhash.configuration import KeyPath, Settings
+from fedhash_sim.settings import Direction, Method, Seed
 
 __all__ = ["Metric", "Select", "SweepSettings", "written"]
 
@@ -36,9 +36,7 @@ def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)
-]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class Select(Settings):
@@ -100,6 +98,13 @@ class SweepSettings(Settings):
         if isinstance(values, dict):
             return list(values.items())
         return [(written(value), {axis: value}) for value in values]
+
+    def place_of(self, axis: str, choice: str) -> KeyPath:
+        """Where a choice of an axis stands in the file."""
+        values = self.grid[axis]
+        if isinstance(values, dict):
+            return ("grid", axis, choice)
+        return ("grid", axis, [written(value) for value in values].index(choice))
 
 
 def written(value: JsonValue) -> str:
