@@ -227,7 +227,7 @@ def read_results(run: Path) -> pd.DataFrame:
         DataError: There is none yet, or it is damaged.
     """
     table = _read(run / "results.csv", RESULT_COLUMNS)
-    if not table["value"].between(0, 1).all():
+    if not table["value"].dropna().between(0, 1).all():
         raise _damaged(run / "results.csv", "it has values that are not from 0 to 1")
     return table
 

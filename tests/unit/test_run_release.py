@@ -15,7 +15,13 @@ from typer.testing import CliRunner
 
 from fedhash.agreement import Agreement
 from fedhash.configuration import read_settings, resolved
-from fedhash.errors import CheckpointError, ConfigurationError, ModelError, ReleaseError
+from fedhash.errors import (
+    CheckpointError,
+    ConfigurationError,
+    ModelError,
+    ProtocolError,
+    ReleaseError,
+)
 from fedhash.learning.loss import Margins
 from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.frozen_features import frozen_file
@@ -207,7 +213,9 @@ def test_the_release_of_a_private_run_states_its_epsilon(tmp_path: Path) -> None
         learning={"control_variates": False, "weight_decay": 0.0},
     )
     # the sites of this test have no ledger and refuse; the coordinator counts all that was asked
-    release = release_run(train(tmp_path, "", settings), tmp_path / "releases")
+    with pytest.raises(ProtocolError, match="none of the 2 rounds was completed"):
+        train(tmp_path, "", settings)
+    release = release_run(tmp_path / "runs" / "run-1", tmp_path / "releases")
     assert release.metrics == {"rounds_completed": 0}
     assert release.privacy is not None
     assert release.privacy.epsilon
