@@ -216,6 +216,8 @@ def test_a_descendant_that_holds_the_pipe_keeps_nothing_waiting(
     leaves = (
         "import os, time\n"
         "if os.fork():\n"
+        f"    while not os.listdir({str(tmp_path)!r}):\n"  # or it would end with the child's group
+        "        time.sleep(0.01)\n"
         "    print('last words', flush=True)\n"
         "    os._exit(0)\n"
         "os.setsid()\n"
@@ -232,7 +234,6 @@ def test_a_descendant_that_holds_the_pipe_keeps_nothing_waiting(
         files,
     )
     assert "last words" in caplog.text
-    until(supervise(), lambda: list(tmp_path.iterdir()))
     (left,) = [int(each.name) for each in tmp_path.iterdir()]
     assert not gone(left)
     os.kill(left, signal.SIGKILL)
