@@ -25,8 +25,8 @@ What differs from the paper: its semantic network, trained on the labels of all 
 the agreement's anchors, so a(y) is the anchors' target. Its dictionary holds a code of each set of
 labels that occurs in the training data; here it holds the codes of the single findings, which no
 patient had a part in. There are no semantic features, and so neither the terms between features nor
-the classifier's. Uncertain findings make no pair. L_A and L_Q read
-normalised outputs, softened by kappa, where the authors' code reads raw ones.
+the classifier's. Uncertain findings make no pair. L_A and L_Q read normalised outputs, softened
+by kappa, where the authors' code reads raw ones.
 
     >>> loss = SadhAsymmetricLoss(anchors, LossSettings(name="sadh_asymmetric"))
 """
