@@ -39,16 +39,16 @@ def check_data(sweep: Sweep, points: Sequence[Point], console: Console) -> None:
         deals[dealt_by(point.study)].append(point)
     asked: defaultdict[tuple[str, int | None], list[tuple[list[Point], int]]] = defaultdict(list)
     for alike in deals.values():
-        first = alike[0].study
-        for seed in first.settings.seeds:
-            drawn = isinstance(first.settings.data, PhantomSource)
-            asked[_read_by(first), seed if drawn else None].append((alike, seed))
+        study = alike[0].study
+        for seed in study.settings.seeds:
+            drawn = isinstance(study.settings.data, PhantomSource)
+            asked[_read_by(study), seed if drawn else None].append((alike, seed))
     problems: dict[str, Problem] = {}
     with TemporaryDirectory() as scratch:
         for of_pool in asked.values():
-            point, seed = of_pool[0][0][0], of_pool[0][1]
-            with console.status(f"dealing the patients of {point.name}, seed {seed}"):
-                pool = load_pool(point.study, seed, Path(scratch))
+            (first, *_), seed = of_pool[0]
+            with console.status(f"dealing the patients of {first.name}, seed {seed}"):
+                pool = load_pool(first.study, seed, Path(scratch))
                 for alike, seed in of_pool:
                     for point, error in _refusals(alike, pool, seed):
                         problems.setdefault(point.name, _at_its_choice(sweep, point, error))
