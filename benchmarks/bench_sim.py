@@ -2,7 +2,8 @@
 
 A hundred sites a round, one SGD step on eight rows each, one thread. The network is the tower
 `image_hog` of 10 thousand and of a million parameters. This project trains with its own loss and
-draws its batches, the peers with cross-entropy on fixed batches, which is less work. CPU seconds
+draws its batches, the peers with cross-entropy on fixed batches, which is less work. What a plain
+loop of PyTorch reaches (`benchmarks.torch_loop`) bounds every loop over sites. CPU seconds
 are those of the process; of Flower those of all its processes, of a long run less a short one.
 
     make bench-sim             # build/bench/sim.csv; makes build/pfl, an environment for pfl
@@ -19,7 +20,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from rich.console import Console
 
 from benchmarks.figures import BENCH, Figure, write_figures
 from benchmarks.rows import as_table, sim_rows
+from benchmarks.torch_loop import TorchLoop
 from fedhash.agreement import Agreement
 from fedhash.learning.settings import LearningSettings
 from fedhash.models.layout import Layout
@@ -108,6 +110,8 @@ def _contenders(case: _Case) -> Iterator[tuple[str, float]]:
                 [agents.site(site, folder / aggregation) for site in agents.studies]
             )
             yield f"in process, {aggregation} sums", _own_rounds(agents, (engine, None))
+    loop = TorchLoop(case.features, case.hidden, _SITES)
+    yield "PyTorch alone, site by site", _rounds_per_cpu_s(loop.round)
     network = ("--features", str(case.features), "--hidden", str(case.hidden))
     peer = (*network, "--sites", str(_SITES))
     for noise in ((), ("--noise",)):
@@ -120,7 +124,7 @@ def _contenders(case: _Case) -> Iterator[tuple[str, float]]:
 
 
 def _own_rounds(federation: Federation, parts: tuple[Engine, Aggregation | None]) -> float:
-    """Rounds per CPU-second, behind two that warm up."""
+    """Rounds per CPU-second of this project's own."""
     engine, aggregation = parts
     model = federation.first_model()
     layout = Layout.of(model)
@@ -131,11 +135,16 @@ def _own_rounds(federation: Federation, parts: tuple[Engine, Aggregation | None]
         if aggregation is None
         else RoundCoordinator(plan, federation.agreement, state, aggregation)
     )
+    return _rounds_per_cpu_s(lambda: run_round(coordinator, engine))
+
+
+def _rounds_per_cpu_s(one_round: Callable[[], object]) -> float:
+    """Rounds per CPU-second, behind two that warm up."""
     for _ in range(2):
-        run_round(coordinator, engine)
+        one_round()
     rounds, started = 0, time.process_time()
     while (seconds := time.process_time() - started) < _LEAST_S:
-        run_round(coordinator, engine)
+        one_round()
         rounds += 1
     return rounds / seconds
 

@@ -47,7 +47,8 @@ class StackedTowers:
             return encoded
 
         if len(batch) == 1:
-            alone = {f"model.{name}": each[0] for name, each in parameters.items()}
+            # a view back as well: the gradient of each[0] would be written once more
+            alone = {f"model.{name}": each.squeeze(0) for name, each in parameters.items()}
             return encode(alone, batch[0])[None]
         own: dict[str, torch.Tensor] = {f"model.{name}": each for name, each in parameters.items()}
         stacked: torch.Tensor = vmap(encode, in_dims=(0, 0))(own, batch)

@@ -352,7 +352,7 @@ def _alike(steps_of: Sequence[int], most: int) -> Iterator[list[int]]:
 def _clip_each(parameters: Sequence[nn.Parameter], largest_norm: float) -> None:
     """Clip each site's gradient by its own norm, as `torch.nn.utils.clip_grad_norm_` would."""
     gradients = [each.grad for each in parameters if each.grad is not None]
-    squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in gradients]).sum(dim=0)
-    factors = (largest_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
+    factors = (largest_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
