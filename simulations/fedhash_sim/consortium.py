@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -36,7 +36,15 @@ from fedhash_sim.run_folder import explained
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
 from fedhash_sim.sources import Pool, load_pool
 
-__all__ = ["Consortium", "Dealt", "build_consortium", "deal", "write_holdings", "write_partition"]
+__all__ = [
+    "Consortium",
+    "Dealt",
+    "build_consortium",
+    "deal",
+    "deal_each",
+    "write_holdings",
+    "write_partition",
+]
 
 _ABOUT = "consortium.json"  # written last: where it is, the rest is whole
 
@@ -144,29 +152,37 @@ class Dealt:
     roles: Roles
 
 
-def deal(study: ResolvedStudy, seeds: Mapping[int, Path]) -> dict[int, Dealt]:
-    """Load, split and deal the patients of all seeds that are not prepared yet.
+def deal_each(
+    study: ResolvedStudy, seeds: Iterable[int], scratch: Path
+) -> Iterator[tuple[int, Dealt]]:
+    """Load, split and deal the patients of each seed.
 
     Args:
         study: The comparison.
-        seeds: Each seed's folder.
+        seeds: Of it.
+        scratch: Folder for the manifest that a recipe writes.
 
     Raises:
         ConfigurationError: They cannot be split or dealt as asked.
         DataError: The data cannot be had.
     """
-    dealt: dict[int, Dealt] = {}
     pool = None
-    for seed, folder in seeds.items():
-        if _is_prepared(study, folder):
-            continue
+    for seed in seeds:
         if pool is None or isinstance(study.settings.data, PhantomSource):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            pool = load_pool(study, seed, folder.parent)
+            pool = load_pool(study, seed, scratch)
         roles = assign_roles(study, pool, seed)
         check_local_steps(study, pool, roles, seed)
-        dealt[seed] = Dealt(pool, roles)
-    return dealt
+        yield seed, Dealt(pool, roles)
+
+
+def deal(study: ResolvedStudy, seeds: Mapping[int, Path]) -> dict[int, Dealt]:
+    """`deal_each` for seeds that are not prepared yet, by their folders, which stand in one."""
+    unprepared = [seed for seed, folder in seeds.items() if not _is_prepared(study, folder)]
+    if not unprepared:
+        return {}
+    of_all_seeds = seeds[unprepared[0]].parent
+    of_all_seeds.mkdir(parents=True, exist_ok=True)
+    return dict(deal_each(study, unprepared, of_all_seeds))
 
 
 def build_consortium(

@@ -83,7 +83,9 @@ def check_local_steps(study: ResolvedStudy, pool: Pool, roles: Roles, seed: int)
     most = study.agreement.largest_local_steps
     for method, settings in study.round_of.items():
         at = dict(roles.training)
-        if method in {"public", "start"}:
+        if method == "start":  # trains nothing
+            continue
+        if method == "public":
             at = {"public": roles.public}
         elif method == "central":
             at = {"central": tuple(each for site in at.values() for each in site)}

@@ -20,15 +20,14 @@ from fedhash_sim.consortium import (
     Consortium,
     build_consortium,
     deal,
+    deal_each,
     write_holdings,
     write_partition,
 )
 from fedhash_sim.progress import live_progress
 from fedhash_sim.report import write_report
-from fedhash_sim.roles import assign_roles, check_local_steps
 from fedhash_sim.run_folder import RunFolder, explained
-from fedhash_sim.settings import PhantomSource, ResolvedStudy
-from fedhash_sim.sources import load_pool
+from fedhash_sim.settings import ResolvedStudy
 
 __all__ = ["describe", "finish_run", "open_cells", "plan_study", "prepare_run", "run_study"]
 
@@ -139,11 +138,8 @@ def plan_study(study: ResolvedStudy) -> dict[str, Any]:
     settings = study.settings
     seeds: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch:
-        for seed in settings.seeds:
-            if not seeds or isinstance(settings.data, PhantomSource):
-                pool = load_pool(study, seed, Path(scratch))
-            roles = assign_roles(study, pool, seed)
-            check_local_steps(study, pool, roles, seed)
+        for seed, dealt in deal_each(study, settings.seeds, Path(scratch)):
+            pool, roles = dealt.pool, dealt.roles
             seeds.append(
                 {
                     "seed": seed,
