@@ -19,7 +19,7 @@ from fedhash.agreement import Agreement
 from fedhash.data.phantom import PHANTOM_FINDINGS
 from fedhash.data.study import InMemory, Study
 from fedhash.errors import DataError
-from fedhash.learning.settings import LearningSettings
+from fedhash.learning.settings import LearningSettings, LossSettings
 from fedhash.models.settings import ModelSettings, TowerSettings
 from fedhash.rounds.settings import RoundSettings
 from fedhash_sim.cells import federations_of
@@ -192,6 +192,20 @@ def test_a_study_that_has_only_what_its_site_lacks_takes_no_part() -> None:
     roles = assign_roles(study_with(missing_modalities=named, **NATURAL), mixed, seed=0)
     assert roles.notes == ("site 'a' lacks all that 1 of its 3 studies have; they take no part",)
     assert roles.training["a"] == roles.database["a"] == ("train-1", "train-2")
+
+
+def test_a_site_where_the_contrastive_loss_has_no_pair_is_told() -> None:
+    pool = pool_of("aaabbbccc", {"a": "report signal", "b": "report signal", "c": "report"})
+    named = MissingModalities(sites={"a": ("report",)})
+    anchors = study_with(missing_modalities=named, **NATURAL)
+    contrastive = anchors.round.model_copy(update={"loss": LossSettings(name="contrastive")})
+    paired = replace(anchors, round_of={"federated": contrastive})
+    notes = assign_roles(paired, pool, seed=0).notes
+    assert [note.split(":")[0] for note in notes] == [
+        "no training study of site 'a' has two modalities",
+        "no training study of site 'c' has two modalities",
+    ]
+    assert assign_roles(anchors, pool, seed=0).notes == ()
 
 
 @pytest.mark.parametrize(
