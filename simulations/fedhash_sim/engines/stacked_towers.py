@@ -46,11 +46,14 @@ class StackedTowers:
             encoded: torch.Tensor = functional_call(self._encoder, own, (modality, prepared))
             return encoded
 
+        own: dict[str, torch.Tensor] = {
+            f"model.{name}": each
+            for name, each in parameters.items()
+            if name.startswith(f"towers.{modality}.")
+        }
         if len(batch) == 1:
             # a view back as well: the gradient of each[0] would be written once more
-            alone = {f"model.{name}": each.squeeze(0) for name, each in parameters.items()}
-            return encode(alone, batch[0])[None]
-        own: dict[str, torch.Tensor] = {f"model.{name}": each for name, each in parameters.items()}
+            return encode({name: each.squeeze(0) for name, each in own.items()}, batch[0])[None]
         stacked: torch.Tensor = vmap(encode, in_dims=(0, 0))(own, batch)
         return stacked
 
