@@ -46,7 +46,8 @@ def _as_read(site: str) -> str:
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(_NAME_PATTERN, name):
-        example = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_0123456789") or "pleural_effusion"
+        plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+        example = re.sub("[^a-z0-9]+", "_", plain).strip("_0123456789") or "pleural_effusion"
         raise ValueError(
             f"{name!r} is no name; write lowercase letters, digits and underscores, "
             f"starting with a letter, such as '{example}'"

@@ -82,7 +82,10 @@ def manifest_rows(path: Path, known: Collection[str], problems: list[Problem]) -
                 else:
                     yield row
     except OSError as error:
-        raise ManifestError(f"the manifest {path} cannot be read: {error}") from error
+        raise ManifestError(
+            f"the manifest {path} cannot be read ({error.strerror or error}); name a file that is "
+            "there and that you may read"
+        ) from error
 
 
 def _csv_rows(

@@ -6,6 +6,8 @@ Rules:
 2. Every row is judged by itself, apart from the uniqueness of study_id, so adding studies changes
    no other study.
 3. Content is loaded once as a check and then on demand.
+4. Identifiers and attributes are compared in Unicode's composed form (NFC), so that a name that two
+   systems wrote in two forms is one patient.
 
 Columns of the CSV header (or keys of each JSON Lines object; UTF-8):
 
@@ -34,6 +36,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +152,7 @@ def studies_without_consent(path: Path) -> frozenset[str]:
         ManifestError: The file as a whole cannot be read.
     """
     return frozenset(
-        row.cells.get("study_id", "")
+        _text(row, "study_id")
         for row in manifest_rows(path, _known_columns(), problems=[])
         if not _CONSENT.get(row.cells.get("consent", "yes").lower(), False)
     )
@@ -211,7 +214,7 @@ def _study(
         uncertain = frozenset(findings) - positive - negative
     contents = _contents(row, modalities, folder)
     attributes = {
-        name.removeprefix(ATTRIBUTE_PREFIX): cell
+        name.removeprefix(ATTRIBUTE_PREFIX): _text(row, name)
         for name, cell in row.cells.items()
         if name.startswith(ATTRIBUTE_PREFIX) and cell
     }
@@ -219,8 +222,13 @@ def _study(
     return Study(study_id, patient_id, contents, positive, uncertain, attributes, _consent(row))
 
 
+def _text(row: Row, column: str) -> str:
+    """A cell in Unicode's composed form (NFC): one name in two forms would be two patients."""
+    return unicodedata.normalize("NFC", row.cells.get(column, ""))
+
+
 def _identifier(row: Row, column: str) -> str:
-    value = row.cells.get(column, "")
+    value = _text(row, column)
     if not value:
         raise DataError(f"{column} is blank; every study needs one")
     return value

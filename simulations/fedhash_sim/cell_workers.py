@@ -1,7 +1,8 @@
 """Cells in worker processes: one queue of cells, whatever runs they belong to.
 
 1. A worker is a spawned process: torch's threads do not survive a fork.
-2. The first failure ends all work; what is done stays, and cells go on where they stopped.
+2. The first failure ends all work; what is done stays, and cells go on where they stopped. Who asks
+   to hear of cells that cannot be trained gets the others done.
 3. No further cell is started while the workers hold more memory than is allowed; one always runs.
 
     >>> run_cells([Cell(Path("runs/demo"), "federated", 0)], 2, lambda cell, news: print(news))
@@ -25,7 +26,7 @@ from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-from fedhash.errors import FedhashError, ProtocolError
+from fedhash.errors import FedhashError, ModelError, ProtocolError
 from fedhash_sim.cells import cell_name, run_cell
 from fedhash_sim.progress import Progress
 
@@ -56,6 +57,7 @@ def run_cells(
     *,
     memory_bytes: float = inf,
     done: Callable[[Cell], None] = lambda _: None,
+    untrained: Callable[[Cell, str], None] | None = None,
 ) -> None:
     """Run cells, the first ones first, several at a time.
 
@@ -65,33 +67,41 @@ def run_cells(
         told: Hears of every round.
         memory_bytes: A further cell waits while the workers hold more; Linux tells how much.
         done: Hears of every cell that has its results.
+        untrained: Hears of every cell whose training fails, and why; without it that ends all.
 
     Raises:
         FedhashError: A cell cannot be finished, or a worker was killed.
     """
+
+    def ended(cell: Cell, failure: _Failure | None) -> None:
+        if failure is None:
+            done(cell)
+        elif failure.of_training and untrained is not None:
+            untrained(cell, failure.reason)
+        else:
+            raise ProtocolError(f"{cell.run}: {cell}: {failure.reason}")
+
     if workers == 1 or len(cells) < 2:
         for cell in cells:
-            run_cell(cell.run, cell.method, cell.seed, partial(told, cell))
-            done(cell)
+            ended(cell, _attempt(cell, partial(told, cell)))
         return
     context = multiprocessing.get_context("spawn")
     news: SimpleQueue[tuple[Cell, Progress]] = context.SimpleQueue()
     with ProcessPoolExecutor(
         min(workers, len(cells)), context, initializer=_start_worker, initargs=(news,)
     ) as pool:
-        waiting, running = deque(cells), dict[Future[str | None], Cell]()
+        waiting, running = deque(cells), dict[Future[_Failure | None], Cell]()
         try:
             while waiting or running:
                 while waiting and _may_start(len(running), workers, memory_bytes):
                     cell = waiting.popleft()
                     with _ctrl_c_held_back():  # a submission may start a process
                         running[pool.submit(_work, cell)] = cell
-                ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 while not news.empty():
                     told(*news.get())
-                for future in ended:
-                    _check(future.result())
-                    done(running.pop(future))
+                for future in finished:
+                    ended(running.pop(future), future.result())
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -102,11 +112,6 @@ def run_cells(
                     "with fewer --workers, it goes on where it stopped"
                 ) from error
             raise
-
-
-def _check(failure: str | None) -> None:
-    if failure:
-        raise ProtocolError(failure)
 
 
 def _may_start(running: int, workers: int, memory_bytes: float) -> bool:
@@ -158,13 +163,25 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(cell: Cell) -> str | None:
-    """Run a cell in a worker; errors return as text, since not every error can be pickled."""
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a cell was not finished; errors cross processes as text, since not all can be pickled."""
+
+    reason: str
+    of_training: bool  # and not of files or settings
+
+
+def _work(cell: Cell) -> _Failure | None:
+    """Run a cell in a worker."""
     news = _news
     if news is None:
         raise ProtocolError("a worker was started without a queue for its news")
+    return _attempt(cell, lambda progress: news.put((cell, progress)))
+
+
+def _attempt(cell: Cell, show: Callable[[Progress], None]) -> _Failure | None:
     try:
-        run_cell(cell.run, cell.method, cell.seed, lambda progress: news.put((cell, progress)))
+        run_cell(cell.run, cell.method, cell.seed, show)
     except FedhashError as error:
-        return f"{cell.run}: {cell}: {error}"
+        return _Failure(str(error), isinstance(error, ProtocolError | ModelError))
     return None

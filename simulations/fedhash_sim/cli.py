@@ -66,7 +66,10 @@ def run(
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Move an earlier run to <out>.previous and start anew."),
+        typer.Option(
+            "--replace",
+            help="Move an earlier run to <out>.previous (or -2, -3, ...) and start anew.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, load the data, train nothing.")
@@ -77,13 +80,16 @@ def run(
     console = err_console if as_json else out_console
     again = "again without --replace" if replace else "again"
     with told(f"interrupted; run the same command {again}, it goes on where it stopped"):
+        from fedhash_sim.run_folder import RunFolder, explained
         from fedhash_sim.settings import read_study
         from fedhash_sim.study_run import plan_study, run_study
 
         resolved = read_study(study, changes or [])
         target = out or Path("runs") / resolved.settings.name
         if dry_run:
-            plan = plan_study(resolved)
+            with explained(target):
+                done = RunFolder(target).would_keep(resolved, replace=replace)
+            plan = plan_study(resolved) | {"cells done": done}
             if as_json:
                 print_json(plan)
             else:
@@ -356,7 +362,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
     seeds = plan["seeds"]
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
-    facts.add_row("cells", f"{plan['cells']} ({len(plan['methods'])} methods, {len(seeds)} seeds)")
+    done = f", {plan['cells done']} done" if plan["cells done"] else ""
+    facts.add_row(
+        "cells", f"{plan['cells']} ({len(plan['methods'])} methods, {len(seeds)} seeds){done}"
+    )
     facts.add_row("rounds", ", ".join(f"{name}: {n}" for name, n in plan["rounds"].items()))
     facts.add_row("model", f"{plan['model parameters']:,} parameters")
     facts.add_row(

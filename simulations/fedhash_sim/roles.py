@@ -13,20 +13,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedhash.configuration import did_you_mean, problem_at
+from fedhash.configuration import did_you_mean
 from fedhash.data.splits import published_split, split_patients
 from fedhash.data.study import Study
-from fedhash.errors import ConfigurationError, DataError
+from fedhash.errors import DataError
 from fedhash.learning.local_training import planned_steps
 from fedhash.randomness import stream_seed
 from fedhash.rounds.settings import check_roster
 from fedhash_sim.heterogeneity.missing_modalities import lacking, missing_faults
 from fedhash_sim.partitions import partition_patients
-from fedhash_sim.refusal import RefusedByDataError
+from fedhash_sim.refusal import RefusedByDataError, at_its_line
 from fedhash_sim.settings import ResolvedStudy, SplitFractions
 from fedhash_sim.sources import Pool
 
@@ -66,7 +65,7 @@ def assign_roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
             study has an attribute that is reported by; it names the line.
         DataError: The same of a study that was read from no file.
     """
-    with _at_its_line(study, seed):
+    with at_its_line(study, seed):
         _check_groups(study, pool)
         roles = _roles(study, pool, seed)
         _check_directions(study, pool, roles)
@@ -93,27 +92,13 @@ def check_local_steps(study: ResolvedStudy, pool: Pool, roles: Roles, seed: int)
         for site, studies in at.items():
             steps = planned_steps(len({patient_of[each] for each in studies}), settings.learning)
             if steps > most:
-                with _at_its_line(study, seed):
+                with at_its_line(study, seed):
                     raise RefusedByDataError(
                         ("round", "learning", "local_epochs"),
                         f"{method}: a round takes {steps} local steps at {site}, and the "
                         f"agreement's largest_local_steps cuts it at {most}; raise that, or lower "
                         "learning.local_epochs",
                     )
-
-
-@contextmanager
-def _at_its_line(study: ResolvedStudy, seed: int) -> Iterator[None]:
-    try:
-        yield
-    except RefusedByDataError as error:
-        message = f"seed {seed}: {error}"
-        if study.file is None:
-            raise DataError(message) from error
-        problem = problem_at(study.file, error.place, message, study.overrides)
-        raise ConfigurationError([problem]) from error
-    except DataError as error:
-        raise DataError(f"seed {seed}: {error}") from error
 
 
 def _check_groups(study: ResolvedStudy, pool: Pool) -> None:

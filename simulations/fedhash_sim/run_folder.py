@@ -16,8 +16,8 @@
 1. A finished cell is never run twice; an unfinished one goes on from its last round.
 2. A folder belongs to one resolved configuration and to unchanged input files; anything else is
    refused, not mixed in.
-3. `replace` moves an earlier run with results aside to `<folder>.previous`, in place of the one
-   before it; a folder that a process works in stays where it is.
+3. `replace` moves an earlier run aside, to `<folder>.previous` or the next number that is free;
+   nothing is deleted, and a folder that a process works in stays where it is.
 
     >>> folder = RunFolder.open(Path("runs/demo"), study, replace=False)
     >>> folder.cell("federated", 0).is_done
@@ -45,12 +45,13 @@ from fedhash.configuration import resolved
 from fedhash.durability import replace_file
 from fedhash.errors import CheckpointError, ConfigurationError, ReleaseError
 from fedhash.registry.release import Release, load_release
+from fedhash_sim.folder_kinds import INPUTS, LOCK, check_run, is_empty, place_for_earlier
 from fedhash_sim.input_files import INPUT_FILES, changed_files
+from fedhash_sim.refusal import RefusedByDataError, at_its_line
 from fedhash_sim.results import TABLES
 from fedhash_sim.settings import ManifestSource, ResolvedStudy, read_study
 
 __all__ = [
-    "PREVIOUS",
     "CellFolder",
     "RunFolder",
     "configuration_files",
@@ -58,8 +59,6 @@ __all__ = [
     "file_name",
     "write_table",
 ]
-
-PREVIOUS = ".previous"  # ends the name of the folder that an earlier run is moved to
 
 
 @dataclass(frozen=True)
@@ -97,19 +96,17 @@ class RunFolder:
 
     @classmethod
     def _open(cls, path: Path, study: ResolvedStudy, *, replace: bool) -> RunFolder:
-        if path.is_symlink():  # to a larger disk, say
+        if path.is_symlink() or path.name in {"", ".."}:  # to a larger disk, say, or --out .
             path = path.resolve()
-        files = configuration_files(study, path.resolve())
-        if path.exists() and replace:
-            _move_aside(cls(path))
-        if path.exists() and any(path.iterdir()):
-            _check_same(path, files)
-            if changed := changed_files(path / "data" / INPUT_FILES):
-                raise CheckpointError(
-                    f"{path} was prepared from other data: {changed[0]} has changed or is gone, "
-                    f"{len(changed)} files in all. {_remedy(path)}"
-                )
-            return cls(path)
+        folder, files = cls(path), configuration_files(study, path.resolve())
+        if not is_empty(path):
+            check_run(path)
+            if not replace:
+                folder._check_same(files)
+                folder._check_unchanged()
+                return folder
+            with folder.locked():
+                path.rename(place_for_earlier(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
@@ -122,7 +119,23 @@ class RunFolder:
         except OSError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        return cls(path)
+        return folder
+
+    def _check_same(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            stored = self.path / name
+            if not stored.is_file() or stored.read_bytes() != text.encode():
+                raise CheckpointError(
+                    f"{self.path} holds another run: its {name} differs from what is asked now. "
+                    f"{_remedy(self.path)}"
+                )
+
+    def _check_unchanged(self) -> None:
+        if changed := changed_files(self.path / "data" / INPUT_FILES):
+            raise CheckpointError(
+                f"{self.path} was prepared from other data: {changed[0]} has changed or is gone, "
+                f"{len(changed)} files in all. {_remedy(self.path)}"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -131,7 +144,7 @@ class RunFolder:
         Raises:
             CheckpointError: Another process works in it.
         """
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -156,14 +169,28 @@ class RunFolder:
         """How many cells of a study have their results here.
 
         Raises:
-            CheckpointError: The folder holds another study's run.
+            CheckpointError: The folder holds another study's run, or something that is no run.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if is_empty(self.path):
             return 0
-        _check_same(self.path, configuration_files(study, self.path.resolve()))
+        check_run(self.path)
+        self._check_same(configuration_files(study, self.path.resolve()))
         settings = study.settings
         cells = [self.cell(method, seed) for method in settings.methods for seed in settings.seeds]
         return sum(each.is_done for each in cells)
+
+    def would_keep(self, study: ResolvedStudy, *, replace: bool) -> int:
+        """How many cells `open` would find done; nothing is touched.
+
+        Raises:
+            CheckpointError: `open` would refuse.
+        """
+        if replace and not is_empty(self.path):
+            check_run(self.path)
+            return 0
+        done = self.cells_done(study)
+        self._check_unchanged()
+        return done
 
     @classmethod
     def existing(cls, path: Path) -> tuple[RunFolder, ResolvedStudy]:
@@ -173,11 +200,7 @@ class RunFolder:
             CheckpointError: The folder is no run folder.
             ConfigurationError: Its configuration was damaged.
         """
-        if not (path / "study.yaml").is_file():
-            raise CheckpointError(
-                f"{path} is no run folder (it has no study.yaml); make one with "
-                f"fedhash-sim run STUDY.yaml --out {path}"
-            )
+        check_run(path)
         return cls(path), read_study(path / "study.yaml")
 
     def data(self, seed: int) -> Path:
@@ -192,9 +215,14 @@ class RunFolder:
         """The model of a finished cell.
 
         Raises:
-            ReleaseError: The cell has none: it is not finished, or it has a model for each site.
+            ReleaseError: The cell has none: it is not of this run, it is not finished, or it has a
+                model for each site.
         """
-        learning = study.round_of.get(method, study.round).learning
+        if method not in study.settings.methods:
+            raise ReleaseError(
+                f"the run has no method {method!r}, only {', '.join(study.settings.methods)}"
+            )
+        learning = study.round_of[method].learning
         if method == "local" or (method == "federated" and learning.normalisation_layers == "own"):
             raise ReleaseError(
                 f"{self.cell(method, seed).path} has a model for each site and so no release: the "
@@ -276,18 +304,9 @@ def _damaged(path: Path, found: str) -> CheckpointError:
     )
 
 
-def _check_same(path: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        stored = path / name
-        if not stored.is_file() or stored.read_bytes() != text.encode():
-            raise CheckpointError(
-                f"{path} holds another run: its {name} differs from what is asked now. "
-                f"{_remedy(path)}"
-            )
-
-
 def _remedy(path: Path) -> str:
-    return f"Choose another --out, or --replace to move the earlier run to {path}{PREVIOUS}"
+    place = place_for_earlier(path)
+    return f"Choose another --out, or --replace to move the earlier run to {place}"
 
 
 def configuration_files(study: ResolvedStudy, path: Path) -> dict[str, str]:
@@ -301,7 +320,7 @@ def configuration_files(study: ResolvedStudy, path: Path) -> dict[str, str]:
     files = {
         "agreement.yaml": resolved(study.agreement),
         "round.yaml": resolved(study.round),
-        "inputs.json": _inputs(study),
+        INPUTS: _inputs(study),
     }
     if settings.public is not None and study.public_round is not None:
         public = settings.public.model_copy(update={"round": path / "public_round.yaml"})
@@ -314,34 +333,14 @@ def _inputs(study: ResolvedStudy) -> str:
     """What the figures depend on beside the settings, so that a changed manifest is noticed."""
     inputs = {"fedhash": __version__}
     if isinstance(study.settings.data, ManifestSource) and study.settings.data.manifest.is_file():
-        content = study.settings.data.manifest.read_bytes()
+        manifest = study.settings.data.manifest
+        with at_its_line(study):
+            try:
+                content = manifest.read_bytes()
+            except OSError as error:
+                message = (
+                    f"the manifest {manifest} cannot be read ({error.strerror}); check its rights"
+                )
+                raise RefusedByDataError(("data", "manifest"), message) from error
         inputs["manifest_sha256"] = hashlib.sha256(content).hexdigest()
     return json.dumps(inputs, indent=2) + "\n"
-
-
-def _move_aside(folder: RunFolder) -> None:
-    """Only a run folder is moved, so that a mistyped --out moves nobody's files."""
-    path = folder.path
-    if not any(path.iterdir()):
-        return
-    if not (path / "study.yaml").is_file():
-        raise CheckpointError(
-            f"{path} is no run folder, so it is not replaced; choose another --out"
-        )
-    with folder.locked():
-        if not any(path.glob("cells/*/results.csv")):
-            shutil.rmtree(path)  # it has found nothing yet, and must not push out a run that has
-            return
-        _rename_to_previous(path)
-
-
-def _rename_to_previous(path: Path) -> None:
-    previous = path.with_name(f"{path.name}{PREVIOUS}")
-    if previous.exists():
-        if not (previous / "study.yaml").is_file():
-            raise CheckpointError(
-                f"{previous} is in the way and is no run folder; move it yourself"
-            )
-        with RunFolder(previous).locked():
-            shutil.rmtree(previous)
-    path.rename(previous)

@@ -15,8 +15,9 @@ from fedhash.data.manifest import read_manifest
 from fedhash.data.phantom import generate_phantom
 from fedhash.data.recipes import RECIPES, Recipe
 from fedhash.data.study import Content, Study
-from fedhash.errors import DataError
-from fedhash_sim.settings import PhantomSource, RecipeSource, ResolvedStudy
+from fedhash.errors import DataError, ManifestError
+from fedhash_sim.refusal import RefusedByDataError, at_its_line
+from fedhash_sim.settings import ManifestSource, PhantomSource, RecipeSource, ResolvedStudy
 
 __all__ = ["Pool", "find_recipe", "load_pool", "recipe_folder"]
 
@@ -47,30 +48,40 @@ def load_pool(study: ResolvedStudy, seed: int, scratch: Path) -> Pool:
         scratch: Folder for the manifest that a recipe writes.
 
     Raises:
-        DataError: The source is absent or holds nothing usable.
+        ConfigurationError: The source is absent or holds nothing usable; it names the line.
+        DataError: The same of a study that was read from no file, or a set is damaged.
     """
-    source = study.settings.data
+    if isinstance(study.settings.data, PhantomSource):
+        return Pool(generate_phantom(study.settings.data, seed))
+    with at_its_line(study):
+        return _read_pool(study, study.settings.data, scratch)
+
+
+def _read_pool(study: ResolvedStudy, source: RecipeSource | ManifestSource, scratch: Path) -> Pool:
     skipped: Mapping[str, int]
     files: set[Path]
-    if isinstance(source, PhantomSource):
-        return Pool(generate_phantom(source, seed))
     if isinstance(source, RecipeSource):
         recipe = find_recipe(source.recipe)
         folder = recipe_folder(source)
         written = recipe.write(folder, scratch)
-        manifest_path, skipped = written.manifest, written.skipped
+        place, path, skipped = ("data", "recipe"), written.manifest, written.skipped
         files = {each.resolve() for each in folder.rglob("*") if each.is_file()}
     else:
-        manifest_path, skipped, files = source.manifest, {}, set()
-    manifest = read_manifest(
-        manifest_path, study.agreement.findings, tuple(study.round.model.towers)
-    )
+        place, path, skipped, files = ("data", "manifest"), source.manifest, {}, set()
+    try:
+        manifest = read_manifest(path, study.agreement.findings, tuple(study.round.model.towers))
+    except ManifestError as error:
+        raise RefusedByDataError(place, str(error)) from error
     consenting = tuple(each for each in manifest.studies if each.consent)
     if not consenting:
-        raise DataError(
-            f"{manifest_path} holds no usable study ({len(manifest.problems)} rows with problems); "
-            f"the first: {manifest.problems[0] if manifest.problems else 'no rows at all'}"
-        )
+        reason = "it has no rows"
+        if manifest.problems:
+            reason = (
+                f"{len(manifest.problems)} rows have problems, the first: {manifest.problems[0]}"
+            )
+        if manifest.studies:
+            reason = f"{len(manifest.studies)} studies are left out for want of consent"
+        raise RefusedByDataError(place, f"{path} holds no study that can be used: {reason}")
     files |= {
         file for each in consenting for content in each.contents.values() for file in _file(content)
     }
@@ -110,14 +121,16 @@ def recipe_folder(source: RecipeSource) -> Path:
     """
     root = os.environ.get("FEDHASH_DATA")
     if source.folder is None and root is None:
-        raise DataError(
+        raise RefusedByDataError(
+            ("data", "recipe"),
             f"the folder of {source.recipe} is not known: set the environment variable "
-            "FEDHASH_DATA to the folder that holds the sets, or data.folder in the study"
+            "FEDHASH_DATA to the folder that holds the sets, or data.folder in the study",
         )
     folder = source.folder or Path(root or "") / source.recipe
     if not folder.is_dir():
-        raise DataError(
+        raise RefusedByDataError(
+            ("data", "recipe"),
             f"{folder} is not there; set FEDHASH_DATA to the folder that holds {source.recipe}, "
-            "or data.folder in the study"
+            "or data.folder in the study",
         )
     return folder

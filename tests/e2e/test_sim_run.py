@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,63 @@ def test_replace_leaves_folders_that_are_no_runs_alone(study_file: Path, tmp_pat
     assert (tmp_path / "photos" / "holiday.png").read_bytes() == b"beach"
 
 
+def test_a_project_is_not_taken_for_a_run_for_its_study_file(study_file: Path) -> None:
+    project = study_file.parent
+    before = {each: each.read_bytes() for each in project.iterdir()}
+    for more in ((), ("--replace",), ("--dry-run",), ("--dry-run", "--replace")):
+        message = run("run", study_file, "--out", project, *more, ok=False)
+        assert f"{project} is no run folder" in message
+    assert {each: each.read_bytes() for each in project.iterdir()} == before
+
+
+def test_replacements_keep_all_that_was_there_before(finished: Path) -> None:
+    kept = (finished / "results.csv").read_bytes()
+    small = ("--set", "methods=[central]", "--set", "evaluation.every_rounds=4", "--replace")
+    run_all(study_of(finished), finished, *small, "--set", "seeds=[5]")
+    shutil.rmtree(finished / "cells")  # as if it had not come to a cell
+    (finished / "notes.txt").write_text("mine")
+    run_all(study_of(finished), finished, *small, "--set", "seeds=[6]")
+    assert (finished.with_name("run.previous") / "results.csv").read_bytes() == kept
+    assert (finished.with_name("run.previous-2") / "notes.txt").read_text() == "mine"
+    assert set(read_results(finished)["seed"]) == {6}
+
+
+def test_a_run_may_be_replaced_from_within(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished)
+    small = ("--set", "methods=[central]", "--set", "evaluation.every_rounds=4", "--replace")
+    run_all(study_of(finished), Path(), *small, "--set", "seeds=[5]")
+    assert set(read_results(finished)["seed"]) == {5}
+    assert (finished.with_name("run.previous") / "results.csv").is_file()
+
+
+def test_a_missing_manifest_is_told_with_its_line(study_file: Path, tmp_path: Path) -> None:
+    study_file.write_text(
+        study_file.read_text().replace(
+            "data: {kind: phantom, sites: 3, patients_per_site: 25}",
+            "data:\n  kind: manifest\n  manifest: gone.csv",
+        )
+    )
+    message = run("run", study_file, "--out", tmp_path / "run", ok=False)
+    assert f"{study_file}:7: the manifest" in message
+    assert "gone.csv cannot be read (No such file or directory); name a file" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_manifest_of_patients_without_consent_says_so(study_file: Path, tmp_path: Path) -> None:
+    manifest = phantom_manifest(tmp_path / "phantom", lambda _, row: row.update(consent="no"))
+    message = run("run", study_file, "--out", tmp_path / "run", *of_manifest(manifest), ok=False)
+    assert "--set: " in message
+    assert "studies are left out for want of consent" in message
+
+
+def test_a_run_that_trained_no_federation_answers_no_search(finished: Path) -> None:
+    (finished / "cells" / "federated-seed-0").rename(finished / "gone")
+    study = finished / "study.yaml"
+    study.write_text(study.read_text().replace("- federated\n", ""))
+    message = run("search", finished, "--example", "report", ok=False)
+    assert "the run has no method 'federated', only" in message
+
+
 def test_a_moved_run_folder_still_answers(finished: Path, tmp_path: Path) -> None:
     moved = finished.rename(tmp_path / "elsewhere")
     (tmp_path / "study").rename(tmp_path / "gone")
@@ -207,7 +265,7 @@ def test_a_moved_run_folder_still_answers(finished: Path, tmp_path: Path) -> Non
 
 def test_a_dry_run_trains_nothing(study_file: Path, tmp_path: Path) -> None:
     plan = json.loads(run("run", study_file, "--out", tmp_path / "run", "--dry-run", "--json"))
-    assert plan["cells"] == 6
+    assert (plan["cells"], plan["cells done"]) == (6, 0)
     for seed in plan["seeds"]:
         assert set(seed["training studies"]) == {"site-0", "site-1", "site-2"}
         assert seed["training studies"] == seed["database studies"]

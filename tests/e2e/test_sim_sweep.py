@@ -171,12 +171,62 @@ def test_a_plan_trains_nothing_and_a_folder_of_another_run_is_refused(
     assert table(swept / "sweep.csv") == before
     asked_already = tmp_path / "out" / next(swept.glob("*=test")).name
     shutil.copytree(swept / asked_already.name, asked_already)
+    for name in ("sweep.yaml", ".lock"):
+        shutil.copy(swept / name, tmp_path / "out")
     message = run("sweep", sweep, "--out", tmp_path / "out", *other, ok=False)
     assert f"{asked_already} holds another run" in message  # before the search, not after it
     assert not list((tmp_path / "out").glob("*=val"))
     assert "is the folder of a single run" in run(
         "sweep", sweep, "--out", next(swept.glob("loss*")), ok=False
     )
+
+
+def test_a_folder_that_no_sweep_has_made_is_left_as_it_is(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "study")
+    before = {each: each.read_bytes() for each in sweep.parent.iterdir()}
+    for more in ((), ("--replace",), ("--dry-run",)):
+        message = run("sweep", sweep, "--out", sweep.parent, *more, ok=False)
+        assert f"{sweep.parent} is not empty and no folder of a sweep" in message
+    assert {each: each.read_bytes() for each in sweep.parent.iterdir()} == before
+
+
+def test_commands_for_runs_name_a_point_of_a_sweep(swept: Path) -> None:
+    for command in (("report",), ("search", "--example", "report"), ("export", "--mlflow", "x")):
+        message = run(command[0], swept, *command[1:], ok=False)
+        assert f"{swept} is no run folder but that of a sweep; name one of its points" in message
+
+
+def test_a_manifest_that_is_not_there_is_told_at_its_choice(tmp_path: Path) -> None:
+    phantom = "    drawn: {data: {kind: phantom, sites: 3, patients_per_site: 25}}\n"
+    read = "    read: {data: {kind: manifest, manifest: gone.csv}}\n"
+    text = f"name: x\nstudy: study.yaml\ngrid:\n  from:\n{phantom}{read}"
+    sweep = write_sweep(tmp_path / "study", text)
+    message = run("sweep", sweep, "--dry-run", ok=False)
+    assert f"{sweep}:6: from = read: the manifest" in message
+    assert "gone.csv cannot be read (No such file or directory); name a file" in message
+
+
+def test_a_point_that_cannot_be_trained_stops_no_other(tmp_path: Path) -> None:
+    decays = "[1000.0, 0.0]"  # the weights grow a millionfold in a step of the first
+    text = SWEEP.replace("[0.0001, 0.02]", decays).replace("learning_rate", "weight_decay")
+    sweep = write_sweep(tmp_path / "study", text)
+    out = tmp_path / "out"
+    wild = ("--set", "round.learning.learning_rate=1000", "--set", "round.learning.local_steps=8")
+    few = (*QUICK, *wild, "--set", "seeds=[0]", "--workers")
+    printed = run("sweep", sweep, "--out", out, *few, 2)
+    assert "cannot be trained: " in printed
+    told = (out / "sweep.md").read_text()
+    for loss in ("am", "csq"):
+        assert f"| loss={loss},weight_decay=1000.0,queries=val | federated, seed 0: " in told
+        assert f"| {loss} | 0.0 |" in told
+    assert {each["round.learning.weight_decay"] for each in table(out / "sweep.csv")} == {"0.0"}
+    sweep.write_text(text.replace(decays, "[1000.0]"))
+    message = run("sweep", sweep, "--out", tmp_path / "none", *few, 1, ok=False)
+    assert "am; csq: no point can be trained, so none can be chosen; give other values" in message
+    sweep.write_text(text[: text.index("select")])
+    message = run("sweep", sweep, "--out", tmp_path / "all", *few, 1, ok=False)
+    assert "2 points cannot be trained, the others are done; loss=am,weight_decay=1000.0" in message
+    assert len(table(tmp_path / "all" / "sweep.csv")) > 0
 
 
 def test_impossible_points_are_told_before_any_work(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_folder_of_another_version_stops_its_study_alone(
     older = BENCH / "quality/first"
     older.mkdir(parents=True)
     (older / "study.yaml").write_text("name: older\n")
+    (older / "inputs.json").write_text("{}\n")
     (older / "results.csv").write_text("worth keeping\n")
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch)

@@ -45,6 +45,13 @@ def results(rows: list[tuple[int, int, str, str, float]]) -> pd.DataFrame:
     )
 
 
+def test_a_point_that_was_not_trained_is_not_chosen() -> None:
+    points = sweep().points
+    worst = [Spread(0.1, 0.0, 3), None, None, Spread(0.1, 0.0, 3)]
+    winners = choose(sweep(), worst)
+    assert [each.search.name for each in winners] == [points[0].name, points[3].name]
+
+
 def test_the_best_of_val_is_chosen_for_each_loss_and_no_figure_of_test_is_asked_for() -> None:
     on_val = {"a1": 0.5, "a2": 0.6, "b1": 0.4, "b2": 0.3}
     on_test = {"a1": 0.9, "a2": 0.1, "b1": 0.1, "b2": 0.9}  # would choose the other two

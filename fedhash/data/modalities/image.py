@@ -61,6 +61,8 @@ class ImageFile:
                 )
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
             raise DataError(self._too_large(str(error))) from error
+        except PermissionError as error:
+            raise DataError(f"{self.path} may not be read; correct its rights") from error
         except _UNREADABLE as error:
             raise DataError(
                 f"{self.path} cannot be read as PNG or JPEG ({error}); export the image again"

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fedhash.errors import CheckpointError, DataError
+from fedhash.errors import DataError
 from fedhash_sim.terminal import AsJson, out_console, print_json, print_table, told
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     """Audit the release of one finished cell on the run's queries.
 
     Raises:
-        CheckpointError: The folder is no run, or the run has no such method.
+        CheckpointError: The folder is no run.
+        ReleaseError: The run has no such method.
         ReleaseError: The cell has no release: it is not finished, or has a model for each site.
         DataError: The prepared studies are damaged or hold no pairs, or a query's patient was
             trained on.
@@ -127,10 +128,6 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
     from fedhash_sim.run_folder import RunFolder
 
     folder, study = RunFolder.existing(run)
-    if method not in study.settings.methods:
-        raise CheckpointError(
-            f"the run has no method {method!r}, only {', '.join(study.settings.methods)}"
-        )
     model = folder.release(study, method, seed).build_model()
     consortium = Consortium.load(folder.data(seed))
     queries, training = consortium.queries(), consortium.training(*consortium.sites)

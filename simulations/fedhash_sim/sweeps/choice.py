@@ -55,27 +55,36 @@ def figure(
     return spread(rows.groupby("seed")["value"].mean())
 
 
-def choose(sweep: Sweep, figures: Sequence[Spread]) -> tuple[Winner, ...]:
+def choose(sweep: Sweep, figures: Sequence[Spread | None]) -> tuple[Winner, ...]:
     """The winners, in the order of the grid.
 
     Args:
         sweep: With `select`.
-        figures: Of each of its points, on `val`.
+        figures: Of each of its points, on `val`; None of one that cannot be trained, which is not
+            chosen.
 
     Raises:
-        DataError: A point has no such figure.
+        DataError: A point has no such figure, or there is no point to choose.
     """
     select = sweep.settings.select
     if select is None:
         return ()
     groups: defaultdict[tuple[str, ...], list[Winner]] = defaultdict(list)
     for point, found, test in zip(sweep.points, figures, sweep.tests, strict=True):
+        others = tuple(choice for axis, choice in point.choices.items() if axis not in select.over)
+        group = groups[others]
+        if found is None:
+            continue
         if math.isnan(found.mean):
             raise DataError(
                 f"{point.name} has no {select.metric} of {select.method} to choose by: none of "
                 "its queries has anything relevant in the database"
             )
-        others = (choice for axis, choice in point.choices.items() if axis not in select.over)
-        groups[tuple(others)].append(Winner(point, found, test))
+        group.append(Winner(point, found, test))
+    if empty := [" and ".join(others) for others, group in groups.items() if not group]:
+        raise DataError(
+            f"{'; '.join(empty) or 'the sweep'}: no point can be trained, so none can be chosen; "
+            f"give other values for {' and '.join(select.over)}"
+        )
     # max keeps the first of equals
     return tuple(max(group, key=lambda each: each.figure.mean) for group in groups.values())

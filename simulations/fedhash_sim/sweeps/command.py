@@ -47,7 +47,9 @@ def sweep_command(
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Move each point's earlier run to <point>.previous."),
+        typer.Option(
+            "--replace", help="Move each point's earlier run to <point>.previous (or -2, ...)."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and list all points, train nothing.")

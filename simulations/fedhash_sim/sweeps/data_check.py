@@ -48,7 +48,11 @@ def check_data(sweep: Sweep, points: Sequence[Point], console: Console) -> None:
         for of_pool in asked.values():
             (first, *_), seed = of_pool[0]
             with console.status(f"dealing the patients of {first.name}, seed {seed}"):
-                pool = load_pool(first.study, seed, Path(scratch))
+                try:
+                    pool = load_pool(first.study, seed, Path(scratch))
+                except ConfigurationError as refused:
+                    problems.setdefault(first.name, _at_its_choice(sweep, first, refused))
+                    continue
                 for alike, seed in of_pool:
                     for point, error in _refusals(alike, pool, seed):
                         problems.setdefault(point.name, _at_its_choice(sweep, point, error))

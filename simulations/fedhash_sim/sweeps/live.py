@@ -60,6 +60,14 @@ class LivePoints:
             line = f"{name}: {cell}, {self._state(name)} cells, {self._figures[name]}"
             self._lines.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def untrained(self, cell: Cell, reason: str) -> None:
+        """The training of a cell has failed."""
+        name = cell.run.name
+        self._news[name] = f"{cell} cannot be trained"
+        if self._lines is not None:
+            line = f"{name}: {cell} cannot be trained: {reason}"
+            self._lines.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def table(self) -> Table:
         """Points at work first, then those that are done, then those that wait."""
         table = Table(box=None, header_style="dim", pad_edge=False)

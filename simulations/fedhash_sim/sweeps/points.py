@@ -31,7 +31,8 @@ from fedhash.configuration import (
     read_settings,
 )
 from fedhash.errors import ConfigurationError, Problem
-from fedhash_sim.run_folder import PREVIOUS, configuration_files, file_name
+from fedhash_sim.folder_kinds import PREVIOUS
+from fedhash_sim.run_folder import configuration_files, file_name
 from fedhash_sim.settings import ResolvedStudy, StudySettings, read_study
 from fedhash_sim.sweeps.settings import Select, SweepSettings
 
@@ -288,7 +289,7 @@ class _Reader:
             end = axis.rpartition(".")[2]
             is_safe = re.fullmatch(r"[\w.+-]{1,40}", choice, re.ASCII)
             # RUN.previous is where an earlier RUN is moved to
-            safe = choice if is_safe and not choice.endswith(PREVIOUS) else file_name(choice)
+            safe = choice if is_safe and PREVIOUS not in choice else file_name(choice)
             parts.append(f"{end if ends[end] == 1 else axis}={safe}")
         if self.settings.select is not None:
             parts.append(f"queries={study.settings.evaluation.queries}")

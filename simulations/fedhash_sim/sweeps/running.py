@@ -8,7 +8,8 @@
 1. Patients are dealt as all points ask, those that a search may choose among them, before a folder
    is opened; and every point's data is prepared before a cell trains.
 2. Points that read and deal the same data share the files of one preparation (hard links).
-3. All cells stand in one queue. A finished point is not run again.
+3. All cells stand in one queue. A finished point is not run again. One that cannot be trained, such
+   as under too large a learning rate, stops no other; a search does not choose it.
 4. A point's page takes seconds to draw and few are looked at: `fedhash-sim report` draws it.
 
 >>> run_sweep(sweep, Path("runs/losses"), workers=2, command="...", console=Console())
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -30,8 +31,15 @@ from rich.console import Console
 
 from fedhash.configuration import problem_at, resolved
 from fedhash.durability import replace_file
-from fedhash.errors import CheckpointError, ConfigurationError, DataError, FedhashError
-from fedhash_sim.cell_workers import run_cells
+from fedhash.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    FedhashError,
+    ProtocolError,
+)
+from fedhash_sim.cell_workers import Cell, run_cells
+from fedhash_sim.folder_kinds import check_sweep, is_sweep
 from fedhash_sim.results import read_results
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import ResolvedStudy
@@ -71,7 +79,8 @@ def run_sweep(
         Under `select` what was chosen.
 
     Raises:
-        FedhashError: A point cannot be run; what is finished stays and is not run again.
+        FedhashError: A point cannot be run; what is finished stays and is not run again. Of a
+            search a point may fail to train, and is not chosen.
     """
     with explained(out):
         check_is_sweep(sweep, out, replace=replace)
@@ -83,13 +92,21 @@ def run_sweep(
                 check_data(sweep, [*sweep.points, *sweep.tests], console)
             replace_file(out / "sweep.yaml", _text(sweep, out).encode())
             batch = _Batch(sweep, out, workers, command, console, memory_bytes, replace)
-            batch.run(sweep.points)
-            winners = _winners(sweep, out)
-            batch.run([each.test for each in winners])
-            points = [*sweep.points, *(each.test for each in winners)]
-            write_tables(out, sweep.settings, points, winners)
-            rows = sweep_rows(out, [each.test for each in winners] or sweep.points)
-            draw_sweep(out, sweep.settings, rows)
+            untrained = batch.run(sweep.points)
+            winners = _winners(sweep, out, untrained)
+            tests = [each.test for each in winners]
+            lost = batch.run(tests) if tests else untrained
+            untrained |= lost
+            trained = [e for e in (*sweep.points, *tests) if e.name not in untrained]
+            write_tables(out, sweep.settings, trained, winners, untrained)
+            if rows := sweep_rows(out, [each for each in tests or trained if each in trained]):
+                draw_sweep(out, sweep.settings, rows)
+            if lost:
+                first = next(iter(lost))
+                raise ProtocolError(
+                    f"{len(lost)} points cannot be trained, the others are done; "
+                    f"{first}: {lost[first]}"
+                )
     return winners
 
 
@@ -106,13 +123,11 @@ def check_is_sweep(sweep: Sweep, out: Path, *, replace: bool) -> None:
     """Its grid may have grown since; figures of another sweep would be lost.
 
     Raises:
-        CheckpointError: The folder holds a run, or another sweep and `replace` is not asked for.
+        CheckpointError: The folder holds what no sweep has made, or another sweep and `replace` is
+            not asked for.
     """
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"{out} is a file; choose another --out")
-    if (out / "study.yaml").exists():
-        raise CheckpointError(f"{out} is the folder of a single run; choose another --out")
-    if replace or not (out / "sweep.yaml").exists():
+    check_sweep(out)
+    if replace or not is_sweep(out):
         return
     try:
         earlier = yaml.safe_load((out / "sweep.yaml").read_text(encoding="utf-8"))
@@ -146,12 +161,16 @@ def _text(sweep: Sweep, out: Path) -> str:
     return resolved(sweep.settings, relative_to=out.resolve())
 
 
-def _winners(sweep: Sweep, out: Path) -> tuple[Winner, ...]:
+def _winners(sweep: Sweep, out: Path, untrained: Container[str]) -> tuple[Winner, ...]:
     select = sweep.settings.select
     if select is None:
         return ()
     asked = (select.metric, select.method, select.direction)
-    return choose(sweep, [figure(read_results(out / each.name), *asked) for each in sweep.points])
+    figures = [
+        None if name in untrained else figure(read_results(out / name), *asked)
+        for name in (each.name for each in sweep.points)
+    ]
+    return choose(sweep, figures)
 
 
 @dataclass(frozen=True)
@@ -166,7 +185,9 @@ class _Batch:
     memory_bytes: float
     replace: bool
 
-    def run(self, points: Sequence[Point]) -> None:
+    def run(self, points: Sequence[Point]) -> dict[str, str]:
+        """Run what is left of them; the names of those that cannot be trained, with the reason."""
+        reasons: dict[str, str] = {}
         studies = {each.name: each.study for each in points}  # equal settings once
         with ExitStack() as locks:
             folders = {}
@@ -183,15 +204,23 @@ class _Batch:
             self._prepare({name: studies[name] for name in unfinished}, folders)
             cells = [c for name in unfinished for c in open_cells(folders[name], studies[name])]
             with live_points(studies, folders, self.sweep.settings.select, self.console) as live:
+
+                def untrained(cell: Cell, reason: str) -> None:
+                    reasons.setdefault(cell.run.name, f"{cell}: {reason}")
+                    live.untrained(cell, reason)
+
                 run_cells(
                     cells,
                     self.workers,
                     live.told,
                     memory_bytes=self.memory_bytes,
                     done=live.done,
+                    untrained=untrained,
                 )
             for name, study in studies.items():  # of the finished ones too: the cells are the truth
-                folders[name].collect(study.settings.methods, study.settings.seeds)
+                if name not in reasons:
+                    folders[name].collect(study.settings.methods, study.settings.seeds)
+        return {name: reasons[name] for name in studies if name in reasons}
 
     def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
         first_with: dict[str, Path] = {}
