@@ -138,7 +138,11 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
         else check_roster(federated, study.agreement, len(sites) + takes_part)
     )
     if fault is not None:
-        raise RefusedByDataError(("partition",), f"the partition: {fault}")
+        raise RefusedByDataError(
+            ("partition",),
+            f"the partition: {fault}, leave more patients to train in splits, or lower "
+            "partition.smallest_site_patients",
+        )
     missing = _missing(study, list(sites), seed)
     notes = _leave_out(sites, missing, study)
     held_out = settings.evaluation.held_out_database
