@@ -7,6 +7,7 @@ A message says what was found, what was expected and what to do.
     ├── DataError              a manifest, an image, an array, a report
     │   └── ManifestError      the manifest as a whole cannot be read
     ├── ModelError             anchors, towers, layouts
+    │   └── DivergedError      a training that left the finite numbers
     ├── ProtocolError          a message or a reply of a peer
     │   ├── MessageError       bytes that are not a message of this protocol
     │   ├── RefusedError       the site's own rules forbid the request
@@ -33,6 +34,7 @@ from pathlib import Path
 from fedhash.printable import printable
 
 __all__ = [
+    "LEFT_FINITE_NUMBERS",
     "AggregationError",
     "ArchiveError",
     "AuditError",
@@ -43,6 +45,7 @@ __all__ = [
     "CohortError",
     "ConfigurationError",
     "DataError",
+    "DivergedError",
     "FedhashError",
     "LedgerError",
     "ManifestError",
@@ -105,6 +108,14 @@ class ManifestError(DataError):
 
 class ModelError(FedhashError):
     """A model, its anchors or its layout break a rule."""
+
+
+class DivergedError(ModelError):
+    """A training left the finite numbers; a smaller learning rate or a bound on gradients helps."""
+
+
+LEFT_FINITE_NUMBERS = "left the finite numbers"
+"""Stands in what a round tells of such a training, where errors are text."""
 
 
 class ProtocolError(FedhashError):

@@ -3,11 +3,11 @@
 Rules:
 1. A row that cannot be used is reported by line with the reason and never dropped in silence; the
    other rows are read all the same.
-2. Every row is judged by itself, apart from the uniqueness of study_id, so adding studies changes
-   no other study.
+2. Every row is judged by itself, apart from the uniqueness of study_id and rule 4, so adding
+   studies changes no other study.
 3. Content is loaded once as a check and then on demand.
-4. Identifiers and attributes are compared in Unicode's composed form (NFC), so that a name that two
-   systems wrote in two forms is one patient.
+4. A patient_id that stands in two forms of Unicode, composed and decomposed, would be two patients:
+   the rows of the second form are not used.
 
 Columns of the CSV header (or keys of each JSON Lines object; UTF-8):
 
@@ -136,10 +136,13 @@ def read_manifest(path: Path, findings: Sequence[str], modalities: Sequence[str]
     studies: list[Study] = []
     problems: list[Problem] = []
     line_of: dict[str, int] = {}  # study_id to its first line
+    form_of: dict[str, str] = {}  # patient_id in NFC to how it is written
     for row in manifest_rows(path, known, problems):
         try:
             study_id = _new_study_id(row, line_of)
-            studies.append(_study(row, study_id, findings, modalities, path.parent))
+            patient_id = _patient_id(row, form_of)
+            study = _study(row, study_id, patient_id, findings, modalities, path.parent)
+            studies.append(study)
         except DataError as error:
             problems.append(Problem(path, row.line, str(error)))
     return Manifest(path, tuple(studies), tuple(problems))
@@ -152,7 +155,7 @@ def studies_without_consent(path: Path) -> frozenset[str]:
         ManifestError: The file as a whole cannot be read.
     """
     return frozenset(
-        _text(row, "study_id")
+        row.cells.get("study_id", "")
         for row in manifest_rows(path, _known_columns(), problems=[])
         if not _CONSENT.get(row.cells.get("consent", "yes").lower(), False)
     )
@@ -193,8 +196,24 @@ def _new_study_id(row: Row, line_of: dict[str, int]) -> str:
     return study_id
 
 
+def _patient_id(row: Row, form_of: dict[str, str]) -> str:
+    """The row's patient_id, noted in `form_of`, or a DataError where an earlier form differs."""
+    patient_id = _identifier(row, "patient_id")
+    if form_of.setdefault(unicodedata.normalize("NFC", patient_id), patient_id) != patient_id:
+        raise DataError(
+            f"patient_id {patient_id!r} stands in another form of Unicode above and would count as "
+            "two patients; write it in one"
+        )
+    return patient_id
+
+
 def _study(
-    row: Row, study_id: str, findings: Sequence[str], modalities: Sequence[str], folder: Path
+    row: Row,
+    study_id: str,
+    patient_id: str,
+    findings: Sequence[str],
+    modalities: Sequence[str],
+    folder: Path,
 ) -> Study:
     """The study of one row, or a DataError with the first reason against it."""
     stated = {column: _findings(row, column, findings) for column in FINDING_COLUMNS}
@@ -214,21 +233,15 @@ def _study(
         uncertain = frozenset(findings) - positive - negative
     contents = _contents(row, modalities, folder)
     attributes = {
-        name.removeprefix(ATTRIBUTE_PREFIX): _text(row, name)
+        name.removeprefix(ATTRIBUTE_PREFIX): cell
         for name, cell in row.cells.items()
         if name.startswith(ATTRIBUTE_PREFIX) and cell
     }
-    patient_id = _identifier(row, "patient_id")
     return Study(study_id, patient_id, contents, positive, uncertain, attributes, _consent(row))
 
 
-def _text(row: Row, column: str) -> str:
-    """A cell in Unicode's composed form (NFC): one name in two forms would be two patients."""
-    return unicodedata.normalize("NFC", row.cells.get(column, ""))
-
-
 def _identifier(row: Row, column: str) -> str:
-    value = _text(row, column)
+    value = row.cells.get(column, "")
     if not value:
         raise DataError(f"{column} is blank; every study needs one")
     return value

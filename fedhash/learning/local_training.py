@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 
-from fedhash.errors import ModelError
+from fedhash.errors import DivergedError, ModelError
 from fedhash.learning.gradients import GradientSource, check_modalities
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.own_layers import OWN_LAYERS, own_places, with_own_layers
@@ -162,7 +162,8 @@ def train_locally(
     Raises:
         DataError: There is no study, or one without a positive finding (from the source).
         ModelError: The control variates, what is carried or the studies' modalities do not fit,
-            the round number is wrong, or the loss or the update is not finite.
+            or the round number is wrong.
+        DivergedError: The loss or the update is not finite.
         FedhashError: The source refuses.
     """
     layout, own = Layout.of(model), own_places(model, settings)
@@ -204,7 +205,7 @@ def train_locally(
     after = layout.flatten(model)
     update = after - before
     if not np.isfinite(update).all():
-        raise ModelError(
+        raise DivergedError(
             f"round {round_number} ended in values that are not finite; lower learning_rate or set "
             "gradient_clip_norm"
         )
@@ -280,7 +281,7 @@ def local_optimiser(
 
 def _finite(loss: float, step: int, round_number: int) -> float:
     if not isfinite(loss):
-        raise ModelError(
+        raise DivergedError(
             f"the loss is {loss} in step {step} of round {round_number}; lower learning_rate or "
             "set gradient_clip_norm"
         )

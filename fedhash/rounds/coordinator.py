@@ -35,7 +35,7 @@ from jaxtyping import Float32
 
 from fedhash.agreement import Agreement
 from fedhash.audit_log import START
-from fedhash.errors import CohortError, ProtocolError
+from fedhash.errors import LEFT_FINITE_NUMBERS, CohortError, ProtocolError
 from fedhash.learning.coordinator_optimisers import coordinator_optimiser
 from fedhash.learning.local_training import learning_rate_of
 from fedhash.learning.loss import Margins
@@ -99,6 +99,14 @@ class RoundRecord:
     aggregation: Mapping[str, str | int | float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     exchanges: tuple[Exchange, ...] = ()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the round failed for trainings that left the finite numbers, and nothing else."""
+        if self.failure is None:
+            return False
+        left_out = [reason for reason in self.sites.values() if reason != "ok"]
+        return all(LEFT_FINITE_NUMBERS in reason for reason in left_out or [self.failure])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -307,7 +315,7 @@ class RoundCoordinator:
         for vector in (model, control, loss):
             if vector is not None and not np.isfinite(vector).all():
                 raise ProtocolError(
-                    "the sites' mean left the finite numbers, so the model stays; lower "
+                    f"the sites' mean {LEFT_FINITE_NUMBERS}, so the model stays; lower "
                     "learning_rate or set gradient_clip_norm"
                 )
         this_round = dict.fromkeys(counted, state.round_number + 1)

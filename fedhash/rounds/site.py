@@ -20,7 +20,8 @@ refused, by a typed reply that names the rule, unless:
 
 Then the site trains, stores what its next round needs and only then replies. A private training
 begins with its steps in the site's ledger, and where a cap forbids them it does not begin
-(``epsilon_cap``); a training that fails is a refusal as well (``training_failed``). What went wrong
+(``epsilon_cap``); a training that fails is a refusal as well (``training_failed``), and says if it
+left the finite numbers. What went wrong
 with which study stands in the site's own log: a refusal never says anything about the data. Rule 8
 therefore judges the request alone; epochs, whose steps would tell the number of patients, are cut
 at the cap without a word.
@@ -49,7 +50,13 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from fedhash.agreement import Agreement
-from fedhash.errors import FedhashError, ProtocolError, RefusedError
+from fedhash.errors import (
+    LEFT_FINITE_NUMBERS,
+    DivergedError,
+    FedhashError,
+    ProtocolError,
+    RefusedError,
+)
 from fedhash.learning.local_training import LocalResult, carried_names
 from fedhash.models.settings import ModelSettings
 from fedhash.privacy.public_count import published_patients
@@ -170,7 +177,7 @@ class SiteAgent:
         blocks.append(np.array([told_loss], dtype=np.float32))
         vector = np.concatenate(blocks)
         if not all(np.isfinite(array).all() for array in (vector, *result.carried.values())):
-            raise RefusedError("training_failed", "the training left the finite numbers")
+            raise DivergedError(f"the reply of round {request.round_number} is not finite")
         self._state.keep(
             plan.run_id,
             request.round_number,
@@ -328,6 +335,9 @@ def answer_or_refuse(site: str, answer: Callable[[], Message]) -> Message:
         return Refusal(error.reason, str(error)).to_message()
     except ProtocolError as error:
         return Refusal("bad_message", str(error)).to_message()
+    except DivergedError as error:
+        _log.warning("site %s: %s", site, error)
+        return Refusal("training_failed", f"the training {LEFT_FINITE_NUMBERS}").to_message()
     except (FedhashError, OSError, ArithmeticError, RuntimeError, MemoryError):
         _log.exception("site %s could not train", site)  # torch raises RuntimeError
         return Refusal("training_failed", "see the site's own log").to_message()

@@ -2,7 +2,7 @@
 
 1. A worker is a spawned process: torch's threads do not survive a fork.
 2. The first failure ends all work; what is done stays, and cells go on where they stopped. Who asks
-   to hear of cells that cannot be trained gets the others done.
+   to hear of cells whose training diverges gets the others done.
 3. No further cell is started while the workers hold more memory than is allowed; one always runs.
 
     >>> run_cells([Cell(Path("runs/demo"), "federated", 0)], 2, lambda cell, news: print(news))
@@ -26,7 +26,7 @@ from multiprocessing import connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
-from fedhash.errors import FedhashError, ModelError, ProtocolError
+from fedhash.errors import DivergedError, FedhashError, ProtocolError
 from fedhash_sim.cells import cell_name, run_cell
 from fedhash_sim.progress import Progress
 
@@ -57,7 +57,7 @@ def run_cells(
     *,
     memory_bytes: float = inf,
     done: Callable[[Cell], None] = lambda _: None,
-    untrained: Callable[[Cell, str], None] | None = None,
+    diverged: Callable[[Cell, str], None] | None = None,
 ) -> None:
     """Run cells, the first ones first, several at a time.
 
@@ -67,23 +67,23 @@ def run_cells(
         told: Hears of every round.
         memory_bytes: A further cell waits while the workers hold more; Linux tells how much.
         done: Hears of every cell that has its results.
-        untrained: Hears of every cell whose training fails, and why; without it that ends all.
+        diverged: Hears of every cell whose training does, and how; without it that ends all.
 
     Raises:
         FedhashError: A cell cannot be finished, or a worker was killed.
     """
 
-    def ended(cell: Cell, failure: _Failure | None) -> None:
+    def told_end(cell: Cell, failure: _Failure | None) -> None:
         if failure is None:
             done(cell)
-        elif failure.of_training and untrained is not None:
-            untrained(cell, failure.reason)
+        elif failure.diverged and diverged is not None:
+            diverged(cell, failure.reason)
         else:
             raise ProtocolError(f"{cell.run}: {cell}: {failure.reason}")
 
     if workers == 1 or len(cells) < 2:
         for cell in cells:
-            ended(cell, _attempt(cell, partial(told, cell)))
+            told_end(cell, _attempt(cell, partial(told, cell)))
         return
     context = multiprocessing.get_context("spawn")
     news: SimpleQueue[tuple[Cell, Progress]] = context.SimpleQueue()
@@ -97,11 +97,11 @@ def run_cells(
                     cell = waiting.popleft()
                     with _ctrl_c_held_back():  # a submission may start a process
                         running[pool.submit(_work, cell)] = cell
-                finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                ended, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 while not news.empty():
                     told(*news.get())
-                for future in finished:
-                    ended(running.pop(future), future.result())
+                for future in ended:
+                    told_end(running.pop(future), future.result())
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -168,7 +168,7 @@ class _Failure:
     """Why a cell was not finished; errors cross processes as text, since not all can be pickled."""
 
     reason: str
-    of_training: bool  # and not of files or settings
+    diverged: bool
 
 
 def _work(cell: Cell) -> _Failure | None:
@@ -183,5 +183,5 @@ def _attempt(cell: Cell, show: Callable[[Progress], None]) -> _Failure | None:
     try:
         run_cell(cell.run, cell.method, cell.seed, show)
     except FedhashError as error:
-        return _Failure(str(error), isinstance(error, ProtocolError | ModelError))
+        return _Failure(str(error), isinstance(error, DivergedError))
     return None

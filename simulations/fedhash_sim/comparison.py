@@ -31,6 +31,7 @@ from fedhash.configuration import did_you_mean
 from fedhash.errors import DataError
 from fedhash.models.prepared import PreparedStudies
 from fedhash_sim.consortium import Consortium
+from fedhash_sim.folder_kinds import is_sweep
 from fedhash_sim.results import Spread, final_round, main_table, read_results
 from fedhash_sim.run_folder import RunFolder
 from fedhash_sim.settings import PhantomSource, ResolvedStudy
@@ -166,13 +167,15 @@ def _runs_in(path: Path) -> list[Path]:
     """The run folders of a sweep, or the run itself."""
     table = path / "sweep.csv"
     if not table.is_file():
+        if is_sweep(path):
+            raise DataError(f"{path} holds an unfinished sweep; run its command again first")
         return [path]
     try:
         rows = pd.read_csv(table, usecols=["point", "queries"], dtype=str, keep_default_na=False)
     except ValueError as error:
         raise DataError(f"{table} is damaged ({error}); run the sweep again") from error
     if rows.empty:
-        raise DataError(f"{table} is damaged (it has no rows); run the sweep again")
+        raise DataError(f"{table} has no rows: no point of the sweep was trained")
     if {"val", "test"} <= set(rows["queries"]):  # chosen on the one, told on the other
         rows = rows[rows["queries"] == "test"]
     return [path / name for name in dict.fromkeys(rows["point"])]

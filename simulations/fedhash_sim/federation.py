@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from fedhash.agreement import Agreement
 from fedhash.audit_log import START, read_audit_log
-from fedhash.errors import CheckpointError
+from fedhash.errors import CheckpointError, DivergedError, ProtocolError
 from fedhash.learning.local_training import carried_names
 from fedhash.learning.loss import Margins
 from fedhash.learning.own_layers import own_places, with_own_layers
@@ -212,6 +213,19 @@ def untrained(federation: Federation) -> Outcome:
     return Outcome(federation, vector, {federation.model_of: vector}, margins, (), {}, ())
 
 
+@contextmanager
+def _divergence_told(coordinator: RoundCoordinator) -> Iterator[None]:
+    """Turn the end of rounds that failed by divergence into a DivergedError."""
+    known = len(coordinator.state.records)
+    try:
+        yield
+    except ProtocolError as error:
+        records = coordinator.state.records
+        if len(records) > known and records[-1].diverged:
+            raise DivergedError(str(error)) from error
+        raise
+
+
 def train_federation(
     federation: Federation, engine: str, folder: Path, on_round: OnRound
 ) -> Outcome:
@@ -224,7 +238,9 @@ def train_federation(
         on_round: Called after each round with its record and what tells `Outcome.models`.
 
     Raises:
-        ProtocolError: Three rounds in a row failed.
+        DivergedError: Three rounds in a row failed, or all, for trainings that left the finite
+            numbers.
+        ProtocolError: They failed for another reason.
         PrivacyError: Every site would refuse to share noise in the run's secure sums.
         CheckpointError: The folder belongs to another run, or what the sites carried is gone.
         LedgerError: A site's ledger was altered.
@@ -277,12 +293,13 @@ def train_federation(
         on_round(state.records[-1], models)
 
     def run(over: Engine) -> np.ndarray:
-        return run_rounds(
-            coordinator,
-            over,
-            checkpoints,
-            lambda record: on_round(record, models),
-        )
+        with _divergence_told(coordinator):
+            return run_rounds(
+                coordinator,
+                over,
+                checkpoints,
+                lambda record: on_round(record, models),
+            )
 
     if at_once is not None:
         vector = run(at_once)

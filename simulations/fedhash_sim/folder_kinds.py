@@ -11,6 +11,7 @@ does not make one: those are the natural names of a user's own files.
 
 from __future__ import annotations
 
+import os
 from itertools import chain, count
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def is_run(path: Path) -> bool:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a sweep has made the folder."""
-    return (path / "sweep.yaml").is_file() and (path / LOCK).is_file()
+    """Whether a sweep has made the folder, or begun to."""
+    return (path / LOCK).is_file() and not (path / "study.yaml").exists()
 
 
 def is_empty(path: Path) -> bool:
@@ -85,12 +86,10 @@ def check_sweep(path: Path) -> None:
         raise CheckpointError(f"{path} is a file; choose another --out")
     if is_run(path):
         raise CheckpointError(f"{path} is the folder of a single run; choose another --out")
-    # of a sweep that its data refused only the lock stays
-    has_begun = not is_empty(path) and {each.name for each in path.iterdir()} != {LOCK}
-    if has_begun and not is_sweep(path):
+    if not is_empty(path) and not is_sweep(path):
         raise CheckpointError(
-            f"{path} is not empty and no folder of a sweep (it lacks sweep.yaml or {LOCK}); "
-            "choose another --out"
+            f"{path} is not empty and no folder of a sweep (it lacks {LOCK}, which a copy needs "
+            "too); choose another --out"
         )
 
 
@@ -99,4 +98,4 @@ def place_for_earlier(path: Path) -> Path:
     whole = path.resolve()
     ends = chain([PREVIOUS], (f"{PREVIOUS}-{number}" for number in count(2)))
     places = (whole.with_name(whole.name + end) for end in ends)
-    return next(place for place in places if not place.exists())
+    return next(place for place in places if not os.path.lexists(place))

@@ -31,7 +31,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedhash.errors import DataError
-from fedhash_sim.folder_kinds import check_run, is_sweep
+from fedhash_sim.folder_kinds import is_sweep
 
 __all__ = [
     "ANY_MODALITY",
@@ -310,7 +310,7 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
         if path.with_name("results.csv").is_file():
             raise _damaged(path, "it is not there")
         if is_sweep(path.parent):
-            check_run(path.parent)
+            raise DataError(f"{path.parent} is the folder of a sweep; name one of its points")
         raise DataError(
             f"{path} is not there; finish the run first: fedhash-sim run STUDY.yaml "
             f"--out {path.parent}"

@@ -43,8 +43,7 @@ class Roles:
         database: Site to the studies it can be searched for.
         queries: Studies that ask.
         public: Studies of the public patients.
-        notes: Sites that the splits left without training patients or without a database, or in
-            which the loss has nothing to learn from.
+        notes: Sites that the splits left without training patients or without a database.
         missing: Site to the modalities that it lacks, of the sites that lack any.
     """
 
@@ -166,11 +165,6 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
             )
         training[site] = tuple(each.study_id for each in parts["train"])
         database[site] = tuple(each.study_id for each in parts["database"])
-        if not _has_pairs(study, parts["train"], missing.get(site, ())):
-            notes.append(
-                f"no training study of site {site!r} has two modalities: the loss contrastive, "
-                "which pairs them, learns nothing there"
-            )
         if not parts["database"]:
             notes.append(f"site {site!r} keeps no study for the database: nothing is found there")
     queries = tuple(each.study_id for each in splits[settings.evaluation.queries])
@@ -224,14 +218,6 @@ def _leave_out(
             )
         sites[site] = left
     return notes
-
-
-def _has_pairs(study: ResolvedStudy, training: Sequence[Study], lost: Sequence[str]) -> bool:
-    """Whether the contrastive loss has anything to pair at a site, or is not asked for."""
-    if all(each.loss.name != "contrastive" for each in study.round_of.values()):
-        return True
-    kept = set(study.round.model.towers) - set(lost)
-    return any(len(kept & each.contents.keys()) > 1 for each in training)
 
 
 def _public_and_dealt(

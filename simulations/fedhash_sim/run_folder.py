@@ -30,6 +30,7 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,8 @@ __all__ = [
     "file_name",
     "write_table",
 ]
+
+_CONFIGURATION = ("study.yaml", "agreement.yaml", "round.yaml", "public_round.yaml", INPUTS)
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,14 @@ class RunFolder:
                 return folder
             with folder.locked():
                 path.rename(place_for_earlier(path))
+        if path.exists():  # empty: one may stand in it, or it may be the root of a disk
+            _write(path, files)
+            return folder
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            for name, text in files.items():
-                (unfinished / name).write_text(text, encoding="utf-8")
+            _write(unfinished, files)
             unfinished.chmod(0o755)  # mkdtemp makes private folders, a run is none
-            if path.exists():
-                path.rmdir()
             unfinished.rename(path)
         except OSError:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -144,24 +147,27 @@ class RunFolder:
         Raises:
             CheckpointError: Another process works in it.
         """
+        in_use = f"another process is working in {self.path}; wait for it, or choose another --out"
         with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise CheckpointError(
-                    f"another process is working in {self.path}; wait for it, or choose another "
-                    "--out"
-                ) from error
+                raise CheckpointError(in_use) from error
+            if not os.path.samestat(os.fstat(file.fileno()), (self.path / LOCK).stat()):
+                raise CheckpointError(in_use)  # that has moved the folder since we opened the lock
             yield
 
     @contextmanager
     def removed_if_refused(self) -> Iterator[None]:
-        """Of a study that its data refuses nothing stays: the mended one takes its place."""
-        has_begun = (self.path / "run.json").exists()
+        """Of a study that its data refuses nothing stays: the mended one takes its place.
+
+        What an earlier call has begun, or somebody has put there, does.
+        """
+        is_new = {each.name for each in self.path.iterdir()} <= {*_CONFIGURATION, LOCK}
         try:
             yield
         except ConfigurationError:
-            if not has_begun:
+            if is_new:
                 shutil.rmtree(self.path)
             raise
 
@@ -302,6 +308,11 @@ def _damaged(path: Path, found: str) -> CheckpointError:
         f"{path} is damaged ({found}); remove {path.parent / 'results.csv'} and run the study "
         "again: the cell's tables are written anew, nothing is trained twice"
     )
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name in sorted(files, key=INPUTS.__eq__):  # last what makes it a run folder
+        (folder / name).write_text(files[name], encoding="utf-8")
 
 
 def _remedy(path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fedhash import __version__
@@ -80,7 +81,7 @@ def prepare_run(folder: RunFolder, study: ResolvedStudy, command: str, console: 
         with console.status(f"preparing the studies of seed {seed}"):
             of_seed = dealt.pop(seed, None)  # a phantom's images are let go of
             consortia[seed] = build_consortium(study, seed, folder.data(seed), of_seed)
-    for line in _data_problems(consortia):
+    for line in _data_problems(study, consortia):
         console.print(line, markup=False, highlight=False)
     write_partition(folder.path / "partition.csv", consortia, study.agreement.findings)
     write_holdings(folder.path / "holdings.csv", consortia)
@@ -109,11 +110,11 @@ def finish_run(folder: RunFolder, study: ResolvedStudy, console: Console) -> Non
         write_report(folder.path)
 
 
-def _data_problems(consortia: Mapping[int, Consortium]) -> list[str]:
+def _data_problems(study: ResolvedStudy, consortia: Mapping[int, Consortium]) -> list[str]:
     """The first of what was left out; all of it stands in run.json and in the report."""
     first = next(iter(consortia.values()))
     lines: list[str] = []
-    for each in (first.problems, _notes(consortia)):
+    for each in (first.problems, _notes(study, consortia)):
         lines += each[:_SHOWN_PROBLEMS]
         if len(each) > _SHOWN_PROBLEMS:
             lines.append(f"... and {len(each) - _SHOWN_PROBLEMS} more, see run.json")
@@ -122,8 +123,28 @@ def _data_problems(consortia: Mapping[int, Consortium]) -> list[str]:
     return lines
 
 
-def _notes(consortia: Mapping[int, Consortium]) -> list[str]:
-    return [f"seed {seed}: {note}" for seed, each in consortia.items() for note in each.roles.notes]
+def _notes(study: ResolvedStudy, consortia: Mapping[int, Consortium]) -> list[str]:
+    return [
+        f"seed {seed}: {note}"
+        for seed, each in consortia.items()
+        for note in (*each.roles.notes, *_without_pairs(study, each))
+    ]
+
+
+def _without_pairs(study: ResolvedStudy, consortium: Consortium) -> list[str]:
+    """Of sites where the contrastive loss, which pairs modalities, has nothing to learn from."""
+    at_sites = [study.round_of[each] for each in ("local", "federated") if each in study.round_of]
+    if all(each.loss.name != "contrastive" for each in at_sites):
+        return []
+    notes = []
+    for site in consortium.sites:
+        present = torch.stack(list(consortium.training(site).present.values()))
+        if not (present.sum(dim=0) > 1).any():
+            notes.append(
+                f"no training study of site {site!r} has two modalities: the loss contrastive, "
+                "which pairs them, learns nothing there"
+            )
+    return notes
 
 
 def plan_study(study: ResolvedStudy) -> dict[str, Any]:
@@ -210,6 +231,6 @@ def describe(study: ResolvedStudy, consortia: dict[int, Consortium]) -> dict[str
         if settings.evaluation.depth is None
         else f"the first {settings.evaluation.depth} ranks count",
         "problems": list(first.problems),
-        "notes": _notes(consortia),
+        "notes": _notes(study, consortia),
         "without_consent": first.without_consent,
     }

@@ -39,6 +39,7 @@ from fedhash_sim.settings import (
     StudySettings,
 )
 from fedhash_sim.sources import Pool
+from fedhash_sim.study_run import describe
 
 MODALITIES = ("image", "report", "signal")
 SITES = tuple(f"site-{number:02d}" for number in range(10))
@@ -194,20 +195,6 @@ def test_a_study_that_has_only_what_its_site_lacks_takes_no_part() -> None:
     assert roles.training["a"] == roles.database["a"] == ("train-1", "train-2")
 
 
-def test_a_site_where_the_contrastive_loss_has_no_pair_is_told() -> None:
-    pool = pool_of("aaabbbccc", {"a": "report signal", "b": "report signal", "c": "report"})
-    named = MissingModalities(sites={"a": ("report",)})
-    anchors = study_with(missing_modalities=named, **NATURAL)
-    contrastive = anchors.round.model_copy(update={"loss": LossSettings(name="contrastive")})
-    paired = replace(anchors, round_of={"federated": contrastive})
-    notes = assign_roles(paired, pool, seed=0).notes
-    assert [note.split(":")[0] for note in notes] == [
-        "no training study of site 'a' has two modalities",
-        "no training study of site 'c' has two modalities",
-    ]
-    assert assign_roles(anchors, pool, seed=0).notes == ()
-
-
 @pytest.mark.parametrize(
     ("named", "message"),
     [
@@ -262,6 +249,16 @@ def test_a_site_s_training_and_database_lack_it_and_queries_stay_whole(tmp_path:
             assert torch.equal(inputs, part(whole).inputs[modality])
     again = Consortium.load(tmp_path / "held" / "seed-0")
     assert again.roles == held.roles
+
+
+def test_sites_where_the_contrastive_loss_has_no_pair_are_told(tmp_path: Path) -> None:
+    study, held = phantom(tmp_path, missing_modalities=shares(report=0.5, signal=0.25))
+    contrastive = study.round.model_copy(update={"loss": LossSettings(name="contrastive")})
+    paired = replace(study, round_of={"federated": contrastive})
+    assert [note.partition(" has two")[0] for note in describe(paired, {0: held})["notes"]] == [
+        f"seed 0: no training study of site {site!r}" for site in sorted(held.roles.missing)
+    ]
+    assert describe(study, {0: held})["notes"] == []
 
 
 def test_all_engines_and_secure_sums_train_on_what_the_sites_hold(tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def audit_run(run: Path, method: str, seed: int, pools: Sequence[int]) -> RunLin
 
     Raises:
         CheckpointError: The folder is no run.
-        ReleaseError: The run has no such method.
-        ReleaseError: The cell has no release: it is not finished, or has a model for each site.
+        ReleaseError: The run has no such method, or its cell no release: it is not finished, or
+            has a model for each site.
         DataError: The prepared studies are damaged or hold no pairs, or a query's patient was
             trained on.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 
-from fedhash.errors import ProtocolError
+from fedhash.errors import LEFT_FINITE_NUMBERS, ProtocolError
 from fedhash.learning.local_training import learning_rate_of
 from fedhash.learning.loss import Loss
 from fedhash.learning.settings import LearningSettings
@@ -115,7 +115,7 @@ def finite_total(
     """
     if not torch.isfinite(total).all():
         raise ProtocolError(
-            f"the training of round {round_number} left the finite numbers; lower "
-            "learning_rate or set gradient_clip_norm"
+            f"the training of round {round_number} {LEFT_FINITE_NUMBERS}; lower learning_rate or "
+            "set gradient_clip_norm"
         )
     return total.double().numpy()

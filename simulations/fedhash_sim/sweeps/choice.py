@@ -18,8 +18,9 @@ from fedhash.errors import DataError
 from fedhash_sim.results import Spread, final_round, spread
 from fedhash_sim.settings import Direction
 from fedhash_sim.sweeps.points import Point, Sweep
+from fedhash_sim.sweeps.settings import Select
 
-__all__ = ["Winner", "choose", "figure"]
+__all__ = ["Winner", "choose", "figure", "others"]
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,26 @@ def figure(
     return spread(rows.groupby("seed")["value"].mean())
 
 
+def others(point: Point, select: Select) -> tuple[str, ...]:
+    """A point's choices on the axes that are not searched: among points of equal ones is chosen."""
+    return tuple(choice for axis, choice in point.choices.items() if axis not in select.over)
+
+
 def choose(sweep: Sweep, figures: Sequence[Spread | None]) -> tuple[Winner, ...]:
-    """The winners, in the order of the grid.
+    """The winners, in the order of the grid; none where all points to choose from diverged.
 
     Args:
         sweep: With `select`.
-        figures: Of each of its points, on `val`; None of one that cannot be trained, which is not
-            chosen.
+        figures: Of each of its points, on `val`; None of one that diverged, which is not chosen.
 
     Raises:
-        DataError: A point has no such figure, or there is no point to choose.
+        DataError: A point has no such figure.
     """
     select = sweep.settings.select
     if select is None:
         return ()
     groups: defaultdict[tuple[str, ...], list[Winner]] = defaultdict(list)
     for point, found, test in zip(sweep.points, figures, sweep.tests, strict=True):
-        others = tuple(choice for axis, choice in point.choices.items() if axis not in select.over)
-        group = groups[others]
         if found is None:
             continue
         if math.isnan(found.mean):
@@ -80,11 +83,6 @@ def choose(sweep: Sweep, figures: Sequence[Spread | None]) -> tuple[Winner, ...]
                 f"{point.name} has no {select.metric} of {select.method} to choose by: none of "
                 "its queries has anything relevant in the database"
             )
-        group.append(Winner(point, found, test))
-    if empty := [" and ".join(others) for others, group in groups.items() if not group]:
-        raise DataError(
-            f"{'; '.join(empty) or 'the sweep'}: no point can be trained, so none can be chosen; "
-            f"give other values for {' and '.join(select.over)}"
-        )
+        groups[others(point, select)].append(Winner(point, found, test))
     # max keeps the first of equals
     return tuple(max(group, key=lambda each: each.figure.mean) for group in groups.values())

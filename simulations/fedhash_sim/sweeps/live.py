@@ -60,12 +60,12 @@ class LivePoints:
             line = f"{name}: {cell}, {self._state(name)} cells, {self._figures[name]}"
             self._lines.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def untrained(self, cell: Cell, reason: str) -> None:
-        """The training of a cell has failed."""
+    def diverged(self, cell: Cell, reason: str) -> None:
+        """The training of a cell has."""
         name = cell.run.name
-        self._news[name] = f"{cell} cannot be trained"
+        self._news[name] = f"{cell} diverged"
         if self._lines is not None:
-            line = f"{name}: {cell} cannot be trained: {reason}"
+            line = f"{name}: {cell} diverged: {reason}"
             self._lines.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def table(self) -> Table:

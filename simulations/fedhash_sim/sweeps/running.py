@@ -8,8 +8,8 @@
 1. Patients are dealt as all points ask, those that a search may choose among them, before a folder
    is opened; and every point's data is prepared before a cell trains.
 2. Points that read and deal the same data share the files of one preparation (hard links).
-3. All cells stand in one queue. A finished point is not run again. One that cannot be trained, such
-   as under too large a learning rate, stops no other; a search does not choose it.
+3. All cells stand in one queue. A finished point is not run again. One whose training
+   diverges, as under too large a learning rate, stops no other; a search does not choose it.
 4. A point's page takes seconds to draw and few are looked at: `fedhash-sim report` draws it.
 
 >>> run_sweep(sweep, Path("runs/losses"), workers=2, command="...", console=Console())
@@ -35,16 +35,16 @@ from fedhash.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
+    DivergedError,
     FedhashError,
-    ProtocolError,
 )
 from fedhash_sim.cell_workers import Cell, run_cells
-from fedhash_sim.folder_kinds import check_sweep, is_sweep
+from fedhash_sim.folder_kinds import check_sweep
 from fedhash_sim.results import read_results
 from fedhash_sim.run_folder import RunFolder, explained
 from fedhash_sim.settings import ResolvedStudy
 from fedhash_sim.study_run import open_cells, prepare_run
-from fedhash_sim.sweeps.choice import Winner, choose, figure
+from fedhash_sim.sweeps.choice import Winner, choose, figure, others
 from fedhash_sim.sweeps.data_check import check_data, dealt_by
 from fedhash_sim.sweeps.live import live_points
 from fedhash_sim.sweeps.picture import draw_sweep
@@ -79,8 +79,8 @@ def run_sweep(
         Under `select` what was chosen.
 
     Raises:
-        FedhashError: A point cannot be run; what is finished stays and is not run again. Of a
-            search a point may fail to train, and is not chosen.
+        DivergedError: Points did, and none of their like could be chosen; the others are done.
+        FedhashError: A point cannot be run; what is finished stays and is not run again.
     """
     with explained(out):
         check_is_sweep(sweep, out, replace=replace)
@@ -92,20 +92,18 @@ def run_sweep(
                 check_data(sweep, [*sweep.points, *sweep.tests], console)
             replace_file(out / "sweep.yaml", _text(sweep, out).encode())
             batch = _Batch(sweep, out, workers, command, console, memory_bytes, replace)
-            untrained = batch.run(sweep.points)
-            winners = _winners(sweep, out, untrained)
+            diverged = batch.run(sweep.points)
+            winners = _winners(sweep, out, diverged)
             tests = [each.test for each in winners]
-            lost = batch.run(tests) if tests else untrained
-            untrained |= lost
-            trained = [e for e in (*sweep.points, *tests) if e.name not in untrained]
-            write_tables(out, sweep.settings, trained, winners, untrained)
+            diverged |= batch.run(tests)
+            trained = [e for e in (*sweep.points, *tests) if e.name not in diverged]
+            write_tables(out, sweep.settings, trained, winners, diverged)
             if rows := sweep_rows(out, [each for each in tests or trained if each in trained]):
                 draw_sweep(out, sweep.settings, rows)
-            if lost:
-                first = next(iter(lost))
-                raise ProtocolError(
-                    f"{len(lost)} points cannot be trained, the others are done; "
-                    f"{first}: {lost[first]}"
+            if lost := _lost(sweep, winners, diverged):
+                raise DivergedError(
+                    f"{len(lost)} points diverged, the others are done (see {out / 'sweep.md'}); "
+                    f"{lost[0]}: {diverged[lost[0]]}"
                 )
     return winners
 
@@ -127,7 +125,7 @@ def check_is_sweep(sweep: Sweep, out: Path, *, replace: bool) -> None:
             not asked for.
     """
     check_sweep(out)
-    if replace or not is_sweep(out):
+    if replace or not (out / "sweep.yaml").exists():
         return
     try:
         earlier = yaml.safe_load((out / "sweep.yaml").read_text(encoding="utf-8"))
@@ -161,16 +159,26 @@ def _text(sweep: Sweep, out: Path) -> str:
     return resolved(sweep.settings, relative_to=out.resolve())
 
 
-def _winners(sweep: Sweep, out: Path, untrained: Container[str]) -> tuple[Winner, ...]:
+def _winners(sweep: Sweep, out: Path, diverged: Container[str]) -> tuple[Winner, ...]:
     select = sweep.settings.select
     if select is None:
         return ()
     asked = (select.metric, select.method, select.direction)
     figures = [
-        None if name in untrained else figure(read_results(out / name), *asked)
+        None if name in diverged else figure(read_results(out / name), *asked)
         for name in (each.name for each in sweep.points)
     ]
     return choose(sweep, figures)
+
+
+def _lost(sweep: Sweep, winners: Sequence[Winner], diverged: Container[str]) -> list[str]:
+    """The diverged points in whose place no search has chosen another."""
+    select = sweep.settings.select
+    if select is None:
+        return [each.name for each in sweep.points if each.name in diverged]
+    found = {others(each.search, select) for each in winners}
+    unfound = [each for each in sweep.points if others(each, select) not in found]
+    return [e.name for e in (*unfound, *(each.test for each in winners)) if e.name in diverged]
 
 
 @dataclass(frozen=True)
@@ -186,8 +194,8 @@ class _Batch:
     replace: bool
 
     def run(self, points: Sequence[Point]) -> dict[str, str]:
-        """Run what is left of them; the names of those that cannot be trained, with the reason."""
-        reasons: dict[str, str] = {}
+        """Run what is left of them; the names of those that diverged, with the reason."""
+        reasons: dict[Cell, str] = {}
         studies = {each.name: each.study for each in points}  # equal settings once
         with ExitStack() as locks:
             folders = {}
@@ -205,9 +213,11 @@ class _Batch:
             cells = [c for name in unfinished for c in open_cells(folders[name], studies[name])]
             with live_points(studies, folders, self.sweep.settings.select, self.console) as live:
 
-                def untrained(cell: Cell, reason: str) -> None:
-                    reasons.setdefault(cell.run.name, f"{cell}: {reason}")
-                    live.untrained(cell, reason)
+                def diverged(cell: Cell, reason: str) -> None:
+                    reasons[cell] = reason
+                    # tried again, it would go on from here and might end with hardly a round
+                    shutil.rmtree(folders[cell.run.name].cell(cell.method, cell.seed).path)
+                    live.diverged(cell, reason)
 
                 run_cells(
                     cells,
@@ -215,12 +225,15 @@ class _Batch:
                     live.told,
                     memory_bytes=self.memory_bytes,
                     done=live.done,
-                    untrained=untrained,
+                    diverged=diverged,
                 )
             for name, study in studies.items():  # of the finished ones too: the cells are the truth
-                if name not in reasons:
+                if not any(cell.run.name == name for cell in reasons):
                     folders[name].collect(study.settings.methods, study.settings.seeds)
-        return {name: reasons[name] for name in studies if name in reasons}
+        # of a point the first in the order of its cells, whichever worker was the first
+        lost = [cell for cell in reversed(cells) if cell in reasons]
+        told = {cell.run.name: f"{cell}: {reasons[cell]}" for cell in lost}
+        return {name: told[name] for name in studies if name in told}
 
     def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
         first_with: dict[str, Path] = {}

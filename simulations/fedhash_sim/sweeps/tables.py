@@ -4,7 +4,7 @@
 query, target, metric, value, count: the figures over all queries after the last round. The same
 sweep gives the same bytes, whatever the number of workers.
 
->>> write_tables(Path("runs/losses"), sweep.settings, sweep.points, winners=(), untrained={})
+>>> write_tables(Path("runs/losses"), sweep.settings, sweep.points, winners=(), diverged={})
 >>> str(sweep_rows(Path("runs/losses"), sweep.points)[0].figures["map"])
 '0.712 ± 0.004'
 """
@@ -105,7 +105,7 @@ def write_tables(
     settings: SweepSettings,
     points: Sequence[Point],
     winners: Sequence[Winner],
-    untrained: Mapping[str, str],
+    diverged: Mapping[str, str],
 ) -> None:
     """Write `sweep.csv` and `sweep.md`.
 
@@ -114,7 +114,7 @@ def write_tables(
         settings: The sweep file.
         points: All that were trained, those of the test last.
         winners: What was chosen, under `select`.
-        untrained: The names of the other points, with the reason.
+        diverged: The names of those that did, with the reason.
 
     Raises:
         DataError: A point has no results, or they are damaged.
@@ -122,7 +122,7 @@ def write_tables(
     axes = tuple(settings.grid)
     rows = [row for point in points for row in _csv_rows(out, point, axes)]
     write_table(out / "sweep.csv", (COLUMNS[0], *axes, *COLUMNS[1:]), rows)
-    text = "\n".join(_markdown(settings, sweep_rows(out, points), winners, untrained)) + "\n"
+    text = "\n".join(_markdown(settings, sweep_rows(out, points), winners, diverged)) + "\n"
     with explained(out / "sweep.md"):
         unfinished = out / "sweep.md.tmp"
         unfinished.write_text(text, encoding="utf-8")
@@ -141,7 +141,7 @@ def _markdown(
     settings: SweepSettings,
     rows: Sequence[SweepRow],
     winners: Sequence[Winner],
-    untrained: Mapping[str, str],
+    diverged: Mapping[str, str],
 ) -> Iterator[str]:
     axes = tuple(settings.grid)
     headings = [each for title in METRICS.values() for each in (title, "chance")]
@@ -175,10 +175,10 @@ def _markdown(
                 if row.point.queries == queries
             ],
         )
-    if untrained:
+    if diverged:
         yield ""
-        yield "## Not trained"
-        yield from _table(("point", "why"), list(untrained.items()))
+        yield "## Diverged"
+        yield from _table(("point", "why"), list(diverged.items()))
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
