@@ -199,8 +199,9 @@ class RoundCoordinator:
         if self.finished:
             raise ProtocolError(f"all {self.plan.settings.rounds} rounds have ended; start a run")
         started = self._clock()
-        cohort = tuple(sorted(set(reachable) & set(self.plan.sites)))
-        sites = {site: "ok" if site in cohort else "not reachable" for site in self.plan.sites}
+        present = set(reachable)
+        cohort = tuple(sorted(present & set(self.plan.sites)))
+        sites = {site: "ok" if site in present else "not reachable" for site in self.plan.sites}
         number = self.state.round_number + 1
         exchanges: list[Exchange] = []
         of_sum = SumRecord()

@@ -228,6 +228,41 @@ def test_a_run_may_be_replaced_from_within(finished: Path, monkeypatch: pytest.M
     assert (finished.with_name("run.previous") / "results.csv").is_file()
 
 
+def test_a_run_may_begin_in_the_folder_one_stands_in(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    small = ("--set", "methods=[central]", "--set", "seeds=[0]")
+    run_all(study_file, Path(), *small)
+    assert (tmp_path / "here" / "results.csv").is_file()
+    assert Path("results.csv").is_file()  # and one still stands in it
+
+
+def test_what_somebody_put_into_a_run_outlasts_a_refusal(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDHASH_DATA", raising=False)
+    change = "data={kind: recipe, recipe: covid_cxr}"
+    out = tmp_path / "run"
+    RunFolder.open(out, read_study(study_file, [change]), replace=False)  # and then it was killed
+    (out / "notes.txt").write_text("mine")
+    message = run("run", study_file, "--set", change, "--out", out, ok=False)
+    assert "--set: the folder of covid_cxr is not known" in message
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    (out / "data").rmdir()
+    run("run", study_file, "--set", change, "--out", out, ok=False)
+    assert not out.exists()
+
+
+def test_an_earlier_run_is_not_moved_onto_a_dangling_link(finished: Path) -> None:
+    finished.with_name("run.previous").symlink_to(finished / "nowhere")
+    small = ("--set", "methods=[central]", "--set", "seeds=[5]", "--replace")
+    run_all(study_of(finished), finished, *small)
+    assert (finished.with_name("run.previous-2") / "results.csv").is_file()
+
+
 def test_a_missing_manifest_is_told_with_its_line(study_file: Path, tmp_path: Path) -> None:
     study_file.write_text(
         study_file.read_text().replace(

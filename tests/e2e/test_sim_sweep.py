@@ -190,6 +190,17 @@ def test_a_folder_that_no_sweep_has_made_is_left_as_it_is(tmp_path: Path) -> Non
     assert {each: each.read_bytes() for each in sweep.parent.iterdir()} == before
 
 
+def test_a_damaged_sweep_file_may_be_removed(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept, tmp_path / "out")
+    sweep = swept.parent / "study" / "sweep.yaml"
+    (tmp_path / "out" / "sweep.yaml").write_text("grid: [")
+    arguments = ("sweep", sweep, "--out", tmp_path / "out", "--set", "round.aggregation=plain")
+    assert "is damaged" in run(*arguments, ok=False)
+    (tmp_path / "out" / "sweep.yaml").unlink()
+    run(*arguments)
+    assert (tmp_path / "out" / "sweep.csv").read_bytes() == (swept / "sweep.csv").read_bytes()
+
+
 def test_commands_for_runs_name_a_point_of_a_sweep(swept: Path) -> None:
     for command in (("report",), ("search", "--example", "report"), ("export", "--mlflow", "x")):
         message = run(command[0], swept, *command[1:], ok=False)

@@ -140,7 +140,6 @@ class VectorisedSites:
         if (reason := unfit(settings)) is not None:
             raise ModelError(reason)
         self._plan = plan
-        self._most_steps = agreement.largest_local_steps
         anchors = Anchors.build(agreement)
         self._model = build_model(settings.model, agreement.code_bits, seed=0, anchors=anchors)
         self._model.train()
@@ -155,6 +154,10 @@ class VectorisedSites:
         ]
         self._memory = CarriedRows(folder, plan, self._layout, self._own)
         self._batches = SiteBatches(plan, self._model, studies, seed)
+        self._steps_of = [
+            min(planned_steps(len(site.patients), settings.learning), agreement.largest_local_steps)
+            for site in self._batches.sites
+        ]
         self._summed_step = SummedStep(plan, self._model, self._loss, self._batches)
 
     @property
@@ -193,18 +196,15 @@ class VectorisedSites:
         counted = request.counted.get(sites[0].name, 0)  # no site counts without the others
         carried = self._memory.after(counted, request.model)
         learning, weight = self._plan.settings.learning, sum(site.weight for site in sites)
-        steps_of = [
-            min(planned_steps(len(site.patients), learning), self._most_steps) for site in sites
-        ]
-        if is_one_step(learning) and set(steps_of) == {1}:
+        if is_one_step(learning) and set(self._steps_of) == {1}:
             return Aggregate(self._summed_step.total(request), weight)
         first = self._layout.split(request.model)
         sums = {name: torch.zeros(length) for name, length in request.blocks.items()}
         following = {name: np.empty_like(array) for name, array in carried.items()}
-        for rows in _alike(steps_of, self._sites_at_once):
+        for rows in _alike(self._steps_of, self._sites_at_once):
             group = _Group(
                 [sites[row] for row in rows],
-                steps_of[rows[0]],
+                self._steps_of[rows[0]],
                 {name: array[rows] for name, array in carried.items()},
             )
             for name, array in self._train(request, first, group, sums).items():
