@@ -82,8 +82,7 @@ def run_cells(
             raise ProtocolError(f"{cell.run}: {cell}: {failure.reason}")
 
     if workers == 1 or len(cells) < 2:
-        for cell in cells:
-            told_end(cell, _attempt(cell, partial(told, cell)))
+        _run_here(cells, told, told_end)
         return
     context = multiprocessing.get_context("spawn")
     news: SimpleQueue[tuple[Cell, Progress]] = context.SimpleQueue()
@@ -112,6 +111,18 @@ def run_cells(
                     "with fewer --workers, it goes on where it stopped"
                 ) from error
             raise
+
+
+def _run_here(
+    cells: Sequence[Cell], told: Told, told_end: Callable[[Cell, _Failure | None], None]
+) -> None:
+    for cell in cells:
+        failure = None
+        try:
+            run_cell(cell.run, cell.method, cell.seed, partial(told, cell))
+        except DivergedError as error:
+            failure = _Failure(str(error), diverged=True)
+        told_end(cell, failure)
 
 
 def _may_start(running: int, workers: int, memory_bytes: float) -> bool:
@@ -176,12 +187,8 @@ def _work(cell: Cell) -> _Failure | None:
     news = _news
     if news is None:
         raise ProtocolError("a worker was started without a queue for its news")
-    return _attempt(cell, lambda progress: news.put((cell, progress)))
-
-
-def _attempt(cell: Cell, show: Callable[[Progress], None]) -> _Failure | None:
     try:
-        run_cell(cell.run, cell.method, cell.seed, show)
+        run_cell(cell.run, cell.method, cell.seed, lambda progress: news.put((cell, progress)))
     except FedhashError as error:
         return _Failure(str(error), isinstance(error, DivergedError))
     return None

@@ -6,7 +6,7 @@ does not make one: those are the natural names of a user's own files.
     >>> is_run(Path("runs/demo")), is_run(Path("my_project"))
     (True, False)
     >>> place_for_earlier(Path("runs/demo"))
-    PosixPath('/work/runs/demo.previous')
+    PosixPath('/data/runs/demo.previous')
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class LivePoints:
             self._lines.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def diverged(self, cell: Cell, reason: str) -> None:
-        """The training of a cell has."""
+        """The training of a cell has diverged."""
         name = cell.run.name
         self._news[name] = f"{cell} diverged"
         if self._lines is not None:
