@@ -201,6 +201,27 @@ def test_the_order_of_arrival_does_not_matter() -> None:
     assert models[0] == models[1]
 
 
+LEFT = "refused: training_failed: the training left the finite numbers"
+
+
+@pytest.mark.parametrize(
+    ("failure", "sites", "diverged"),
+    [
+        (None, {"a": "ok", "b": LEFT}, False),
+        ("1 of 2 sites count", {"a": "ok", "b": LEFT}, True),
+        ("0 of 2 sites count", {"a": LEFT, "b": LEFT}, True),
+        ("0 of 2 sites count", {"a": LEFT, "b": "not reachable"}, False),
+        ("0 of 2 sites count", {"a": LEFT, "b": "refused: training_failed: disk"}, False),
+        ("the sites' mean left the finite numbers", {"a": "ok", "b": "ok"}, True),
+        ("the sum cannot be opened", {"a": "ok", "b": "ok"}, False),
+    ],
+)
+def test_a_round_diverged_if_nothing_else_went_wrong(
+    failure: str | None, sites: dict[str, str], diverged: bool
+) -> None:
+    assert RoundRecord(1, failure, sites, 0.0, None, 1.0).diverged == diverged
+
+
 def test_a_mean_outside_the_finite_numbers_fails_the_round() -> None:
     def huge(answer: Message) -> Message:
         vector = np.full_like(answer.arrays["vector"], 3e38)

@@ -23,7 +23,7 @@ from small_federation import (
     site_studies,
 )
 
-from fedhash.errors import DataError
+from fedhash.errors import DataError, DivergedError
 from fedhash.learning.local_training import LocalResult
 from fedhash.learning.loss import Loss, Margins
 from fedhash.learning.losses import LOSSES, build_loss
@@ -251,6 +251,11 @@ class FailingTrainer(PullTrainer):
         raise DataError("study of Mrs Miller has no image")
 
 
+class DivergingTrainer(PullTrainer):
+    def train(self, request: TrainRequest, carried: object) -> object:
+        raise DivergedError("the loss is nan at Mrs Miller's study")
+
+
 class FullDisk(MemorySiteState):
     def keep(self, *args: object, **named: object) -> None:
         raise OSError(28, "No space left on device", "/var/lib/fedhash/run-1")
@@ -263,6 +268,17 @@ def test_what_the_operating_system_refuses_is_a_typed_refusal(
         answer = agent(PullTrainer(1.0), FullDisk()).handle(request().to_message())
     assert Refusal.from_message(answer).reason == "training_failed"
     assert "No space left on device" in caplog.text
+
+
+def test_a_training_that_diverges_says_so_and_nothing_of_the_data(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        answer = agent(DivergingTrainer(1.0)).handle(request().to_message())
+    refusal = Refusal.from_message(answer)
+    told = (refusal.reason, refusal.detail)
+    assert told == ("training_failed", "the training left the finite numbers")
+    assert "Mrs Miller" in caplog.text
 
 
 def test_a_failed_training_tells_the_log_and_not_the_coordinator(
