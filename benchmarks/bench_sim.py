@@ -3,8 +3,10 @@
 A hundred sites a round, one SGD step on eight rows each, one thread. The network is the tower
 `image_hog` of 10 thousand and of a million parameters. This project trains with its own loss and
 draws its batches, the peers with cross-entropy on fixed batches, which is less work. What a plain
-loop of PyTorch reaches (`benchmarks.torch_loop`) bounds every loop over sites. CPU seconds
-are those of the process; of Flower those of all its processes, of a long run less a short one.
+loop of PyTorch reaches (`benchmarks.torch_loop`) bounds every loop over sites. pfl adds Gaussian
+noise centrally; here nobody is trusted to, and the sites share it inside the secure sum. CPU
+seconds are those of the process; of Flower those of all its processes, of a long run less a short
+one.
 
     make bench-sim             # build/bench/sim.csv; makes build/pfl, an environment for pfl
     .venv/bin/python -m benchmarks.bench_sim --only 10k
@@ -39,6 +41,8 @@ from fedhash.learning.settings import LearningSettings
 from fedhash.models.layout import Layout
 from fedhash.models.prepared import PreparedStudies
 from fedhash.models.settings import ModelSettings, TowerSettings
+from fedhash.privacy.settings import DistributedPrivacySettings, NoPrivacySettings
+from fedhash.privacy.terms import AgreedPrivacy
 from fedhash.rounds.aggregation import Aggregation
 from fedhash.rounds.coordinator import CoordinatorState, RoundCoordinator
 from fedhash.rounds.engine import Engine
@@ -51,6 +55,10 @@ from fedhash_sim.federation import Federation, simulated_identity
 _PFL = Path("build/pfl/bin/python")
 _SITES, _ROWS, _FINDINGS = 100, 8, 10
 _LEAST_S = 3.0  # of CPU time in one measurement
+# Gaussian noise of all sites together, in one sum; 1000 rounds of it stay below the cap
+_NOISE = DistributedPrivacySettings(
+    mode="distributed", clip_norm=1.0, noise_multiplier=100.0, expected_patients=_SITES * _ROWS
+)
 _SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h: Ray's processes are orphans
 
 
@@ -110,6 +118,9 @@ def _contenders(case: _Case) -> Iterator[tuple[str, float]]:
                 [agents.site(site, folder / aggregation) for site in agents.studies]
             )
             yield f"in process, {aggregation} sums", _own_rounds(agents, (engine, None))
+        noisy = _federation(case, "secure", noise=_NOISE)
+        engine = InProcessEngine([noisy.site(site, folder / "noise") for site in noisy.studies])
+        yield "in process, secure sums, shared noise", _own_rounds(noisy, (engine, None))
     loop = TorchLoop(case.features, case.hidden, _SITES)
     yield "PyTorch alone, site by site", _rounds_per_cpu_s(loop.round)
     network = ("--features", str(case.features), "--hidden", str(case.hidden))
@@ -153,6 +164,7 @@ def _federation(
     case: _Case,
     aggregation: Literal["plain", "secure"],
     gradient_clip_norm: float | None = None,
+    noise: DistributedPrivacySettings | None = None,
 ) -> Federation:
     sites = [f"site-{number:03d}" for number in range(_SITES)]
     roster = {site: simulated_identity(7, site).public_hex for site in sites}
@@ -161,6 +173,7 @@ def _federation(
         findings=tuple(f"finding_{number}" for number in range(_FINDINGS)),
         modalities=("image",),
         sites=roster,
+        privacy=AgreedPrivacy(epsilon_cap=8.0, delta=1e-5, modes=("distributed",)),
     )
     options: dict[str, bool | int | float | str] = {
         "image_size_px": case.image_size_px,
@@ -179,9 +192,10 @@ def _federation(
             control_variates=False,
             gradient_clip_norm=gradient_clip_norm,
         ),
-        rounds=100_000,
+        rounds=1000 if noise else 100_000,
         weighting="uniform",
         aggregation=aggregation,
+        privacy=noise or NoPrivacySettings(),
     )
     rng = np.random.default_rng(0)
     studies = {site: _studies(site, case.features, rng) for site in sites}
