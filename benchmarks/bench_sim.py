@@ -2,11 +2,10 @@
 
 A hundred sites a round, one SGD step on eight rows each, one thread. The network is the tower
 `image_hog` of 10 thousand and of a million parameters. This project trains with its own loss and
-draws its batches, the peers with cross-entropy on fixed batches, which is less work. What a plain
-loop of PyTorch reaches (`benchmarks.torch_loop`) bounds every loop over sites. pfl adds Gaussian
-noise centrally; here nobody is trusted to, and the sites share it inside the secure sum. CPU
-seconds are those of the process; of Flower those of all its processes, of a long run less a short
-one.
+draws its batches, the peers with cross-entropy on fixed batches, which is less work. A plain loop
+of PyTorch (`benchmarks.torch_loop`) stands beside the loop over sites. pfl adds Gaussian noise
+centrally; here nobody is trusted to, and the sites share it inside the secure sum. CPU seconds are
+those of the process; of Flower those of all its processes, of a long run less a short one.
 
     make bench-sim             # build/bench/sim.csv; makes build/pfl, an environment for pfl
     .venv/bin/python -m benchmarks.bench_sim --only 10k

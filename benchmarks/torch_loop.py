@@ -1,4 +1,4 @@
-"""The least that a loop over the sites can do in PyTorch: the bound of `make bench-sim`.
+"""A plain loop over the sites in PyTorch, which does little but the step: for `make bench-sim`.
 
 A hundred sites one after another take one step of SGD on eight fixed rows, by a network of the
 layers of the tower `image_hog` and plain cross-entropy, and their updates are added up. No site is

@@ -21,10 +21,9 @@ refused, by a typed reply that names the rule, unless:
 Then the site trains, stores what its next round needs and only then replies. A private training
 begins with its steps in the site's ledger, and where a cap forbids them it does not begin
 (``epsilon_cap``); a training that fails is a refusal as well (``training_failed``), and says if it
-left the finite numbers. What went wrong
-with which study stands in the site's own log: a refusal never says anything about the data. Rule 8
-therefore judges the request alone; epochs, whose steps would tell the number of patients, are cut
-at the cap without a word.
+left the finite numbers. What went wrong with which study stands in the site's own log: a refusal
+never says anything about the data. Rule 8 therefore judges the request alone; epochs, whose steps
+would tell the number of patients, are cut at the cap without a word.
 
 Messages are answered one at a time. A round may be asked for again, because a
 coordinator that crashed has forgotten the reply: the site goes on from what it carried after the

@@ -135,7 +135,8 @@ class SiteTrainer:
         Raises:
             RefusedError: The request's privacy is not the site's, or `reserve` refuses the steps.
             PrivacyError: The model's towers would break the guarantee.
-            ModelError: The training left the finite numbers, or what is carried does not fit.
+            ModelError: What is carried does not fit.
+            DivergedError: The training left the finite numbers.
         """
         plan, settings = request.plan, request.plan.settings
         learning = settings.learning.under_drift(request.drift)

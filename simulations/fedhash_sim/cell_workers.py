@@ -67,13 +67,14 @@ def run_cells(
         told: Hears of every round.
         memory_bytes: A further cell waits while the workers hold more; Linux tells how much.
         done: Hears of every cell that has its results.
-        diverged: Hears of every cell whose training does, and how; without it that ends all.
+        diverged: Hears of every cell whose training diverges, with the reason; without it that ends
+            all work.
 
     Raises:
         FedhashError: A cell cannot be finished, or a worker was killed.
     """
 
-    def told_end(cell: Cell, failure: _Failure | None) -> None:
+    def finish(cell: Cell, failure: _Failure | None) -> None:
         if failure is None:
             done(cell)
         elif failure.diverged and diverged is not None:
@@ -82,7 +83,7 @@ def run_cells(
             raise ProtocolError(f"{cell.run}: {cell}: {failure.reason}")
 
     if workers == 1 or len(cells) < 2:
-        _run_here(cells, told, told_end)
+        _run_here(cells, told, finish)
         return
     context = multiprocessing.get_context("spawn")
     news: SimpleQueue[tuple[Cell, Progress]] = context.SimpleQueue()
@@ -100,7 +101,7 @@ def run_cells(
                 while not news.empty():
                     told(*news.get())
                 for future in ended:
-                    told_end(running.pop(future), future.result())
+                    finish(running.pop(future), future.result())
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -114,7 +115,7 @@ def run_cells(
 
 
 def _run_here(
-    cells: Sequence[Cell], told: Told, told_end: Callable[[Cell, _Failure | None], None]
+    cells: Sequence[Cell], told: Told, finish: Callable[[Cell, _Failure | None], None]
 ) -> None:
     for cell in cells:
         failure = None
@@ -122,7 +123,7 @@ def _run_here(
             run_cell(cell.run, cell.method, cell.seed, partial(told, cell))
         except DivergedError as error:
             failure = _Failure(str(error), diverged=True)
-        told_end(cell, failure)
+        finish(cell, failure)
 
 
 def _may_start(running: int, workers: int, memory_bytes: float) -> bool:

@@ -20,6 +20,7 @@ import pandas as pd
 from fedhash.errors import DataError
 from fedhash_sim.code_plots import draw_code_plots
 from fedhash_sim.costs import NOTHING, site_costs, stage_costs, training_costs
+from fedhash_sim.folder_kinds import check_run
 from fedhash_sim.kappa import kappa_table
 from fedhash_sim.plots import METHOD_COLOURS, draw_plots
 from fedhash_sim.results import (
@@ -92,8 +93,10 @@ def write_report(run: Path) -> Path:
         The page.
 
     Raises:
+        CheckpointError: The folder is no run's.
         DataError: The run has no results yet, or a file of it is damaged.
     """
+    check_run(run)
     results, rounds, exchanges = read_results(run), read_rounds(run), read_exchanges(run)
     about, privacy = _read_about(run / "run.json"), read_privacy(run)
     margins = read_margins(run)

@@ -31,7 +31,6 @@ from pathlib import Path
 import pandas as pd
 
 from fedhash.errors import DataError
-from fedhash_sim.folder_kinds import is_sweep
 
 __all__ = [
     "ANY_MODALITY",
@@ -309,8 +308,6 @@ def _read(path: Path, columns: tuple[str, ...], *, may_be_empty: bool = False) -
     if not path.is_file():
         if path.with_name("results.csv").is_file():
             raise _damaged(path, "it is not there")
-        if is_sweep(path.parent):
-            raise DataError(f"{path.parent} is the folder of a sweep; name one of its points")
         raise DataError(
             f"{path} is not there; finish the run first: fedhash-sim run STUDY.yaml "
             f"--out {path.parent}"

@@ -89,6 +89,7 @@ class RunFolder:
         Raises:
             CheckpointError: It holds another study's run, or something that is no run, or the
                 files that its studies were read from have changed.
+            ConfigurationError: The study's manifest cannot be read.
         """
         try:
             return cls._open(path, study, replace=replace)

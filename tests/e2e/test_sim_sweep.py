@@ -204,8 +204,7 @@ def test_a_damaged_sweep_file_may_be_removed(swept: Path, tmp_path: Path) -> Non
 def test_commands_for_runs_name_a_point_of_a_sweep(swept: Path) -> None:
     for command in (("report",), ("search", "--example", "report"), ("export", "--mlflow", "x")):
         message = run(command[0], swept, *command[1:], ok=False)
-        assert f"{swept} is" in message
-        assert "of a sweep; name one of its points" in message
+        assert f"{swept} is no run folder but that of a sweep; name one of its points" in message
 
 
 def test_a_manifest_that_is_not_there_is_told_at_its_choice(tmp_path: Path) -> None:

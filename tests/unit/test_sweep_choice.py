@@ -45,10 +45,10 @@ def results(rows: list[tuple[int, int, str, str, float]]) -> pd.DataFrame:
     )
 
 
-def test_a_point_that_was_not_trained_is_not_chosen() -> None:
+def test_a_point_that_diverged_is_not_chosen() -> None:
     points = sweep().points
-    worst = [Spread(0.1, 0.0, 3), None, None, Spread(0.1, 0.0, 3)]
-    winners = choose(sweep(), worst)
+    figures = [Spread(0.1, 0.0, 3), None, None, Spread(0.1, 0.0, 3)]
+    winners = choose(sweep(), figures)
     assert [each.search.name for each in winners] == [points[0].name, points[3].name]
 
 

@@ -227,13 +227,14 @@ class _Batch:
                     done=live.done,
                     diverged=diverged,
                 )
+            told: dict[str, str] = {}
+            for cell in cells:  # of a point its first cell, whichever worker was the first
+                if cell in reasons:
+                    told.setdefault(cell.run.name, f"{cell}: {reasons[cell]}")
             for name, study in studies.items():  # of the finished ones too: the cells are the truth
-                if not any(cell.run.name == name for cell in reasons):
+                if name not in told:
                     folders[name].collect(study.settings.methods, study.settings.seeds)
-        # of a point the first in the order of its cells, whichever worker was the first
-        lost = [cell for cell in reversed(cells) if cell in reasons]
-        told = {cell.run.name: f"{cell}: {reasons[cell]}" for cell in lost}
-        return {name: told[name] for name in studies if name in told}
+        return told
 
     def _prepare(self, studies: dict[str, ResolvedStudy], folders: dict[str, RunFolder]) -> None:
         first_with: dict[str, Path] = {}
