@@ -130,18 +130,14 @@ def _roles(study: ResolvedStudy, pool: Pool, seed: int) -> Roles:
             f"a site is named {PUBLIC_SITE!r}, as the public patients' own; rename it in the data, "
             "or set public.takes_part: false",
         )
-    federated = study.round_of.get("federated")
-    fault = (
-        None
-        if federated is None
-        else check_roster(federated, study.agreement, len(sites) + takes_part)
-    )
+    federated, count = study.round_of.get("federated"), len(sites) + takes_part
+    fault = None if federated is None else check_roster(federated, study.agreement, count)
     if fault is not None:
-        raise RefusedByDataError(
-            ("partition",),
-            f"the partition: {fault}, leave more patients to train in splits, or lower "
-            "partition.smallest_site_patients",
+        too_few = (
+            ", leave more patients to train in splits, or lower partition.smallest_site_patients"
         )
+        remedy = too_few if count < study.agreement.smallest_cohort else ""
+        raise RefusedByDataError(("partition",), f"the partition: {fault}{remedy}")
     missing = _missing(study, list(sites), seed)
     notes = _leave_out(sites, missing, study)
     held_out = settings.evaluation.held_out_database

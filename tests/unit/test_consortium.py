@@ -155,8 +155,14 @@ def test_natural_sites_that_no_round_can_have_are_told_with_the_data() -> None:
     assert len(assign_roles(study, Pool(tuple(sites)), seed=0).training) == 4
     terms = SecureAggregationTerms(largest_corrupt_share=0.2, largest_dropout_share=0.3)
     agreement = study.agreement.model_copy(update={"secure_aggregation": terms})
-    with pytest.raises(DataError, match="seed 0: the partition: no graph of 4 sites bears"):
+    with pytest.raises(DataError, match="seed 0: the partition: no graph of 4 sites bears") as told:
         assign_roles(replace(study, agreement=agreement), Pool(tuple(sites)), seed=0)
+    assert "splits" not in str(told.value)  # more sites are no remedy here
+    many = study.agreement.model_copy(update={"smallest_cohort": 5})
+    with pytest.raises(
+        DataError, match=r"enrol more sites, leave more patients to train in splits"
+    ):
+        assign_roles(replace(study, agreement=many), Pool(tuple(sites)), seed=0)
     assert assign_roles(replace(whole, agreement=agreement), Pool(tuple(sites)), seed=0)
 
 
